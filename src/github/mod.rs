@@ -1,0 +1,83 @@
+//! GitHub, as far as the pool needs it: register a runner, see which there
+//! are, remove one.
+
+use crate::secret::Secret;
+use std::fmt;
+
+/// What the pool asks of GitHub. Every call blocks and ends within a bounded time.
+pub trait GitHub: Send + Sync {
+    /// Registers a runner (JIT), or gets a token with which it registers
+    /// itself.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] when a runner of that name exists (JIT only).
+    fn register(&self, name: &str) -> Result<Registration, Error>;
+
+    /// Every runner of the organisation or repository.
+    fn runners(&self) -> Result<Vec<Runner>, Error>;
+
+    /// The runner of exactly this name.
+    fn runner_by_name(&self, name: &str) -> Result<Option<Runner>, Error>;
+
+    /// The runner with this id. (A listing in pages can miss a runner when
+    /// another one goes away between two pages; this cannot.)
+    fn runner_by_id(&self, id: u64) -> Result<Option<Runner>, Error>;
+
+    /// Removes a registration.
+    fn remove(&self, id: u64) -> Result<Removal, Error>;
+}
+
+/// What a new VM needs to become a runner.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// GitHub's id of the runner; unknown with a registration token.
+    pub runner_id: Option<u64>,
+    /// The encoded JIT configuration, or the registration token.
+    pub credential: Secret,
+}
+
+/// A self-hosted runner as GitHub lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runner {
+    /// GitHub's id of the registration.
+    pub id: u64,
+    /// The runner's name, unique in its organisation or repository.
+    pub name: String,
+    /// Whether it is connected.
+    pub online: bool,
+    /// Whether it has a job.
+    pub busy: bool,
+    /// Its labels.
+    pub labels: Vec<String>,
+}
+
+/// What came of removing a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It was there and is gone (204).
+    Removed,
+    /// It was not there (404): an ephemeral runner leaves by itself after its job.
+    NotThere,
+    /// GitHub refuses because a job runs on it (422).
+    Busy,
+}
+
+/// Why GitHub did not do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// A runner of that name is registered already (409).
+    NameTaken,
+    /// Anything else, in one sentence for the log, `/health` and the status page.
+    Failed(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NameTaken => f.write_str("a runner of that name is registered already"),
+            Error::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

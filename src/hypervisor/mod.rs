@@ -1,0 +1,158 @@
+//! The machine that runs the VMs.
+//!
+//! [`Hypervisor`] is everything the pool asks of it: make a VM, remove it, say
+//! what is there. `hyperv` is the real one; `mock` simulates VMs.
+
+use crate::secret::Secret;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::Duration;
+
+/// What the pool asks of a hypervisor. Every call blocks until done and must
+/// itself end within a bounded time.
+pub trait Hypervisor: Send + Sync {
+    /// Makes and starts a VM. If anything fails, what was made is undone
+    /// before the error returns; if the undoing fails too, or the process
+    /// dies, [`Hypervisor::destroy`] clears the rest.
+    fn create(&self, vm: &VmSpec) -> Result<(), Error>;
+
+    /// Removes a VM and its disk, from whatever half-made state they are in.
+    /// Idempotent: succeeds when nothing of that incarnation is there.
+    fn destroy(&self, vm: &VmId) -> Result<(), Error>;
+
+    /// Everything on the host that this pool made.
+    fn list(&self) -> Result<Inventory, Error>;
+}
+
+/// Names one VM that a slot made: the VM's name (which its successor will
+/// bear again) and the incarnation (which never comes again).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VmId {
+    /// The VM's name in Hyper-V and `{vmName}` in the HTTP API.
+    pub name: String,
+    /// Unique for every VM ever made; part of the disk's file name.
+    pub incarnation: String,
+}
+
+impl VmId {
+    /// The file name of the VM's disk: `<name>-<incarnation>.vhdx`.
+    pub fn disk_file_name(&self) -> String {
+        format!("{}-{}.vhdx", self.name, self.incarnation)
+    }
+
+    /// The VM whose disk bears this file name, if it is one that a pool
+    /// would give: an incarnation is 16 lower-case hex digits.
+    pub fn from_disk_file_name(file_name: &str) -> Option<VmId> {
+        let (name, incarnation) = file_name.strip_suffix(".vhdx")?.rsplit_once('-')?;
+        let well_formed = incarnation.len() == 16
+            && incarnation.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            && !name.is_empty();
+        well_formed.then(|| VmId { name: name.into(), incarnation: incarnation.into() })
+    }
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.incarnation)
+    }
+}
+
+/// What a new VM is to be.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// Name and incarnation.
+    pub id: VmId,
+    /// What the VM's Notes say of it.
+    pub notes: Notes,
+    /// What the guest presents to the pool as its bearer secret.
+    pub secret: Secret,
+}
+
+/// The mark that the pool leaves on a VM, as JSON in its Notes, and by which
+/// a restarted pool knows what it made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notes {
+    /// The pool that made the VM: its storage folder. Two pools on one host
+    /// need two folders.
+    pub pool: String,
+    /// The slot that made the VM, counted from 1.
+    pub slot: u32,
+    /// The incarnation, as in [`VmId`].
+    pub incarnation: String,
+    /// The name under which the runner is registered with GitHub.
+    pub runner_name: String,
+    /// GitHub's id of the registration. Unknown with registration tokens,
+    /// where the runner registers itself.
+    pub runner_id: Option<u64>,
+    /// When the VM was made, in seconds since 1970.
+    pub created: u64,
+}
+
+/// What the hypervisor holds of this pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// The pool's VMs.
+    pub vms: Vec<Vm>,
+    /// The disks in the storage folder that bear a name the pool gives,
+    /// attached or not. (Files of any other name are not the pool's.)
+    pub disks: Vec<VmId>,
+}
+
+/// A VM of this pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    /// Name and incarnation.
+    pub id: VmId,
+    /// Whether it runs.
+    pub power: Power,
+    /// How long it has been running.
+    pub uptime: Duration,
+    /// What its Notes say. `None` for a VM that was cut off in the making,
+    /// known only by its disk.
+    pub notes: Option<Notes>,
+}
+
+/// Whether a VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// Running, or on its way there (starting, resuming, paused by the host).
+    On,
+    /// Off.
+    Off,
+}
+
+/// Why the hypervisor did not do it: one sentence for the log and the status page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error(pub String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_name_leads_back_to_its_vm() {
+        let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        assert_eq!(VmId::from_disk_file_name(&vm.disk_file_name()), Some(vm));
+    }
+
+    #[test]
+    fn a_file_that_no_pool_would_name_so_is_nobodys_disk() {
+        for name in [
+            "runner-1.vhdx",
+            "backup.vhdx",
+            "runner-1-00FF00FF00FF00FF.vhdx",
+            "-00ff00ff00ff00ff.vhdx",
+            "x-00ff00ff00ff00ff.vhd",
+        ] {
+            assert_eq!(VmId::from_disk_file_name(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Arguments, configuration and logging; builds the parts and runs them.
+
+fn main() {}

@@ -1,0 +1,174 @@
+//! Values that must never be shown, and the keys derived from them.
+//!
+//! Everything secret in this program (the PAT, the webhook secret, JIT
+//! configurations, registration tokens, VM secrets) is a [`Secret`]: it prints
+//! as `***`, so that no log line, error or `Debug` print can leak it by
+//! accident. Reading one takes a call to [`Secret::expose`], which is easy to
+//! search for.
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use std::fmt;
+
+/// A string that prints as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret value.
+    pub fn new(value: impl Into<String>) -> Secret {
+        Secret(value.into())
+    }
+
+    /// The value itself, for the one place that has to send or compare it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Verifies GitHub's webhook signatures and makes the secrets of VMs.
+///
+/// Both come from `WEBHOOK_SECRET`, so nothing has to be stored, and a
+/// restarted pool knows the VMs that it left running.
+#[derive(Clone)]
+pub struct Keys {
+    webhook: Hmac<Sha256>,
+    vm_callback: Hmac<Sha256>,
+}
+
+impl Keys {
+    /// Derives the keys: the webhook secret itself, and
+    /// `HMAC-SHA256(secret, "vm-callback")` for the VMs.
+    pub fn new(webhook_secret: &Secret) -> Keys {
+        let webhook = keyed(webhook_secret.expose().as_bytes());
+        let vm_callback = keyed(&webhook.clone().chain_update("vm-callback").finalize().into_bytes());
+        Keys { webhook, vm_callback }
+    }
+
+    /// Whether `signature` (the value of `X-Hub-Signature-256`, `sha256=` and
+    /// 64 hex digits) is the signature of `body`. Compares in constant time.
+    ///
+    /// <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries>
+    pub fn webhook_signature_is_valid(&self, body: &[u8], signature: &[u8]) -> bool {
+        let Some(digest) = signature.strip_prefix(b"sha256=").and_then(decode_hex) else {
+            return false;
+        };
+        self.webhook.clone().chain_update(body).verify_slice(&digest).is_ok()
+    }
+
+    /// The `X-Hub-Signature-256` value of `body`, as GitHub would send it.
+    /// Used by the simulated GitHub.
+    pub fn sign_webhook(&self, body: &[u8]) -> String {
+        format!("sha256={}", encode_hex(&self.webhook.clone().chain_update(body).finalize().into_bytes()))
+    }
+
+    /// The bearer secret of one incarnation of a VM, in lower-case hex.
+    pub fn vm_secret(&self, vm_name: &str, incarnation: &str) -> Secret {
+        Secret(encode_hex(&self.vm_mac(vm_name, incarnation).finalize().into_bytes()))
+    }
+
+    /// Whether `presented` is the secret of this incarnation of the VM.
+    /// Compares in constant time.
+    pub fn vm_secret_is_valid(&self, vm_name: &str, incarnation: &str, presented: &[u8]) -> bool {
+        match decode_hex(presented) {
+            Some(digest) => self.vm_mac(vm_name, incarnation).verify_slice(&digest).is_ok(),
+            None => false,
+        }
+    }
+
+    fn vm_mac(&self, vm_name: &str, incarnation: &str) -> Hmac<Sha256> {
+        self.vm_callback.clone().chain_update(vm_name).chain_update("/").chain_update(incarnation)
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys(***)")
+    }
+}
+
+#[allow(clippy::expect_used, reason = "HMAC takes a key of any length: RFC 2104, section 2")]
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
+    Hmac::new_from_slice(key).expect("HMAC takes a key of any length")
+}
+
+fn encode_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|b| [DIGITS[usize::from(b >> 4)] as char, DIGITS[usize::from(b & 15)] as char])
+        .collect()
+}
+
+/// The 32 bytes of a SHA-256 digest in hex; `None` for any other length or digit.
+fn decode_hex(hex: &[u8]) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    if hex.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in digest.iter_mut().zip(hex.chunks_exact(2)) {
+        let high = (pair[0] as char).to_digit(16)?;
+        let low = (pair[1] as char).to_digit(16)?;
+        *byte = (high << 4 | low) as u8;
+    }
+    Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_never_prints_its_value() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret} {secret:?}"), "*** ***");
+        assert!(!format!("{:?}", Keys::new(&secret)).contains("hunter2"));
+    }
+
+    /// The example in GitHub's documentation of webhook signatures.
+    #[test]
+    fn githubs_documented_signature_is_accepted_and_reproduced() {
+        let keys = Keys::new(&Secret::new("It's a Secret to Everybody"));
+        let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        assert!(keys.webhook_signature_is_valid(b"Hello, World!", signature.as_bytes()));
+        assert_eq!(keys.sign_webhook(b"Hello, World!"), signature);
+    }
+
+    #[test]
+    fn a_signature_of_any_other_length_digit_or_body_is_refused() {
+        let keys = Keys::new(&Secret::new("s"));
+        let good = keys.sign_webhook(b"body");
+        assert!(!keys.webhook_signature_is_valid(b"bodY", good.as_bytes()));
+        for length in 0..good.len() {
+            assert!(!keys.webhook_signature_is_valid(b"body", &good.as_bytes()[..length]), "length {length}");
+        }
+        assert!(!keys.webhook_signature_is_valid(b"body", format!("{good}0").as_bytes()));
+        assert!(!keys.webhook_signature_is_valid(b"body", good.replace("sha256=", "sha1=").as_bytes()));
+        let mut not_hex = good.into_bytes();
+        not_hex[10] = b'g';
+        assert!(!keys.webhook_signature_is_valid(b"body", &not_hex));
+    }
+
+    #[test]
+    fn a_vm_secret_fits_one_name_and_one_incarnation_only() {
+        let keys = Keys::new(&Secret::new("s"));
+        let secret = keys.vm_secret("runner-1", "a1");
+        let presented = secret.expose().as_bytes();
+        assert!(keys.vm_secret_is_valid("runner-1", "a1", presented));
+        assert!(!keys.vm_secret_is_valid("runner-2", "a1", presented));
+        assert!(!keys.vm_secret_is_valid("runner-1", "a2", presented));
+        assert!(!Keys::new(&Secret::new("t")).vm_secret_is_valid("runner-1", "a1", presented));
+    }
+}
