@@ -9,4 +9,5 @@
 
 pub mod github;
 pub mod hypervisor;
+pub mod pool;
 pub mod secret;

@@ -67,6 +67,13 @@ pub enum Removal {
 pub enum Error {
     /// A runner of that name is registered already (409).
     NameTaken,
+    /// GitHub takes no more requests for a while. None is sent until then.
+    RateLimited {
+        /// How long to wait.
+        retry_after: std::time::Duration,
+        /// One sentence about it.
+        why: String,
+    },
     /// Anything else, in one sentence for the log, `/health` and the status page.
     Failed(String),
 }
@@ -75,7 +82,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NameTaken => f.write_str("a runner of that name is registered already"),
-            Error::Failed(why) => f.write_str(why),
+            Error::RateLimited { why, .. } | Error::Failed(why) => f.write_str(why),
         }
     }
 }

@@ -1,0 +1,1064 @@
+//! One slot of the pool, as a pure state machine.
+//!
+//! [`Slot::step`] takes an event and the time, changes the state, and answers
+//! with at most one [`Effect`]: a single blocking call to GitHub or to the
+//! hypervisor. Whoever drives the slot performs it and steps again with what
+//! came of it. There is no I/O, no clock and no thread here, so that a
+//! six-hour limit is tested in microseconds and every interleaving can be
+//! tried.
+//!
+//! What holds at every moment:
+//! - A slot has one VM at most. The next is made only once the last VM, its
+//!   disk and its registration are gone.
+//! - A VM is named by its incarnation, a registration by GitHub's id. Names
+//!   come again, so no event acts by name alone.
+//! - A VM that may be taking a job is destroyed only after GitHub has agreed
+//!   to remove its runner, which it refuses while a job runs.
+//! - A `CreateVm` goes out only after the registration, so whatever exists is
+//!   known to this slot before it exists.
+
+use crate::github::Removal;
+use crate::hypervisor::{Power, VmId};
+use std::collections::VecDeque;
+
+/// Milliseconds on a clock that never goes back. Where it starts does not matter.
+pub type Millis = i64;
+
+/// What a slot goes by. Times in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// How long a guest may take to fetch its configuration, and a runner to come online after it.
+    pub boot_timeout: Millis,
+    /// How long a job may run.
+    pub job_timeout: Millis,
+    /// Whether GitHub makes the registration (JIT), so that the runner's id is
+    /// known before its VM exists. Otherwise the runner registers itself.
+    pub jit: bool,
+}
+
+/// How long one retry waits at least and at most, in milliseconds.
+pub const BACK_OFF: (Millis, Millis) = (1_000, 300_000);
+
+/// A call that whoever drives the slot has to make. The matching [`Event`]
+/// brings back what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Register a runner. Brings [`Event::Registered`].
+    Register {
+        /// The name to register.
+        runner_name: String,
+    },
+    /// Look a runner up by its name. Brings [`Event::Found`].
+    FindRunner {
+        /// The exact name.
+        runner_name: String,
+    },
+    /// Remove a registration. Brings [`Event::RunnerRemoved`].
+    RemoveRunner {
+        /// GitHub's id.
+        runner_id: u64,
+    },
+    /// Make and start a VM. Brings [`Event::Created`].
+    CreateVm(Made),
+    /// Remove a VM and its disk. Brings [`Event::Destroyed`].
+    DestroyVm(VmId),
+}
+
+/// Why an effect failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One sentence, for the log and the status page.
+    pub why: String,
+    /// The earliest sensible retry, in milliseconds from now; 0 if unknown.
+    pub retry_after: Millis,
+}
+
+/// What [`Effect::Register`] brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registered {
+    /// GitHub's id of the runner, if GitHub made it (JIT).
+    Done(Option<u64>),
+    /// A runner of that name exists.
+    NameTaken,
+}
+
+/// A runner found by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// GitHub's id.
+    pub runner_id: u64,
+    /// Whether it is beyond doubt what an earlier VM of this pool left
+    /// behind: ephemeral, offline, without a job.
+    pub stale: bool,
+}
+
+/// A workflow job as a webhook tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobNotice {
+    /// GitHub's id of the job.
+    pub job_id: u64,
+    /// GitHub's id of the runner that has it.
+    pub runner_id: Option<u64>,
+    /// The runner's name.
+    pub runner_name: Option<String>,
+}
+
+/// What the hypervisor's list says of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmSight {
+    /// It is there and on.
+    On,
+    /// It is there and off.
+    Off,
+    /// It is not there.
+    Missing,
+}
+
+impl From<Power> for VmSight {
+    fn from(power: Power) -> VmSight {
+        match power {
+            Power::On => VmSight::On,
+            Power::Off => VmSight::Off,
+        }
+    }
+}
+
+/// A VM or disk of this pool that no slot has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// What to destroy.
+    pub vm: VmId,
+    /// Its registration, if known.
+    pub runner: Option<(u64, String)>,
+    /// Whether it is a VM that is on, and so might yet take a job.
+    pub on: bool,
+}
+
+/// What a restarted pool gives a slot to begin with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// The VM to take over, and whether a job runs on it.
+    pub adopt: Option<(Made, bool)>,
+    /// What to clear away first.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// How the pool is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Idle VMs are destroyed and deregistered; those with a job keep running for the next start to adopt.
+    Drain,
+    /// Every VM is destroyed, whatever runs on it.
+    Destroy,
+}
+
+/// What a slot is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The pool knows what was there before it.
+    Reconciled(Assignment),
+    /// The slot is to have a VM.
+    Fill,
+    /// The clock has reached [`Slot::deadline`].
+    Tick,
+    /// What came of [`Effect::Register`].
+    Registered(Result<Registered, Failure>),
+    /// What came of [`Effect::FindRunner`].
+    Found(Result<Option<Found>, Failure>),
+    /// What came of [`Effect::RemoveRunner`].
+    RunnerRemoved(Result<Removal, Failure>),
+    /// What came of [`Effect::CreateVm`].
+    Created(Result<(), Failure>),
+    /// What came of [`Effect::DestroyVm`].
+    Destroyed(Result<(), Failure>),
+    /// The guest has its configuration.
+    ConfigFetched {
+        /// Of which VM.
+        incarnation: String,
+    },
+    /// The guest says that a job starts.
+    JobStarted {
+        /// Of which VM.
+        incarnation: String,
+    },
+    /// The guest says that its runner has ended.
+    Completed {
+        /// Of which VM.
+        incarnation: String,
+    },
+    /// A `workflow_job` webhook with action `in_progress`.
+    JobInProgress(JobNotice),
+    /// A `workflow_job` webhook with action `completed`.
+    JobCompleted(JobNotice),
+    /// The hypervisor's list about this slot's VM.
+    VmObserved {
+        /// The VM that was looked for.
+        incarnation: String,
+        /// What the list says.
+        sight: VmSight,
+        /// When the list was asked for: a list older than the VM says nothing about it.
+        asked_at: Millis,
+    },
+    /// GitHub's list about this slot's runner.
+    RunnerObserved {
+        /// GitHub's id.
+        runner_id: u64,
+        /// The runner's name.
+        runner_name: String,
+        /// Whether it is connected.
+        online: bool,
+        /// Whether it has a job.
+        busy: bool,
+        /// When the list was asked for.
+        asked_at: Millis,
+    },
+    /// GitHub does not know this registration any more.
+    RunnerGone {
+        /// GitHub's id.
+        runner_id: u64,
+    },
+    /// Something of this pool was found that no slot has.
+    Leftover(Leftover),
+    /// The pool stops.
+    Stop(Stop),
+}
+
+/// A VM that this slot makes, or has made or adopted, with its registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Name and incarnation.
+    pub vm: VmId,
+    /// The name under which its runner is registered.
+    pub runner_name: String,
+    /// GitHub's id of the registration, once known.
+    pub runner_id: Option<u64>,
+}
+
+/// The state's name, as the design, `/health` and the status page use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// The pool does not know yet what was there before it.
+    Unreconciled,
+    /// No VM.
+    Empty,
+    /// A registration and a VM are being made.
+    Creating,
+    /// The guest has not fetched its configuration.
+    Booting,
+    /// The runner waits for a job.
+    Ready,
+    /// A job is on it.
+    Running,
+    /// VM, disk and registration are being removed.
+    Destroying,
+    /// Over: nothing more will happen here.
+    Stopped,
+}
+
+impl Phase {
+    /// The lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Unreconciled => "unreconciled",
+            Phase::Empty => "empty",
+            Phase::Creating => "creating",
+            Phase::Booting => "booting",
+            Phase::Ready => "ready",
+            Phase::Running => "running",
+            Phase::Destroying => "destroying",
+            Phase::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why a VM is destroyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its job, or its runner, has ended.
+    Completed,
+    /// It is off or gone.
+    Ended(VmSight),
+    /// GitHub does not know its runner any more.
+    RunnerGone,
+    /// The guest did not fetch its configuration in time.
+    BootTimeout,
+    /// The job took too long.
+    JobTimeout,
+    /// It could not be made.
+    CreateFailed,
+    /// Its runner has been offline for too long.
+    Offline,
+    /// An earlier pool, or a failed creation, left it behind.
+    Leftover,
+    /// The pool stops.
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CreateStep {
+    FindTaken,
+    RemoveTaken(u64),
+    Register,
+    CreateVm,
+}
+
+#[derive(Clone, Debug)]
+struct Destroying {
+    made: Made,
+    cause: Cause,
+    /// The phase before, if it tells whether a job ran.
+    from: Phase,
+    /// GitHub is asked first, since a job might be starting on the VM.
+    ask_first: bool,
+    vm_gone: bool,
+    runner_gone: bool,
+    removal: Option<Removal>,
+    attempts: u32,
+    retry_at: Millis,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Unreconciled,
+    Empty { wanted: bool, retry_at: Millis },
+    Creating { made: Made, step: CreateStep, name_conflicts: u8 },
+    Booting { made: Made },
+    Ready { made: Made, offline_since: Option<Millis> },
+    Running { made: Made, job: Option<u64> },
+    Destroying(Destroying),
+    Stopped { left: Option<Made> },
+}
+
+/// What is awaited of the effect that went out last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Awaiting {
+    /// The answer belongs to the state.
+    Own,
+    /// A leftover's destruction, beside a state that goes on.
+    Leftover,
+    /// The id of a runner that a webhook named, to see whether it is ours.
+    Identity { notice: JobNotice, completed: bool },
+}
+
+/// One slot of the pool. See the module's head.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    number: u32,
+    vm_name: String,
+    rules: Rules,
+    retired: bool,
+    random: u64,
+    state: State,
+    /// When the state was entered.
+    since: Millis,
+    /// When the present VM was made or adopted.
+    made_at: Millis,
+    awaiting: Option<Awaiting>,
+    identify: Option<(JobNotice, bool)>,
+    leftovers: VecDeque<Leftover>,
+    missing_in_a_row: u8,
+    failures: u32,
+    reason: Option<String>,
+    stop: Option<Stop>,
+    jobs_completed: u64,
+}
+
+/// What the rest of the pool may know of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The slot's number, from 1.
+    pub number: u32,
+    /// Where it is.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Millis,
+    /// The VM that it has or is making.
+    pub made: Option<Made>,
+    /// Whether an empty slot has been told to make a VM.
+    pub wanted: bool,
+    /// The job, if a webhook has named it.
+    pub job_id: Option<u64>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Why the last of them failed.
+    pub reason: Option<String>,
+    /// Whether it never makes another VM.
+    pub retired: bool,
+    /// Jobs that this slot has seen to their end.
+    pub jobs_completed: u64,
+}
+
+impl Slot {
+    /// A slot that waits for [`Event::Reconciled`]. `seed` feeds jitter and
+    /// incarnations and must differ from every other slot's, ever.
+    pub fn new(number: u32, vm_name: String, rules: Rules, seed: u64) -> Slot {
+        Slot {
+            number,
+            vm_name,
+            rules,
+            retired: false,
+            random: seed,
+            state: State::Unreconciled,
+            since: 0,
+            made_at: 0,
+            awaiting: None,
+            identify: None,
+            leftovers: VecDeque::new(),
+            missing_in_a_row: 0,
+            failures: 0,
+            reason: None,
+            stop: None,
+            jobs_completed: 0,
+        }
+    }
+
+    /// A slot past `POOL_SIZE` that sees what it is given to its end and never makes another VM.
+    pub fn retired(number: u32, rules: Rules, seed: u64) -> Slot {
+        Slot { retired: true, ..Slot::new(number, String::new(), rules, seed) }
+    }
+
+    /// What the rest of the pool may know.
+    pub fn view(&self) -> View {
+        let (made, wanted, job_id) = match &self.state {
+            State::Unreconciled => (None, false, None),
+            State::Empty { wanted, .. } => (None, *wanted, None),
+            State::Creating { made, .. } | State::Booting { made } | State::Ready { made, .. } => {
+                (Some(made.clone()), false, None)
+            }
+            State::Running { made, job } => (Some(made.clone()), false, *job),
+            State::Destroying(d) => (Some(d.made.clone()), false, None),
+            State::Stopped { left } => (left.clone(), false, None),
+        };
+        let failures = match &self.state {
+            State::Destroying(d) => self.failures.max(d.attempts),
+            _ => self.failures,
+        };
+        View {
+            number: self.number,
+            phase: self.phase(),
+            since: self.since,
+            made,
+            wanted,
+            job_id,
+            failures,
+            reason: self.reason.clone(),
+            retired: self.retired,
+            jobs_completed: self.jobs_completed,
+        }
+    }
+
+    /// Why the VM is being destroyed, if it is.
+    pub fn cause(&self) -> Option<&Cause> {
+        match &self.state {
+            State::Destroying(d) => Some(&d.cause),
+            _ => None,
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.state {
+            State::Unreconciled => Phase::Unreconciled,
+            State::Empty { .. } => Phase::Empty,
+            State::Creating { .. } => Phase::Creating,
+            State::Booting { .. } => Phase::Booting,
+            State::Ready { .. } => Phase::Ready,
+            State::Running { .. } => Phase::Running,
+            State::Destroying(_) => Phase::Destroying,
+            State::Stopped { .. } => Phase::Stopped,
+        }
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    pub fn deadline(&self) -> Option<Millis> {
+        if self.awaiting.is_some() {
+            return None;
+        }
+        match &self.state {
+            State::Empty { wanted, retry_at } if *wanted || !self.leftovers.is_empty() => Some(*retry_at),
+            State::Booting { .. } => Some(self.since + self.rules.boot_timeout),
+            State::Running { .. } => Some(self.since + self.rules.job_timeout),
+            State::Destroying(d) => Some(d.retry_at),
+            _ => None,
+        }
+    }
+
+    /// Takes in what happened and says what to do next. While an effect is
+    /// out, further events are taken in, but the next effect comes only after
+    /// its answer.
+    pub fn step(&mut self, event: Event, now: Millis) -> Option<Effect> {
+        match event {
+            Event::Reconciled(assignment) => self.reconciled(assignment, now),
+            Event::Fill => {
+                if let State::Empty { wanted, .. } = &mut self.state {
+                    *wanted = true;
+                }
+            }
+            Event::Tick => self.tick(now),
+            Event::Registered(answer) => self.registered(answer, now),
+            Event::Found(answer) => self.found(answer, now),
+            Event::RunnerRemoved(answer) => self.runner_removed(answer, now),
+            Event::Created(answer) => self.created(answer, now),
+            Event::Destroyed(answer) => self.destroyed(answer, now),
+            Event::ConfigFetched { incarnation } => {
+                if self.has_incarnation(&incarnation)
+                    && let State::Booting { made } = &self.state
+                {
+                    let made = made.clone();
+                    self.enter(State::Ready { made, offline_since: Some(now) }, now);
+                    self.reason = None;
+                }
+            }
+            Event::JobStarted { incarnation } => {
+                if self.has_incarnation(&incarnation) {
+                    self.job_runs(None, now);
+                }
+            }
+            Event::Completed { incarnation } => {
+                if self.has_incarnation(&incarnation) {
+                    self.vm_is_done(Cause::Completed, now);
+                }
+            }
+            Event::JobInProgress(notice) => self.job_notice(notice, false, now),
+            Event::JobCompleted(notice) => self.job_notice(notice, true, now),
+            Event::VmObserved { incarnation, sight, asked_at } => {
+                self.vm_observed(&incarnation, sight, asked_at, now);
+            }
+            Event::RunnerObserved { runner_id, runner_name, online, busy, asked_at } => {
+                self.runner_observed(runner_id, &runner_name, online, busy, asked_at, now);
+            }
+            Event::RunnerGone { runner_id } => {
+                let ours = self.made().is_some_and(|made| made.runner_id == Some(runner_id));
+                if ours && matches!(self.phase(), Phase::Ready | Phase::Running) {
+                    self.vm_is_done(Cause::RunnerGone, now);
+                }
+            }
+            Event::Leftover(leftover) => {
+                let known = self.has_incarnation(&leftover.vm.incarnation)
+                    || self.leftovers.iter().any(|l| l.vm == leftover.vm);
+                if !known && !matches!(self.state, State::Stopped { .. }) {
+                    self.leftovers.push_back(leftover);
+                }
+            }
+            Event::Stop(stop) => self.stop = Some(stop),
+        }
+        self.next(now)
+    }
+
+    /// The next effect, which follows from the state alone.
+    fn next(&mut self, now: Millis) -> Option<Effect> {
+        if self.awaiting.is_some() {
+            return None;
+        }
+        self.obey_stop(now);
+        if let State::Empty { wanted, retry_at } = self.state {
+            if now < retry_at {
+                return None;
+            }
+            if let Some(leftover) = self.leftovers.pop_front() {
+                self.clear_away(leftover, now);
+            } else if self.retired {
+                self.enter(State::Stopped { left: None }, now);
+            } else if wanted {
+                self.begin_creating(now);
+            }
+        }
+        let effect = match &mut self.state {
+            State::Creating { made, step, .. } => Some(match step {
+                CreateStep::FindTaken => Effect::FindRunner { runner_name: made.runner_name.clone() },
+                CreateStep::RemoveTaken(runner_id) => Effect::RemoveRunner { runner_id: *runner_id },
+                CreateStep::Register => Effect::Register { runner_name: made.runner_name.clone() },
+                CreateStep::CreateVm => Effect::CreateVm(made.clone()),
+            }),
+            State::Destroying(d) if now >= d.retry_at => {
+                let remove = if d.runner_gone {
+                    None
+                } else {
+                    Some(match d.made.runner_id {
+                        Some(runner_id) => Effect::RemoveRunner { runner_id },
+                        None => Effect::FindRunner { runner_name: d.made.runner_name.clone() },
+                    })
+                };
+                let destroy = (!d.vm_gone).then(|| Effect::DestroyVm(d.made.vm.clone()));
+                if d.ask_first { remove.or(destroy) } else { destroy.or(remove) }
+            }
+            _ => None,
+        };
+        if effect.is_some() {
+            self.awaiting = Some(Awaiting::Own);
+            return effect;
+        }
+        if !matches!(self.state, State::Booting { .. } | State::Ready { .. } | State::Running { .. }) {
+            return None;
+        }
+        if let Some((notice, completed)) = self.identify.take() {
+            let runner_name = self.made()?.runner_name.clone();
+            self.awaiting = Some(Awaiting::Identity { notice, completed });
+            return Some(Effect::FindRunner { runner_name });
+        }
+        let leftover = self.leftovers.pop_front()?;
+        self.awaiting = Some(Awaiting::Leftover);
+        Some(Effect::DestroyVm(leftover.vm))
+    }
+
+    // --- restart ---
+
+    fn reconciled(&mut self, assignment: Assignment, now: Millis) {
+        if !matches!(self.state, State::Unreconciled) {
+            return;
+        }
+        self.leftovers = assignment.leftovers.into();
+        match assignment.adopt {
+            Some((made, busy)) => {
+                self.made_at = now;
+                let state = if busy {
+                    State::Running { made, job: None }
+                } else {
+                    State::Ready { made, offline_since: None }
+                };
+                self.enter(state, now);
+            }
+            None => self.enter(State::Empty { wanted: false, retry_at: now }, now),
+        }
+    }
+
+    /// Destroys a leftover as this slot's own VM, so that nothing is created before it is gone.
+    fn clear_away(&mut self, leftover: Leftover, now: Millis) {
+        let (runner_id, runner_name) = match leftover.runner {
+            Some((id, name)) => (Some(id), name),
+            None => (None, String::new()),
+        };
+        let runner_gone = runner_id.is_none();
+        self.made_at = now;
+        let made = Made { vm: leftover.vm, runner_name, runner_id };
+        self.enter(
+            State::Destroying(Destroying {
+                made,
+                cause: Cause::Leftover,
+                from: Phase::Unreconciled,
+                ask_first: leftover.on,
+                vm_gone: false,
+                runner_gone,
+                removal: None,
+                attempts: 0,
+                retry_at: now,
+            }),
+            now,
+        );
+    }
+
+    // --- making a VM ---
+
+    fn begin_creating(&mut self, now: Millis) {
+        let incarnation = format!("{:016x}", self.next_random());
+        let made = Made {
+            vm: VmId { name: self.vm_name.clone(), incarnation },
+            runner_name: self.vm_name.clone(),
+            runner_id: None,
+        };
+        // A runner that registers itself meets no 409, so the name is looked up first.
+        let step = if self.rules.jit { CreateStep::Register } else { CreateStep::FindTaken };
+        self.enter(State::Creating { made, step, name_conflicts: 0 }, now);
+    }
+
+    fn registered(&mut self, answer: Result<Registered, Failure>, now: Millis) {
+        self.awaiting = None;
+        let State::Creating { made, step, name_conflicts } = &mut self.state else { return };
+        match answer {
+            Ok(Registered::Done(runner_id)) => {
+                made.runner_id = runner_id;
+                *step = CreateStep::CreateVm;
+            }
+            Ok(Registered::NameTaken) if *name_conflicts < 3 => {
+                *name_conflicts += 1;
+                *step = CreateStep::FindTaken;
+            }
+            Ok(Registered::NameTaken) => {
+                let why = format!("GitHub keeps saying that a runner named {} exists", made.runner_name);
+                self.creating_failed(Failure { why, retry_after: 0 }, now);
+            }
+            Err(failure) => self.creating_failed(failure, now),
+        }
+    }
+
+    fn found(&mut self, answer: Result<Option<Found>, Failure>, now: Millis) {
+        let awaiting = self.awaiting.take();
+        if let Some(Awaiting::Identity { notice, completed }) = awaiting {
+            if let (Ok(Some(found)), Some(made)) = (answer, self.made_mut())
+                && made.runner_id.is_none()
+                && notice.runner_id == Some(found.runner_id)
+            {
+                made.runner_id = Some(found.runner_id);
+                self.job_notice(notice, completed, now);
+            }
+            return;
+        }
+        match &mut self.state {
+            State::Creating { made, step, .. } => match answer {
+                Ok(None) => *step = CreateStep::Register,
+                Ok(Some(found)) if found.stale => *step = CreateStep::RemoveTaken(found.runner_id),
+                Ok(Some(_)) => {
+                    made.runner_name = format!("{}-{}", made.vm.name, made.vm.incarnation);
+                    *step = CreateStep::Register;
+                }
+                Err(failure) => self.creating_failed(failure, now),
+            },
+            State::Destroying(d) => match answer {
+                Ok(Some(found)) => d.made.runner_id = Some(found.runner_id),
+                Ok(None) => self.runner_removed(Ok(Removal::NotThere), now),
+                Err(failure) => self.runner_removed(Err(failure), now),
+            },
+            _ => {}
+        }
+    }
+
+    fn created(&mut self, answer: Result<(), Failure>, now: Millis) {
+        self.awaiting = None;
+        let State::Creating { made, .. } = &self.state else { return };
+        let made = made.clone();
+        match answer {
+            Ok(()) => {
+                self.made_at = now;
+                self.enter(State::Booting { made }, now);
+            }
+            Err(failure) => {
+                // The creation has undone itself as far as it could; this makes sure.
+                self.failed(&failure);
+                self.destroy(made, Cause::CreateFailed, Phase::Creating, now);
+            }
+        }
+    }
+
+    fn creating_failed(&mut self, failure: Failure, now: Millis) {
+        self.failed(&failure);
+        let retry_at = now + self.back_off(self.failures).max(failure.retry_after);
+        self.enter(State::Empty { wanted: false, retry_at }, now);
+    }
+
+    // --- what happens to a VM ---
+
+    fn job_notice(&mut self, notice: JobNotice, completed: bool, now: Millis) {
+        let Some(made) = self.made() else { return };
+        let by_runner = made.runner_id.is_some() && made.runner_id == notice.runner_id;
+        let by_job = matches!(self.state, State::Running { job: Some(job), .. } if job == notice.job_id);
+        if by_runner || by_job {
+            if completed {
+                self.vm_is_done(Cause::Completed, now);
+            } else {
+                self.job_runs(Some(notice.job_id), now);
+            }
+        } else if made.runner_id.is_none() && notice.runner_name.as_ref() == Some(&made.runner_name) {
+            // The name is only a hint. Whose it is, GitHub must say.
+            self.identify = Some((notice, completed));
+        }
+    }
+
+    /// A job is on the VM.
+    fn job_runs(&mut self, job_id: Option<u64>, now: Millis) {
+        match &mut self.state {
+            State::Booting { made } | State::Ready { made, .. } => {
+                let made = made.clone();
+                self.enter(State::Running { made, job: job_id }, now);
+                self.failures = 0;
+                self.reason = None;
+            }
+            State::Running { job, .. } => *job = job.or(job_id),
+            // GitHub had not agreed to remove the runner yet, and it got a job instead.
+            State::Destroying(d) if d.ask_first && !d.runner_gone && self.stop != Some(Stop::Destroy) => {
+                let made = d.made.clone();
+                self.enter(State::Running { made, job: job_id }, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// The VM has no further use.
+    fn vm_is_done(&mut self, cause: Cause, now: Millis) {
+        match &mut self.state {
+            State::Booting { made } | State::Ready { made, .. } | State::Running { made, .. } => {
+                let (made, from) = (made.clone(), self.phase());
+                self.destroy(made, cause, from, now);
+            }
+            State::Destroying(d) => d.ask_first = false,
+            _ => {}
+        }
+    }
+
+    fn vm_observed(&mut self, incarnation: &str, sight: VmSight, asked_at: Millis, now: Millis) {
+        if asked_at <= self.made_at || !self.has_incarnation(incarnation) {
+            return;
+        }
+        if sight == VmSight::Missing {
+            // A list that leaves a VM out once is not worth a job.
+            self.missing_in_a_row = self.missing_in_a_row.saturating_add(1);
+            if self.missing_in_a_row < 2 {
+                return;
+            }
+        } else {
+            self.missing_in_a_row = 0;
+        }
+        if sight != VmSight::On {
+            self.vm_is_done(Cause::Ended(sight), now);
+        }
+    }
+
+    fn runner_observed(
+        &mut self,
+        runner_id: u64,
+        runner_name: &str,
+        online: bool,
+        busy: bool,
+        asked_at: Millis,
+        now: Millis,
+    ) {
+        if asked_at <= self.made_at {
+            return;
+        }
+        let boot_timeout = self.rules.boot_timeout;
+        let Some(made) = self.made_mut() else { return };
+        match made.runner_id {
+            Some(id) if id == runner_id => {}
+            // A runner that registers itself: the name was free before its VM existed.
+            None if made.runner_name == runner_name && (online || busy) => made.runner_id = Some(runner_id),
+            _ => return,
+        }
+        if busy {
+            self.job_runs(None, now);
+        } else if let State::Ready { made, offline_since } = &mut self.state {
+            if online {
+                *offline_since = None;
+            } else if now - *offline_since.get_or_insert(now) >= boot_timeout {
+                let made = made.clone();
+                self.destroy(made, Cause::Offline, Phase::Ready, now);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Millis) {
+        match &self.state {
+            State::Booting { made } if now >= self.since + self.rules.boot_timeout => {
+                let made = made.clone();
+                self.destroy(made, Cause::BootTimeout, Phase::Booting, now);
+            }
+            State::Running { made, .. } if now >= self.since + self.rules.job_timeout => {
+                let made = made.clone();
+                self.destroy(made, Cause::JobTimeout, Phase::Running, now);
+            }
+            _ => {}
+        }
+    }
+
+    // --- removing a VM ---
+
+    fn destroy(&mut self, made: Made, cause: Cause, from: Phase, now: Millis) {
+        let idle = matches!(from, Phase::Booting | Phase::Ready);
+        let ask_first = match cause {
+            Cause::Offline => true,
+            Cause::Stop => idle && self.stop == Some(Stop::Drain),
+            _ => false,
+        };
+        self.enter(
+            State::Destroying(Destroying {
+                made,
+                cause,
+                from,
+                ask_first,
+                vm_gone: false,
+                runner_gone: false,
+                removal: None,
+                attempts: 0,
+                retry_at: now,
+            }),
+            now,
+        );
+    }
+
+    fn runner_removed(&mut self, answer: Result<Removal, Failure>, now: Millis) {
+        self.awaiting = None;
+        match &mut self.state {
+            State::Creating { made, step, .. } => match answer {
+                Ok(Removal::Removed | Removal::NotThere) => *step = CreateStep::Register,
+                Ok(Removal::Busy) => {
+                    made.runner_name = format!("{}-{}", made.vm.name, made.vm.incarnation);
+                    *step = CreateStep::Register;
+                }
+                Err(failure) => self.creating_failed(failure, now),
+            },
+            State::Destroying(d) => match answer {
+                Ok(Removal::Busy) if d.ask_first && !d.vm_gone => {
+                    let made = d.made.clone();
+                    self.enter(State::Running { made, job: None }, now);
+                }
+                // Its VM is gone, so GitHub will give the job up; the monitor removes the registration then.
+                Ok(removal) => {
+                    d.runner_gone = true;
+                    d.removal = Some(removal);
+                    self.finish_if_gone(now);
+                }
+                Err(failure) => self.retry_destroying(failure, now),
+            },
+            _ => {}
+        }
+    }
+
+    fn destroyed(&mut self, answer: Result<(), Failure>, now: Millis) {
+        if self.awaiting.take() == Some(Awaiting::Leftover) {
+            // The monitor will report it again if it is still there.
+            return;
+        }
+        let State::Destroying(d) = &mut self.state else { return };
+        match answer {
+            Ok(()) => {
+                d.vm_gone = true;
+                self.finish_if_gone(now);
+            }
+            Err(failure) => self.retry_destroying(failure, now),
+        }
+    }
+
+    fn retry_destroying(&mut self, failure: Failure, now: Millis) {
+        self.reason = Some(failure.why);
+        let State::Destroying(d) = &mut self.state else { return };
+        d.attempts = d.attempts.saturating_add(1);
+        let attempts = d.attempts;
+        let wait = self.back_off(attempts).max(failure.retry_after);
+        if let State::Destroying(d) = &mut self.state {
+            d.retry_at = now + wait;
+        }
+    }
+
+    fn finish_if_gone(&mut self, now: Millis) {
+        let State::Destroying(d) = &self.state else { return };
+        if !d.vm_gone || !d.runner_gone {
+            return;
+        }
+        // An ephemeral runner leaves GitHub by itself after its job.
+        let job_ran =
+            d.from == Phase::Running || (d.from == Phase::Ready && d.removal == Some(Removal::NotThere));
+        let wait = match &d.cause {
+            Cause::CreateFailed => self.back_off(self.failures),
+            Cause::Leftover | Cause::Stop => 0,
+            _ if job_ran => {
+                self.failures = 0;
+                self.reason = None;
+                self.jobs_completed += 1;
+                0
+            }
+            cause => {
+                let why = match cause {
+                    Cause::BootTimeout => format!(
+                        "the guest did not fetch its configuration within {} s of starting (see C:\\actions-runner\\pool-guest.log in the image)",
+                        self.rules.boot_timeout / 1000
+                    ),
+                    Cause::Ended(_) if d.from == Phase::Booting => {
+                        "the VM went off before its guest fetched its configuration".into()
+                    }
+                    Cause::Offline => "the runner did not stay online".into(),
+                    _ => "the runner ended without a job".into(),
+                };
+                self.failed(&Failure { why, retry_after: 0 });
+                self.back_off(self.failures)
+            }
+        };
+        self.enter(State::Empty { wanted: false, retry_at: now + wait }, now);
+    }
+
+    // --- stopping ---
+
+    fn obey_stop(&mut self, now: Millis) {
+        let Some(stop) = self.stop else { return };
+        let tries = if stop == Stop::Destroy { 3 } else { 1 };
+        match &self.state {
+            State::Stopped { .. } => {}
+            State::Unreconciled | State::Empty { .. } => self.enter(State::Stopped { left: None }, now),
+            State::Creating { made, step, .. } => {
+                let made = made.clone();
+                if *step == CreateStep::CreateVm {
+                    self.destroy(made, Cause::Stop, Phase::Creating, now);
+                    if let State::Destroying(d) = &mut self.state {
+                        d.vm_gone = true;
+                        d.runner_gone = d.made.runner_id.is_none();
+                        if d.runner_gone {
+                            self.enter(State::Stopped { left: None }, now);
+                        }
+                    }
+                } else {
+                    self.enter(State::Stopped { left: None }, now);
+                }
+            }
+            State::Booting { made } | State::Ready { made, .. } => {
+                let (made, from) = (made.clone(), self.phase());
+                self.destroy(made, Cause::Stop, from, now);
+            }
+            State::Running { made, .. } => {
+                let made = made.clone();
+                match stop {
+                    Stop::Drain => self.enter(State::Stopped { left: Some(made) }, now),
+                    Stop::Destroy => self.destroy(made, Cause::Stop, Phase::Running, now),
+                }
+            }
+            // What cannot be removed now, the next start finds and removes.
+            State::Destroying(d) if d.attempts >= tries => {
+                let left = (!d.vm_gone).then(|| d.made.clone());
+                self.enter(State::Stopped { left }, now);
+            }
+            State::Destroying(_) => {}
+        }
+    }
+
+    // --- small parts ---
+
+    fn enter(&mut self, state: State, now: Millis) {
+        self.state = state;
+        self.since = now;
+        self.missing_in_a_row = 0;
+        if self.made().is_none() {
+            self.identify = None;
+        }
+    }
+
+    fn made(&self) -> Option<&Made> {
+        match &self.state {
+            State::Creating { made, .. }
+            | State::Booting { made }
+            | State::Ready { made, .. }
+            | State::Running { made, .. } => Some(made),
+            State::Destroying(d) => Some(&d.made),
+            _ => None,
+        }
+    }
+
+    fn made_mut(&mut self) -> Option<&mut Made> {
+        match &mut self.state {
+            State::Booting { made } | State::Ready { made, .. } | State::Running { made, .. } => Some(made),
+            State::Destroying(d) => Some(&mut d.made),
+            _ => None,
+        }
+    }
+
+    fn has_incarnation(&self, incarnation: &str) -> bool {
+        self.made().is_some_and(|made| made.vm.incarnation == incarnation)
+    }
+
+    fn failed(&mut self, failure: &Failure) {
+        self.failures = self.failures.saturating_add(1);
+        self.reason = Some(failure.why.clone());
+    }
+
+    /// How long to wait after this many failures in a row: doubling from 1 s
+    /// to 5 min, with up to half as much again, so that slots that failed
+    /// together do not retry together.
+    fn back_off(&mut self, failures: u32) -> Millis {
+        let (least, most) = BACK_OFF;
+        let wait = least.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(most);
+        let jitter = (self.next_random() % (wait as u64 / 2 + 1)) as Millis;
+        (wait + jitter).min(most)
+    }
+
+    /// SplitMix64: statistically sound and three lines, where a crate would be too much.
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
