@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod github;
+pub mod http;
 pub mod hypervisor;
 pub mod pool;
 pub mod secret;

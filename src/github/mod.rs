@@ -1,6 +1,8 @@
 //! GitHub, as far as the pool needs it: register a runner, see which there
 //! are, remove one.
 
+pub mod mock;
+
 use crate::secret::Secret;
 use std::fmt;
 
@@ -25,6 +27,9 @@ pub trait GitHub: Send + Sync {
 
     /// Removes a registration.
     fn remove(&self, id: u64) -> Result<Removal, Error>;
+
+    /// The newest version of the runner software for Windows, if GitHub says.
+    fn newest_runner_version(&self) -> Result<Option<String>, Error>;
 }
 
 /// What a new VM needs to become a runner.

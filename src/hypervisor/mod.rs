@@ -3,6 +3,8 @@
 //! [`Hypervisor`] is everything the pool asks of it: make a VM, remove it, say
 //! what is there. `hyperv` is the real one; `mock` simulates VMs.
 
+pub mod mock;
+
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
 use std::fmt;

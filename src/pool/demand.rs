@@ -112,6 +112,7 @@ impl Demand {
                 self.waiting.remove(&job_id);
             }
         }
+        self.new = self.new.min(self.waiting.len());
     }
 }
 

@@ -12,7 +12,9 @@
 //! which events reach a slot, and every such order is tried by driving
 //! [`slot`] directly.
 
+pub mod book;
 pub mod demand;
+pub mod freshness;
 pub mod monitor;
 pub mod reconcile;
 pub mod slot;
@@ -21,10 +23,9 @@ pub mod worker;
 use crate::github::GitHub;
 use crate::hypervisor::Hypervisor;
 use crate::secret::{Keys, Secret};
+use book::{Book, Call, Mail};
 use crossbeam_channel::Sender;
-use demand::Demand;
 use log::{error, info};
-use reconcile::Orphans;
 use slot::{Assignment, Event, JobNotice, Millis, Phase, Rules, Slot, Stop, View};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -75,31 +76,23 @@ pub(crate) struct Shared {
 
 /// Everything under the lock.
 pub(crate) struct Inner {
-    pub(crate) slots: Vec<Entry>,
-    pub(crate) demand: Demand,
-    pub(crate) orphans: Orphans,
+    pub(crate) book: Book,
+    /// By slot, as in the book.
+    channels: Vec<Sender<Event>>,
+    /// What each slot's guest gets as its credential. An adopted VM's is not known, nor needed.
+    credentials: Vec<Option<Secret>>,
     /// Why GitHub could not be listed the last time, if it could not.
     pub(crate) github_error: Option<String>,
     /// Why the hypervisor could not be listed the last time, if it could not.
     pub(crate) hypervisor_error: Option<String>,
+    image: freshness::Image,
+    newest_runner: Option<NewestRunner>,
 }
 
-/// A slot, as the rest of the pool sees it.
-pub(crate) struct Entry {
-    pub(crate) view: View,
-    pub(crate) channel: Sender<Event>,
-    credential: Option<Secret>,
-    /// What the guest has told: each is passed on to the slot once.
-    told: Told,
-    /// The slot has been told to make a VM, and has not shown yet that it knows.
-    filling: bool,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Told {
-    fetched: bool,
-    started: bool,
-    completed: bool,
+/// The newest version of the runner, and the earliest day on which it can have come out.
+struct NewestRunner {
+    version: String,
+    since: Option<i64>,
 }
 
 /// Why a guest's request is refused.
@@ -177,13 +170,21 @@ impl Pool {
         hypervisor: Arc<dyn Hypervisor>,
         keys: Keys,
     ) -> std::io::Result<Pool> {
-        let grace = settings.boot_timeout.as_millis() as Millis + 60_000;
+        let boot_timeout = settings.boot_timeout.as_millis() as Millis;
         let inner = Inner {
-            slots: Vec::new(),
-            demand: Demand::new(&settings.labels, settings.size, settings.warm),
-            orphans: Orphans::new(&settings.name_prefix, grace),
+            book: Book::new(
+                &settings.name_prefix,
+                &settings.labels,
+                settings.size,
+                settings.warm,
+                boot_timeout,
+            ),
+            channels: Vec::new(),
+            credentials: Vec::new(),
             github_error: None,
             hypervisor_error: None,
+            image: freshness::Image::default(),
+            newest_runner: None,
         };
         let shared = Arc::new(Shared {
             settings,
@@ -210,10 +211,8 @@ impl Pool {
         if self.shared.stop.set(stop).is_err() {
             return;
         }
-        for entry in &self.shared.lock().slots {
-            // A slot whose thread has ended has stopped already.
-            let _ = entry.channel.send(Event::Stop(stop));
-        }
+        let inner = self.shared.lock();
+        inner.send((0..inner.channels.len()).map(|slot| (slot, Event::Stop(stop))).collect());
     }
 
     /// Waits until every thread of the pool has ended, after [`Pool::stop`].
@@ -230,9 +229,9 @@ impl Pool {
     pub fn snapshot(&self) -> Snapshot {
         let inner = self.shared.lock();
         Snapshot {
-            slots: inner.slots.iter().map(|entry| entry.view.clone()).collect(),
+            slots: inner.book.views().cloned().collect(),
             size: self.shared.settings.size,
-            jobs_waiting: inner.demand.waiting(),
+            jobs_waiting: inner.book.jobs_waiting(),
             github_error: inner.github_error.clone(),
             hypervisor_error: inner.hypervisor_error.clone(),
             now: self.shared.now(),
@@ -242,97 +241,87 @@ impl Pool {
     /// A guest asks for its configuration.
     pub fn runner_config(&self, vm_name: &str, secret: Option<&[u8]>) -> Result<RunnerConfig, Refusal> {
         let mut inner = self.shared.lock();
-        let entry = self.authenticate(&mut inner, vm_name, secret)?;
-        let may_start = matches!(entry.view.phase, Phase::Creating | Phase::Booting | Phase::Ready)
-            && !entry.told.started;
-        let (Some(made), Some(credential), true) = (&entry.view.made, &entry.credential, may_start) else {
+        let slot = self.authenticate(&inner, vm_name, secret)?;
+        let made = inner.book.views().nth(slot).and_then(|view| view.made.as_ref());
+        let (Some(made), Some(credential)) = (made, &inner.credentials[slot]) else {
             return Err(Refusal::JobRuns);
         };
         let config = RunnerConfig { runner_name: made.runner_name.clone(), credential: credential.clone() };
-        let incarnation = made.vm.incarnation.clone();
-        if !std::mem::replace(&mut entry.told.fetched, true) {
-            entry.send(Event::ConfigFetched { incarnation });
-        }
+        let mail = inner.book.guest_calls(slot, Call::Config).ok_or(Refusal::JobRuns)?;
+        inner.send(mail);
         Ok(config)
     }
 
     /// A guest says that its runner starts a job.
     pub fn runner_started(&self, vm_name: &str, secret: Option<&[u8]>) -> Result<(), Refusal> {
-        let mut inner = self.shared.lock();
-        let entry = self.authenticate(&mut inner, vm_name, secret)?;
-        if !std::mem::replace(&mut entry.told.started, true)
-            && let Some(incarnation) = entry.incarnation()
-        {
-            entry.send(Event::JobStarted { incarnation });
-        }
-        Ok(())
+        self.guest_tells(vm_name, secret, Call::Started)
     }
 
     /// A guest says that its runner has ended.
     pub fn runner_complete(&self, vm_name: &str, secret: Option<&[u8]>) -> Result<(), Refusal> {
+        self.guest_tells(vm_name, secret, Call::Completed)
+    }
+
+    fn guest_tells(&self, vm_name: &str, secret: Option<&[u8]>, call: Call) -> Result<(), Refusal> {
         let mut inner = self.shared.lock();
-        let entry = self.authenticate(&mut inner, vm_name, secret)?;
-        if !std::mem::replace(&mut entry.told.completed, true)
-            && let Some(incarnation) = entry.incarnation()
-        {
-            entry.send(Event::Completed { incarnation });
-        }
+        let slot = self.authenticate(&inner, vm_name, secret)?;
+        let mail = inner.book.guest_calls(slot, call).unwrap_or_default();
+        inner.send(mail);
         Ok(())
     }
 
     /// A job waits for a runner with these labels. Returns whether this pool serves it.
     pub fn job_queued(&self, job_id: u64, labels: &[String]) -> bool {
         let mut inner = self.shared.lock();
-        if !inner.demand.serves(labels) {
-            return false;
+        let serves = inner.book.job_queued(job_id, labels, self.shared.now());
+        if serves {
+            inner.fill(&self.shared);
         }
-        inner.demand.queued(job_id, self.shared.now());
-        inner.fill(&self.shared);
-        true
+        serves
     }
 
     /// A runner, of this pool or another, has got a job.
     pub fn job_in_progress(&self, notice: JobNotice) {
         let mut inner = self.shared.lock();
-        inner.demand.taken(notice.job_id);
-        if let Some(entry) = inner.entry_of(&notice) {
-            entry.send(Event::JobInProgress(notice));
-        }
+        let mail = inner.book.job_in_progress(notice);
+        inner.send(mail);
     }
 
     /// A job has ended, wherever it ran.
     pub fn job_completed(&self, notice: JobNotice) {
         let mut inner = self.shared.lock();
-        inner.demand.taken(notice.job_id);
-        if let Some(entry) = inner.entry_of(&notice) {
-            entry.send(Event::JobCompleted(notice));
+        let mail = inner.book.job_completed(notice);
+        inner.send(mail);
+    }
+
+    /// A guest has said in its User-Agent what its image is made of.
+    pub fn image_seen(&self, user_agent: &str) {
+        if let Some(image) = freshness::Image::from_user_agent(user_agent) {
+            self.shared.lock().image = image;
         }
     }
 
+    /// How fresh the image is.
+    pub fn image_report(&self) -> freshness::Report {
+        self.shared.lock().image_report()
+    }
+
     /// The slot whose VM bears this name and has this secret.
-    fn authenticate<'a>(
-        &self,
-        inner: &'a mut Inner,
-        vm_name: &str,
-        secret: Option<&[u8]>,
-    ) -> Result<&'a mut Entry, Refusal> {
-        let named = |entry: &Entry| entry.view.made.as_ref().is_some_and(|made| made.vm.name == vm_name);
-        if !inner.slots.iter().any(named) {
-            let reconciling = inner.slots.iter().any(|entry| entry.view.phase == Phase::Unreconciled);
+    fn authenticate(&self, inner: &Inner, vm_name: &str, secret: Option<&[u8]>) -> Result<usize, Refusal> {
+        let named = |view: &View| view.made.as_ref().is_some_and(|made| made.vm.name == vm_name);
+        if !inner.book.views().any(named) {
+            let reconciling = inner.book.views().any(|view| view.phase == Phase::Unreconciled);
             return Err(if reconciling { Refusal::NotReady } else { Refusal::NotFound });
         }
         let secret = secret.ok_or(Refusal::Unauthorized)?;
         let keys = &self.shared.keys;
         // Two VMs can bear one name for a while: one adopted, one new. The secret tells them apart.
-        inner
-            .slots
-            .iter_mut()
-            .find(|entry| {
-                entry.view.made.as_ref().is_some_and(|made| {
-                    made.vm.name == vm_name && keys.vm_secret_is_valid(vm_name, &made.vm.incarnation, secret)
-                })
+        let its_secret = |view: &View| {
+            view.made.as_ref().is_some_and(|made| {
+                made.vm.name == vm_name && keys.vm_secret_is_valid(vm_name, &made.vm.incarnation, secret)
             })
-            .ok_or(Refusal::Unauthorized)
+        };
+        inner.book.views().position(its_secret).ok_or(Refusal::Unauthorized)
     }
 }
 
@@ -342,48 +331,45 @@ impl fmt::Debug for Pool {
     }
 }
 
-impl Entry {
-    fn send(&self, event: Event) {
-        // A slot whose thread has ended has nothing to do with it any more.
-        let _ = self.channel.send(event);
-    }
-
-    fn incarnation(&self) -> Option<String> {
-        Some(self.view.made.as_ref()?.vm.incarnation.clone())
-    }
-}
-
 impl Inner {
-    /// The slot that a webhook is about, by its runner's id; by name only
-    /// while the id is unknown; or by the job, once the slot knows it.
-    fn entry_of(&self, notice: &JobNotice) -> Option<&Entry> {
-        self.slots.iter().find(|entry| {
-            let Some(made) = &entry.view.made else { return false };
-            match made.runner_id {
-                Some(id) => notice.runner_id == Some(id) || entry.view.job_id == Some(notice.job_id),
-                None => {
-                    notice.runner_name.as_ref() == Some(&made.runner_name)
-                        || entry.view.job_id == Some(notice.job_id)
-                }
+    pub(crate) fn send(&self, mail: Mail) {
+        for (slot, event) in mail {
+            if let Some(channel) = self.channels.get(slot) {
+                // A slot whose thread has ended has nothing to do with it any more.
+                let _ = channel.send(event);
             }
-        })
-    }
-
-    pub(crate) fn views(&self) -> Vec<&View> {
-        self.slots.iter().map(|entry| &entry.view).collect()
-    }
-
-    /// Tells the slots that are to have a VM. (Their views say so at once, so
-    /// that the next decision does not count them twice.)
-    fn fill(&mut self, shared: &Shared) {
-        if shared.stop.get().is_some() {
-            return;
         }
-        let views: Vec<&View> = self.slots.iter().map(|entry| &entry.view).collect();
-        for slot in self.demand.fills(&views, shared.now()) {
-            self.slots[slot].filling = true;
-            self.slots[slot].view.wanted = true;
-            self.slots[slot].send(Event::Fill);
+    }
+
+    /// GitHub has named the newest version of the runner.
+    pub(crate) fn newest_runner_is(&mut self, version: String) {
+        let today = freshness::today();
+        let since = match &self.newest_runner {
+            Some(known) if known.version == version => return,
+            Some(_) => Some(today),
+            // It may have come out at any time before this start, but the image was built with what was newest then.
+            None => None,
+        };
+        self.newest_runner = Some(NewestRunner { version, since });
+    }
+
+    pub(crate) fn image_report(&self) -> freshness::Report {
+        let newest = self.newest_runner.as_ref();
+        let built = self.image.built.as_deref().and_then(freshness::days);
+        let since = newest.and_then(|newest| newest.since.or(built));
+        let version = newest.map(|newest| newest.version.clone());
+        freshness::Report {
+            image: self.image.clone(),
+            warnings: self.image.warnings(version.as_deref(), since, freshness::today()),
+            newest_runner_version: version,
+        }
+    }
+
+    /// Tells the slots that are to have a VM.
+    fn fill(&mut self, shared: &Shared) {
+        if shared.stopping().is_none() {
+            let mail = self.book.fill(shared.now());
+            self.send(mail);
         }
     }
 }
@@ -411,10 +397,10 @@ impl Shared {
 
     fn start_slot(self: &Arc<Shared>, slot: Slot) -> std::io::Result<()> {
         let (channel, events) = crossbeam_channel::unbounded();
-        let view = slot.view();
         let mut inner = self.lock();
-        let index = inner.slots.len();
-        inner.slots.push(Entry { view, channel, credential: None, told: Told::default(), filling: false });
+        let index = inner.book.add(slot.view());
+        inner.channels.push(channel);
+        inner.credentials.push(None);
         drop(inner);
         let shared = Arc::clone(self);
         let worker = std::thread::Builder::new()
@@ -443,39 +429,22 @@ impl Shared {
     }
 
     pub(crate) fn tell(&self, slot: usize, event: Event) {
-        if let Some(entry) = self.lock().slots.get(slot) {
-            entry.send(event);
-        }
+        self.lock().send(vec![(slot, event)]);
     }
 
     /// A worker shows what has become of its slot, before it acts on it.
-    pub(crate) fn publish(&self, index: usize, view: View, credential: Option<&Secret>) {
+    pub(crate) fn publish(&self, slot: usize, view: View, credential: Option<&Secret>) {
+        let name = view_name(&self.settings.name_prefix, &view);
+        let (phase, why) = (view.phase, view.reason.clone());
         let mut inner = self.lock();
-        let entry = &mut inner.slots[index];
-        let new_vm = entry.incarnation() != view.made.as_ref().map(|made| made.vm.incarnation.clone());
-        if new_vm {
-            entry.told = Told::default();
-        }
-        let (before, name) = (entry.view.phase, view_name(&self.settings.name_prefix, &view));
-        if before != view.phase {
-            match &view.reason {
-                Some(why) if view.failures > 0 => {
-                    info!("{name}: {} -> {} ({why})", before.name(), view.phase.name())
-                }
-                _ => info!("{name}: {} -> {}", before.name(), view.phase.name()),
-            }
-        }
-        let runner_id = view.made.as_ref().and_then(|made| made.runner_id);
-        entry.view = view;
-        if entry.view.phase != Phase::Empty || entry.view.wanted {
-            entry.filling = false;
-        }
-        entry.view.wanted |= entry.filling;
-        entry.credential = credential.cloned();
-        if let Some(id) = runner_id {
-            inner.orphans.made(id);
-        }
+        let before = inner.book.publish(slot, view);
+        inner.credentials[slot] = credential.cloned();
         inner.fill(self);
+        drop(inner);
+        if before != phase {
+            let because = why.map(|why| format!(" ({why})")).unwrap_or_default();
+            info!("{name}: {} -> {}{because}", before.name(), phase.name());
+        }
     }
 }
 

@@ -4,19 +4,22 @@
 //! The pool is right with the monitor alone: callbacks and webhooks only make
 //! it faster. The first round of all finds out what an earlier start left.
 
-use super::slot::{Event, VmSight};
-use super::{Shared, reconcile};
+use super::Shared;
+use super::slot::{Event, Millis};
 use crate::github::{Removal, Runner};
 use crate::hypervisor::Inventory;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{debug, info, warn};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to wait between tries to find out what is there at the start: at first, and at most.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// How often the image's freshness is checked.
+const IMAGE_CHECK: Duration = Duration::from_secs(24 * 3600);
 
 /// Starts the thread. It ends when the returned sender is dropped.
 pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
@@ -43,9 +46,14 @@ fn run(shared: &Arc<Shared>, quitting: &Receiver<()>) {
         }
         retry = (retry * 2).min(LAST_RETRY);
     }
+    let mut image_checked: Option<Instant> = None;
     while !pause(quitting, shared.settings.poll) {
         if shared.stopping().is_some() {
             return;
+        }
+        if image_checked.is_none_or(|at| at.elapsed() >= IMAGE_CHECK) {
+            image_checked = Some(Instant::now());
+            check_image(shared);
         }
         if let Some((inventory, asked_at)) = list_vms(shared) {
             tell_of_vms(shared, &inventory, asked_at);
@@ -56,12 +64,22 @@ fn run(shared: &Arc<Shared>, quitting: &Receiver<()>) {
     }
 }
 
+fn check_image(shared: &Shared) {
+    match shared.github.newest_runner_version() {
+        Ok(Some(version)) => shared.lock().newest_runner_is(version),
+        Ok(None) => {}
+        Err(error) => debug!("cannot ask for the newest runner version: {error}"),
+    }
+    let report = shared.lock().image_report();
+    report.warnings.iter().for_each(|warning| warn!("{warning}"));
+}
+
 /// Waits. Returns whether the pool stops.
 fn pause(quitting: &Receiver<()>, time: Duration) -> bool {
     !matches!(quitting.recv_timeout(time), Err(RecvTimeoutError::Timeout))
 }
 
-fn list_vms(shared: &Shared) -> Option<(Inventory, i64)> {
+fn list_vms(shared: &Shared) -> Option<(Inventory, Millis)> {
     let asked_at = shared.now();
     let result = shared.hypervisor.list();
     let error = result.as_ref().err().map(|error| format!("cannot list the VMs: {error}"));
@@ -69,7 +87,7 @@ fn list_vms(shared: &Shared) -> Option<(Inventory, i64)> {
     result.ok().map(|inventory| (inventory, asked_at))
 }
 
-fn list_runners(shared: &Shared) -> Option<(Vec<Runner>, i64)> {
+fn list_runners(shared: &Shared) -> Option<(Vec<Runner>, Millis)> {
     let asked_at = shared.now();
     let result = shared.github.runners();
     let error = result.as_ref().err().map(|error| format!("cannot list the runners: {error}"));
@@ -89,73 +107,37 @@ fn note_error(last: &mut Option<String>, error: Option<String>) {
 }
 
 fn take_stock(shared: &Arc<Shared>, inventory: &Inventory, runners: &[Runner]) {
-    let assignments = reconcile::assign(inventory, runners, shared.settings.size);
-    let mut inner = shared.lock();
+    let assignments = shared.lock().book.take_stock(inventory, runners);
     for (i, assignment) in assignments.iter().enumerate() {
         if let Some((made, busy)) = &assignment.adopt {
             info!("adopting {} in slot {}{}", made.vm, i + 1, if *busy { ", with a job on it" } else { "" });
         }
         for leftover in &assignment.leftovers {
             info!("clearing away {}, left by an earlier start", leftover.vm);
-            if let Some((id, _)) = leftover.runner {
-                inner.orphans.made(id);
-            }
         }
     }
-    drop(inner);
     shared.reconciled(assignments);
 }
 
-fn tell_of_vms(shared: &Shared, inventory: &Inventory, asked_at: i64) {
+fn tell_of_vms(shared: &Shared, inventory: &Inventory, asked_at: Millis) {
     let inner = shared.lock();
-    for entry in &inner.slots {
-        let Some(made) = &entry.view.made else { continue };
-        let vm = inventory.vms.iter().find(|vm| vm.id.incarnation == made.vm.incarnation);
-        let sight = vm.map_or(VmSight::Missing, |vm| vm.power.into());
-        let incarnation = made.vm.incarnation.clone();
-        entry.send(Event::VmObserved { incarnation, sight, asked_at });
-    }
-    for (slot, leftover) in reconcile::leftovers(inventory, &inner.views(), shared.settings.size) {
-        debug!("{} is nobody's and is cleared away", leftover.vm);
-        if let Some(entry) = inner.slots.get(slot) {
-            entry.send(Event::Leftover(leftover));
-        }
-    }
+    inner.send(inner.book.vms_listed(inventory, asked_at));
 }
 
-fn tell_of_runners(shared: &Shared, runners: &[Runner], asked_at: i64) {
+fn tell_of_runners(shared: &Shared, runners: &[Runner], asked_at: Millis) {
     let mut inner = shared.lock();
-    for runner in runners {
-        let slot = inner.slots.iter().find(|entry| {
-            entry.view.made.as_ref().is_some_and(|made| match made.runner_id {
-                Some(id) => id == runner.id,
-                None => made.runner_name == runner.name,
-            })
-        });
-        if let Some(entry) = slot {
-            entry.send(Event::RunnerObserved {
-                runner_id: runner.id,
-                runner_name: runner.name.clone(),
-                online: runner.online,
-                busy: runner.busy,
-                asked_at,
-            });
-        }
-    }
-    let views: Vec<_> = inner.slots.iter().map(|entry| entry.view.clone()).collect();
-    let views: Vec<_> = views.iter().collect();
-    let orphans = inner.orphans.find(runners, &views, shared.now());
-    let unlisted = reconcile::unlisted(runners, &views);
+    let round = inner.book.runners_listed(runners, asked_at, shared.now());
+    inner.send(round.mail);
     drop(inner);
 
-    for (slot, runner_id) in unlisted {
+    for (slot, runner_id) in round.unlisted {
         match shared.github.runner_by_id(runner_id) {
             Ok(None) => shared.tell(slot, Event::RunnerGone { runner_id }),
             Ok(Some(_)) => {}
             Err(error) => debug!("cannot look runner {runner_id} up: {error}"),
         }
     }
-    for runner_id in orphans {
+    for runner_id in round.orphans {
         match shared.github.remove(runner_id) {
             Ok(Removal::Removed) => info!("removed runner {runner_id}, which had no VM any more"),
             Ok(Removal::NotThere | Removal::Busy) => {}

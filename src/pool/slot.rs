@@ -1062,3 +1062,409 @@ impl Slot {
         z ^ (z >> 31)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOT: Millis = 600_000;
+    const JOB: Millis = 21_600_000;
+
+    /// A slot and the clock that a test moves.
+    struct Rig {
+        slot: Slot,
+        now: Millis,
+    }
+
+    impl Rig {
+        fn new(jit: bool) -> Rig {
+            let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit };
+            let mut rig = Rig { slot: Slot::new(1, "runner-1".into(), rules, 42), now: 1000 };
+            assert_eq!(rig.tell(Event::Reconciled(Assignment::default())), None);
+            rig
+        }
+
+        fn tell(&mut self, event: Event) -> Option<Effect> {
+            self.now += 1;
+            self.slot.step(event, self.now)
+        }
+
+        /// Lets time pass up to the slot's deadline.
+        fn tick(&mut self) -> Option<Effect> {
+            self.now = self.slot.deadline().expect("a deadline").max(self.now);
+            self.slot.step(Event::Tick, self.now)
+        }
+
+        fn phase(&self) -> Phase {
+            self.slot.view().phase
+        }
+
+        fn made(&self) -> Made {
+            self.slot.view().made.expect("a VM")
+        }
+
+        fn incarnation(&self) -> String {
+            self.made().vm.incarnation
+        }
+
+        fn creating() -> Rig {
+            let mut rig = Rig::new(true);
+            assert_eq!(rig.tell(Event::Fill), Some(Effect::Register { runner_name: "runner-1".into() }));
+            let create = rig.tell(Event::Registered(Ok(Registered::Done(Some(7)))));
+            assert_eq!(create, Some(Effect::CreateVm(rig.made())));
+            rig
+        }
+
+        fn booting() -> Rig {
+            let mut rig = Rig::creating();
+            assert_eq!(rig.tell(Event::Created(Ok(()))), None);
+            rig
+        }
+
+        fn ready() -> Rig {
+            let mut rig = Rig::booting();
+            let incarnation = rig.incarnation();
+            assert_eq!(rig.tell(Event::ConfigFetched { incarnation }), None);
+            assert_eq!(rig.phase(), Phase::Ready);
+            rig
+        }
+
+        fn running() -> Rig {
+            let mut rig = Rig::ready();
+            assert_eq!(rig.tell(Event::JobInProgress(notice(7, 100))), None);
+            assert_eq!(rig.phase(), Phase::Running);
+            rig
+        }
+
+        /// Answers the destruction that `effect` begins, runner and VM, and says in which order they went.
+        fn finish(&mut self, mut effect: Option<Effect>, removal: Removal) -> Vec<&'static str> {
+            let mut order = Vec::new();
+            while let Some(next) = effect {
+                effect = match next {
+                    Effect::DestroyVm(_) => {
+                        order.push("vm");
+                        self.tell(Event::Destroyed(Ok(())))
+                    }
+                    Effect::RemoveRunner { .. } => {
+                        order.push("runner");
+                        self.tell(Event::RunnerRemoved(Ok(removal)))
+                    }
+                    other => panic!("{other:?} while destroying"),
+                };
+            }
+            order
+        }
+    }
+
+    fn notice(runner_id: u64, job_id: u64) -> JobNotice {
+        JobNotice { job_id, runner_id: Some(runner_id), runner_name: Some("runner-1".into()) }
+    }
+
+    fn failure() -> Failure {
+        Failure { why: "it broke".into(), retry_after: 0 }
+    }
+
+    #[test]
+    fn a_vm_lives_for_one_job_and_is_gone_with_disk_and_registration_before_the_next() {
+        let mut rig = Rig::running();
+        let first = rig.incarnation();
+        let effect = rig.tell(Event::Completed { incarnation: first.clone() });
+        assert_eq!(rig.finish(effect, Removal::NotThere), ["vm", "runner"]);
+        assert_eq!(rig.phase(), Phase::Empty);
+        assert_eq!(rig.slot.view().jobs_completed, 1);
+        assert!(rig.tell(Event::Fill).is_some());
+        assert_ne!(rig.incarnation(), first);
+    }
+
+    #[test]
+    fn what_an_earlier_vm_says_or_is_said_of_it_changes_nothing() {
+        let mut rig = Rig::ready();
+        let old = "ffffffffffffffff".to_string();
+        for event in [
+            Event::Completed { incarnation: old.clone() },
+            Event::JobStarted { incarnation: old.clone() },
+            Event::VmObserved { incarnation: old, sight: VmSight::Off, asked_at: 1_000_000 },
+            Event::JobCompleted(notice(6, 100)),
+            Event::JobInProgress(notice(6, 100)),
+            Event::RunnerGone { runner_id: 6 },
+        ] {
+            assert_eq!(rig.tell(event), None);
+            assert_eq!(rig.phase(), Phase::Ready);
+        }
+    }
+
+    #[test]
+    fn a_list_asked_for_before_the_vm_was_made_says_nothing_about_it() {
+        let mut rig = Rig::booting();
+        let (incarnation, asked_at) = (rig.incarnation(), 900);
+        for _ in 0..3 {
+            let sight = VmSight::Missing;
+            rig.tell(Event::VmObserved { incarnation: incarnation.clone(), sight, asked_at });
+        }
+        assert_eq!(rig.phase(), Phase::Booting);
+    }
+
+    #[test]
+    fn a_vm_that_is_off_is_replaced_at_once_and_a_missing_one_when_two_lists_agree() {
+        let mut rig = Rig::running();
+        let observed =
+            |rig: &Rig, sight| Event::VmObserved { incarnation: rig.incarnation(), sight, asked_at: rig.now };
+        let event = observed(&rig, VmSight::Missing);
+        assert_eq!(rig.tell(event), None);
+        let event = observed(&rig, VmSight::On);
+        rig.tell(event);
+        let event = observed(&rig, VmSight::Missing);
+        assert_eq!(rig.tell(event), None);
+        let event = observed(&rig, VmSight::Missing);
+        assert!(rig.tell(event).is_some());
+        assert_eq!(rig.phase(), Phase::Destroying);
+
+        let mut rig = Rig::running();
+        let event = observed(&rig, VmSight::Off);
+        assert!(rig.tell(event).is_some());
+    }
+
+    #[test]
+    fn a_guest_that_never_fetches_its_configuration_is_replaced_after_the_boot_timeout() {
+        let mut rig = Rig::booting();
+        assert_eq!(rig.slot.deadline(), Some(rig.slot.since + BOOT));
+        let effect = rig.tick();
+        assert_eq!(rig.finish(effect, Removal::Removed), ["vm", "runner"]);
+        assert!(rig.slot.view().reason.unwrap().contains("within 600 s"));
+        assert_eq!(rig.slot.view().failures, 1);
+    }
+
+    #[test]
+    fn a_job_ends_at_the_job_timeout_and_not_before() {
+        let mut rig = Rig::running();
+        rig.now = rig.slot.since + JOB - 10;
+        assert_eq!(rig.tell(Event::Tick), None);
+        assert!(rig.tick().is_some());
+        assert_eq!(rig.phase(), Phase::Destroying);
+    }
+
+    #[test]
+    fn a_name_that_a_stale_runner_holds_is_freed_and_used() {
+        let mut rig = Rig::new(true);
+        rig.tell(Event::Fill);
+        let find = rig.tell(Event::Registered(Ok(Registered::NameTaken)));
+        assert_eq!(find, Some(Effect::FindRunner { runner_name: "runner-1".into() }));
+        let remove = rig.tell(Event::Found(Ok(Some(Found { runner_id: 3, stale: true }))));
+        assert_eq!(remove, Some(Effect::RemoveRunner { runner_id: 3 }));
+        let register = rig.tell(Event::RunnerRemoved(Ok(Removal::Removed)));
+        assert_eq!(register, Some(Effect::Register { runner_name: "runner-1".into() }));
+    }
+
+    #[test]
+    fn a_name_that_a_live_or_busy_runner_holds_is_left_to_it() {
+        for busy in [false, true] {
+            let mut rig = Rig::new(true);
+            rig.tell(Event::Fill);
+            rig.tell(Event::Registered(Ok(Registered::NameTaken)));
+            let mut effect = rig.tell(Event::Found(Ok(Some(Found { runner_id: 3, stale: busy }))));
+            if busy {
+                effect = rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
+            }
+            let runner_name = format!("runner-1-{}", rig.incarnation());
+            assert_eq!(effect, Some(Effect::Register { runner_name }));
+            assert_eq!(rig.made().vm.name, "runner-1");
+        }
+    }
+
+    #[test]
+    fn failures_are_retried_for_ever_from_one_second_to_five_minutes() {
+        let mut rig = Rig::new(true);
+        let mut waits = Vec::new();
+        for _ in 0..20 {
+            rig.tell(Event::Fill);
+            if rig.phase() == Phase::Empty {
+                rig.tick();
+            }
+            rig.tell(Event::Registered(Err(failure())));
+            rig.tell(Event::Fill);
+            waits.push(rig.slot.deadline().unwrap() - rig.now + 1);
+        }
+        assert!((1000..=1500).contains(&waits[0]), "{waits:?}");
+        assert!((2000..=3000).contains(&waits[1]), "{waits:?}");
+        assert!(waits.iter().all(|&wait| wait <= BACK_OFF.1));
+        assert_eq!(waits.last(), Some(&BACK_OFF.1));
+        assert_eq!(rig.slot.view().reason.as_deref(), Some("it broke"));
+    }
+
+    #[test]
+    fn a_rate_limit_is_waited_out() {
+        let mut rig = Rig::new(true);
+        rig.tell(Event::Fill);
+        rig.tell(Event::Registered(Err(Failure { why: "slow down".into(), retry_after: 1_800_000 })));
+        rig.tell(Event::Fill);
+        assert!(rig.slot.deadline().unwrap() - rig.now >= 1_799_000);
+    }
+
+    #[test]
+    fn a_creation_that_fails_is_cleared_away_before_the_next() {
+        let mut rig = Rig::creating();
+        let effect = rig.tell(Event::Created(Err(failure())));
+        assert_eq!(rig.finish(effect, Removal::Removed), ["vm", "runner"]);
+        assert_eq!(rig.slot.view().failures, 1);
+    }
+
+    #[test]
+    fn nothing_is_created_while_the_old_vm_cannot_be_destroyed() {
+        let mut rig = Rig::running();
+        let incarnation = rig.incarnation();
+        let mut effect = rig.tell(Event::Completed { incarnation: incarnation.clone() });
+        for _ in 0..5 {
+            assert!(matches!(effect, Some(Effect::DestroyVm(_))));
+            assert_eq!(rig.tell(Event::Destroyed(Err(failure()))), None);
+            assert_eq!(rig.tell(Event::Fill), None);
+            assert_eq!(rig.incarnation(), incarnation);
+            effect = rig.tick();
+        }
+        rig.finish(effect, Removal::NotThere);
+        assert_eq!(rig.phase(), Phase::Empty);
+        assert_eq!(rig.slot.view().reason, None);
+    }
+
+    #[test]
+    fn a_runner_that_ends_again_and_again_without_a_job_backs_off() {
+        let mut rig = Rig::ready();
+        let incarnation = rig.incarnation();
+        let effect = rig.tell(Event::Completed { incarnation });
+        rig.finish(effect, Removal::Removed);
+        assert_eq!(rig.slot.view().failures, 1);
+        assert_eq!(rig.slot.view().jobs_completed, 0);
+    }
+
+    #[test]
+    fn a_job_whose_webhooks_and_callbacks_were_all_lost_counts_since_its_runner_has_left_github() {
+        let mut rig = Rig::ready();
+        let event =
+            Event::VmObserved { incarnation: rig.incarnation(), sight: VmSight::Off, asked_at: rig.now };
+        let effect = rig.tell(event);
+        rig.finish(effect, Removal::NotThere);
+        assert_eq!((rig.slot.view().failures, rig.slot.view().jobs_completed), (0, 1));
+    }
+
+    #[test]
+    fn draining_asks_github_before_an_idle_vm_goes() {
+        let mut rig = Rig::ready();
+        let effect = rig.tell(Event::Stop(Stop::Drain));
+        assert_eq!(rig.finish(effect, Removal::Removed), ["runner", "vm"]);
+        assert_eq!(rig.phase(), Phase::Stopped);
+        assert_eq!(rig.slot.view().made, None);
+    }
+
+    #[test]
+    fn a_vm_that_gets_a_job_while_draining_is_left_to_it() {
+        let mut rig = Rig::ready();
+        assert_eq!(rig.tell(Event::Stop(Stop::Drain)), Some(Effect::RemoveRunner { runner_id: 7 }));
+        assert_eq!(rig.tell(Event::RunnerRemoved(Ok(Removal::Busy))), None);
+        assert_eq!(rig.phase(), Phase::Stopped);
+        assert!(rig.slot.view().made.is_some());
+    }
+
+    #[test]
+    fn draining_leaves_a_running_job_alone_and_destroying_does_not() {
+        let mut rig = Rig::running();
+        assert_eq!(rig.tell(Event::Stop(Stop::Drain)), None);
+        assert_eq!(rig.phase(), Phase::Stopped);
+
+        let mut rig = Rig::running();
+        let effect = rig.tell(Event::Stop(Stop::Destroy));
+        assert_eq!(rig.finish(effect, Removal::Busy), ["vm", "runner"]);
+        assert_eq!(rig.phase(), Phase::Stopped);
+    }
+
+    #[test]
+    fn a_stop_while_registering_makes_no_vm_and_leaves_no_registration() {
+        let mut rig = Rig::new(true);
+        rig.tell(Event::Fill);
+        assert_eq!(rig.tell(Event::Stop(Stop::Drain)), None);
+        let effect = rig.tell(Event::Registered(Ok(Registered::Done(Some(7)))));
+        assert_eq!(rig.finish(effect, Removal::Removed), ["runner"]);
+        assert_eq!(rig.phase(), Phase::Stopped);
+    }
+
+    #[test]
+    fn a_runner_offline_for_the_boot_timeout_is_replaced_unless_it_turns_out_busy() {
+        let mut rig = Rig::ready();
+        let observed = |rig: &Rig, online, busy| Event::RunnerObserved {
+            runner_id: 7,
+            runner_name: "runner-1".into(),
+            online,
+            busy,
+            asked_at: rig.now,
+        };
+        rig.now += BOOT;
+        let event = observed(&rig, false, false);
+        assert_eq!(rig.tell(event), Some(Effect::RemoveRunner { runner_id: 7 }));
+        assert_eq!(rig.tell(Event::RunnerRemoved(Ok(Removal::Busy))), None);
+        assert_eq!(rig.phase(), Phase::Running);
+    }
+
+    #[test]
+    fn an_adopted_job_runs_on_and_an_adopted_idle_vm_waits_on() {
+        let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        let made = Made { vm, runner_name: "runner-1".into(), runner_id: Some(9) };
+        for (busy, phase) in [(true, Phase::Running), (false, Phase::Ready)] {
+            let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: true };
+            let mut slot = Slot::new(1, "runner-1".into(), rules, 1);
+            let assignment = Assignment { adopt: Some((made.clone(), busy)), leftovers: vec![] };
+            assert_eq!(slot.step(Event::Reconciled(assignment), 5), None);
+            assert_eq!(slot.view().phase, phase);
+            assert!(slot.step(Event::JobCompleted(notice(9, 1)), 6).is_some());
+        }
+    }
+
+    #[test]
+    fn leftovers_are_gone_before_anything_is_created() {
+        let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: true };
+        let mut rig = Rig { slot: Slot::new(1, "runner-1".into(), rules, 1), now: 0 };
+        let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        let runner = Some((9, "runner-1".into()));
+        let leftovers = vec![Leftover { vm: vm.clone(), runner, on: true }];
+        let effect = rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
+        assert_eq!(rig.tell(Event::Fill), None);
+        assert_eq!(rig.finish(effect, Removal::Removed), ["runner", "vm"]);
+        assert_eq!(rig.phase(), Phase::Empty);
+        assert!(matches!(rig.tell(Event::Fill), Some(Effect::Register { .. })));
+    }
+
+    #[test]
+    fn a_leftover_that_turns_out_busy_is_adopted() {
+        let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: true };
+        let mut rig = Rig { slot: Slot::retired(5, rules, 1), now: 0 };
+        let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        let leftovers = vec![Leftover { vm, runner: Some((9, "runner-1".into())), on: true }];
+        rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
+        rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
+        assert_eq!(rig.phase(), Phase::Running);
+        let effect = rig.tell(Event::JobCompleted(notice(9, 1)));
+        rig.finish(effect, Removal::NotThere);
+        assert_eq!(rig.phase(), Phase::Stopped);
+    }
+
+    #[test]
+    fn with_registration_tokens_a_webhooks_name_is_only_a_hint_that_github_must_confirm() {
+        let mut rig = Rig::new(false);
+        assert_eq!(rig.tell(Event::Fill), Some(Effect::FindRunner { runner_name: "runner-1".into() }));
+        assert_eq!(
+            rig.tell(Event::Found(Ok(None))),
+            Some(Effect::Register { runner_name: "runner-1".into() })
+        );
+        rig.tell(Event::Registered(Ok(Registered::Done(None))));
+        rig.tell(Event::Created(Ok(())));
+        let incarnation = rig.incarnation();
+        rig.tell(Event::ConfigFetched { incarnation });
+
+        // A late delivery about an earlier runner of the same name.
+        assert!(matches!(rig.tell(Event::JobCompleted(notice(3, 99))), Some(Effect::FindRunner { .. })));
+        assert_eq!(rig.tell(Event::Found(Ok(Some(Found { runner_id: 4, stale: false })))), None);
+        assert_eq!(rig.phase(), Phase::Ready);
+
+        assert!(matches!(rig.tell(Event::JobInProgress(notice(4, 100))), Some(Effect::FindRunner { .. })));
+        assert_eq!(rig.tell(Event::Found(Ok(Some(Found { runner_id: 4, stale: false })))), None);
+        assert_eq!(rig.phase(), Phase::Running);
+        assert!(matches!(rig.tell(Event::JobCompleted(notice(4, 100))), Some(Effect::DestroyVm(_))));
+    }
+}

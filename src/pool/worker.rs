@@ -140,7 +140,7 @@ impl Worker<'_> {
     /// Whether the runner is what an earlier VM of this pool left behind.
     fn is_stale(&self, runner: &github::Runner) -> bool {
         let ephemeral = runner.labels.iter().any(|label| label.eq_ignore_ascii_case("ephemeral"));
-        ephemeral && !runner.online && !runner.busy && !self.shared.lock().orphans.prefix_is_shared()
+        ephemeral && !runner.online && !runner.busy && !self.shared.lock().book.prefix_is_shared()
     }
 }
 

@@ -1,0 +1,163 @@
+//! A simulated GitHub for `USE_MOCK=true`: it registers runners and gives the
+//! jobs of `queued` webhooks to those that wait.
+
+use super::{Error, GitHub, Registration, Removal, Runner};
+use crate::secret::Secret;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The simulated GitHub.
+pub struct MockGitHub {
+    labels: Vec<String>,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    last_id: u64,
+    runners: Vec<Runner>,
+    waiting: VecDeque<(u64, Vec<String>)>,
+}
+
+impl MockGitHub {
+    /// A GitHub without runners, whose runners will bear `labels`.
+    pub fn new(labels: &[String]) -> MockGitHub {
+        MockGitHub { labels: labels.to_vec(), inner: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// A job waits for a runner.
+    pub fn offer(&self, job_id: u64, labels: Vec<String>) {
+        let mut inner = self.lock();
+        if inner.waiting.iter().all(|(id, _)| *id != job_id) {
+            inner.waiting.push_back((job_id, labels));
+            self.changed.notify_all();
+        }
+    }
+
+    /// A job waits no more.
+    pub fn withdraw(&self, job_id: u64) {
+        self.lock().waiting.retain(|(id, _)| *id != job_id);
+    }
+
+    /// A runner starts with its credential and comes online. `None` if it is not registered.
+    pub fn connect(&self, credential: &str) -> Option<u64> {
+        let id = credential.strip_prefix("simulated-jit-")?.parse().ok()?;
+        self.lock().runners.iter_mut().find(|r| r.id == id)?.online = true;
+        Some(id)
+    }
+
+    /// Gives the runner a job if there is one that asks for no label it lacks,
+    /// waiting at most `wait` for one.
+    pub fn take_job(&self, runner_id: u64, wait: Duration) -> Option<u64> {
+        let suits = |wanted: &[String], has: &[String]| {
+            wanted.iter().all(|w| has.iter().any(|h| h.eq_ignore_ascii_case(w)))
+        };
+        let mut inner = self.lock();
+        for last in [false, true] {
+            let Inner { runners, waiting, .. } = &mut *inner;
+            let runner = runners.iter_mut().find(|r| r.id == runner_id)?;
+            if let Some(i) = waiting.iter().position(|(_, wanted)| suits(wanted, &runner.labels)) {
+                runner.busy = true;
+                return waiting.remove(i).map(|(job_id, _)| job_id);
+            }
+            if !last {
+                inner = self.changed.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        None
+    }
+
+    /// The runner has ended its job. Being ephemeral, it is registered no more.
+    pub fn job_ended(&self, runner_id: u64) {
+        self.lock().runners.retain(|r| r.id != runner_id);
+    }
+
+    /// The runner's machine is gone, and with it its job, if it had one.
+    pub fn disconnect(&self, runner_id: u64) {
+        if let Some(runner) = self.lock().runners.iter_mut().find(|r| r.id == runner_id) {
+            runner.online = false;
+            runner.busy = false;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GitHub for MockGitHub {
+    fn register(&self, name: &str) -> Result<Registration, Error> {
+        let mut inner = self.lock();
+        if inner.runners.iter().any(|r| r.name == name) {
+            return Err(Error::NameTaken);
+        }
+        inner.last_id += 1;
+        let id = inner.last_id;
+        let labels = self.labels.clone();
+        inner.runners.push(Runner { id, name: name.into(), online: false, busy: false, labels });
+        Ok(Registration { runner_id: Some(id), credential: Secret::new(format!("simulated-jit-{id}")) })
+    }
+
+    fn runners(&self) -> Result<Vec<Runner>, Error> {
+        Ok(self.lock().runners.clone())
+    }
+
+    fn runner_by_name(&self, name: &str) -> Result<Option<Runner>, Error> {
+        Ok(self.lock().runners.iter().find(|r| r.name == name).cloned())
+    }
+
+    fn runner_by_id(&self, id: u64) -> Result<Option<Runner>, Error> {
+        Ok(self.lock().runners.iter().find(|r| r.id == id).cloned())
+    }
+
+    fn remove(&self, id: u64) -> Result<Removal, Error> {
+        let mut inner = self.lock();
+        let Some(i) = inner.runners.iter().position(|r| r.id == id) else { return Ok(Removal::NotThere) };
+        if inner.runners[i].busy {
+            return Ok(Removal::Busy);
+        }
+        inner.runners.remove(i);
+        Ok(Removal::Removed)
+    }
+
+    fn newest_runner_version(&self) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+}
+
+impl fmt::Debug for MockGitHub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MockGitHub")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_goes_to_one_waiting_runner_with_its_labels() {
+        let github = MockGitHub::new(&["self-hosted".into(), "Windows".into()]);
+        let registration = github.register("runner-1").unwrap();
+        let id = github.connect(registration.credential.expose()).unwrap();
+        github.offer(1, vec!["gpu".into()]);
+        assert_eq!(github.take_job(id, Duration::ZERO), None);
+        github.offer(2, vec!["windows".into()]);
+        assert_eq!(github.take_job(id, Duration::ZERO), Some(2));
+        assert_eq!(github.remove(id), Ok(Removal::Busy));
+        github.job_ended(id);
+        assert_eq!(github.remove(id), Ok(Removal::NotThere));
+    }
+
+    #[test]
+    fn a_name_can_be_registered_once() {
+        let github = MockGitHub::new(&[]);
+        let id = github.register("runner-1").unwrap().runner_id.unwrap();
+        assert_eq!(github.register("runner-1").unwrap_err(), Error::NameTaken);
+        assert_eq!(github.remove(id), Ok(Removal::Removed));
+        assert!(github.register("runner-1").is_ok());
+    }
+}

@@ -1,0 +1,171 @@
+//! Whether the image that the VMs start from is about to go stale.
+//!
+//! GitHub gives no jobs to a runner whose version is more than 30 days behind
+//! the newest, and an evaluation edition of Windows ends after 180 days. The
+//! guest says what it is made of in the User-Agent of its first request:
+//! `hyperv-runner-pool-guest/1 runner/2.330.0 image/2026-01-31
+//! windows-evaluation/2026-07-30`.
+//!
+//! <https://docs.github.com/en/actions/how-tos/manage-runners/self-hosted-runners/use-in-a-workflow#about-automatic-updates>
+
+use serde::Serialize;
+
+/// Days before an end at which the pool begins to warn.
+const WARN_BEFORE: i64 = 7;
+
+/// Days after which GitHub drops a runner version that is no longer the newest.
+const RUNNER_LIFE: i64 = 30;
+
+/// What a guest says of its image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Image {
+    /// The runner's version.
+    pub runner_version: Option<String>,
+    /// The day the image was built, as `yyyy-mm-dd`.
+    pub built: Option<String>,
+    /// The day the evaluation edition of Windows ends, as `yyyy-mm-dd`.
+    pub windows_evaluation_ends: Option<String>,
+}
+
+/// What `/api/status` says of the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// What the guest that booted last is made of.
+    #[serde(flatten)]
+    pub image: Image,
+    /// The newest version of the runner, if GitHub has told.
+    pub newest_runner_version: Option<String>,
+    /// What is about to go stale, with its mend. Empty when all is well.
+    pub warnings: Vec<String>,
+}
+
+impl Image {
+    /// Reads a guest's User-Agent. `None` if it is not a guest's.
+    pub fn from_user_agent(agent: &str) -> Option<Image> {
+        let mut parts = agent.split_ascii_whitespace();
+        parts.next()?.strip_prefix("hyperv-runner-pool-guest/")?;
+        let mut image = Image::default();
+        for part in parts.take(8) {
+            // It comes from a VM, and a job may have made it up.
+            let plain =
+                |s: &str| s.len() <= 32 && s.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b));
+            match part.split_once('/') {
+                Some(("runner", version)) if plain(version) => image.runner_version = Some(version.into()),
+                Some(("image", day)) if days(day).is_some() => image.built = Some(day.into()),
+                Some(("windows-evaluation", day)) if days(day).is_some() => {
+                    image.windows_evaluation_ends = Some(day.into());
+                }
+                _ => {}
+            }
+        }
+        Some(image)
+    }
+
+    /// What is about to go stale on `today` (days since 1970), given the
+    /// newest runner version and the earliest day on which it can have come out.
+    pub fn warnings(&self, newest: Option<&str>, newer_since: Option<i64>, today: i64) -> Vec<String> {
+        const MEND: &str = "build a new image (packer/rebuild.ps1)";
+        let mut warnings = Vec::new();
+        if let (Some(version), Some(newest), Some(since)) = (&self.runner_version, newest, newer_since)
+            && is_older(version, newest)
+        {
+            let left = since + RUNNER_LIFE - today;
+            if left <= 0 {
+                warnings.push(format!(
+                    "The image's runner {version} may be too old for GitHub to give it jobs (the newest is {newest}): {MEND}"
+                ));
+            } else if left <= RUNNER_LIFE - WARN_BEFORE {
+                warnings.push(format!(
+                    "GitHub may give the image's runner {version} no more jobs in {left} days (the newest is {newest}): {MEND}"
+                ));
+            }
+        }
+        if let Some((day, left)) =
+            self.windows_evaluation_ends.as_ref().and_then(|day| Some((day, days(day)? - today)))
+            && left <= 30
+        {
+            warnings.push(if left > 0 {
+                format!("The image's evaluation edition of Windows ends in {left} days, on {day}: {MEND}")
+            } else {
+                format!("The image's evaluation edition of Windows ended on {day}, and its VMs shut down every hour: {MEND}")
+            });
+        }
+        warnings
+    }
+}
+
+/// Today in days since 1970, by UTC.
+pub fn today() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |time| (time.as_secs() / 86_400) as i64)
+}
+
+/// Whether a dotted version is older than another.
+pub fn is_older(version: &str, than: &str) -> bool {
+    let parts = |v: &str| -> Vec<u64> { v.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
+    parts(version) < parts(than)
+}
+
+/// Days since 1970-01-01 of a day written `yyyy-mm-dd`.
+pub fn days(day: &str) -> Option<i64> {
+    let mut parts = day.splitn(3, '-');
+    let mut number = |length: usize| -> Option<i64> {
+        let part = parts.next()?;
+        (part.len() == length && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?
+    };
+    let (year, month, day) = (number(4)?, number(2)?, number(2)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Years from March, so that the leap day comes last.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    Some(365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGENT: &str =
+        "hyperv-runner-pool-guest/1 runner/2.330.0 image/2026-01-31 windows-evaluation/2026-07-30";
+
+    #[test]
+    fn a_guests_user_agent_tells_what_its_image_is_made_of() {
+        let image = Image::from_user_agent(AGENT).unwrap();
+        assert_eq!(image.runner_version.as_deref(), Some("2.330.0"));
+        assert_eq!(image.built.as_deref(), Some("2026-01-31"));
+        assert_eq!(image.windows_evaluation_ends.as_deref(), Some("2026-07-30"));
+        assert_eq!(Image::from_user_agent("curl/8.0"), None);
+        let odd =
+            Image::from_user_agent("hyperv-runner-pool-guest/1 runner/<script> image/2026-13-01").unwrap();
+        assert_eq!(odd, Image::default());
+    }
+
+    #[test]
+    fn days_are_counted_from_1970() {
+        assert_eq!(days("1970-01-01"), Some(0));
+        assert_eq!(days("2000-03-01"), Some(11_017));
+        assert_eq!(days("2026-11-24"), Some(20_781));
+        assert_eq!(days("2026-1-1"), None);
+    }
+
+    #[test]
+    fn an_old_runner_is_warned_of_before_github_drops_it() {
+        let image = Image::from_user_agent(AGENT).unwrap();
+        let seen = days("2026-02-01").unwrap();
+        assert!(image.warnings(Some("2.331.0"), Some(seen), seen).is_empty());
+        assert!(image.warnings(Some("2.331.0"), Some(seen), seen + 10)[0].contains("in 20 days"));
+        assert!(image.warnings(Some("2.331.0"), Some(seen), seen + 30)[0].contains("too old"));
+        assert!(image.warnings(Some("2.330.0"), Some(seen), seen + 30).is_empty());
+        assert!(is_older("2.99.0", "2.330.0"));
+    }
+
+    #[test]
+    fn the_end_of_an_evaluation_edition_is_warned_of_a_month_before() {
+        let image = Image::from_user_agent(AGENT).unwrap();
+        let end = days("2026-07-30").unwrap();
+        assert!(image.warnings(None, None, end - 31).is_empty());
+        assert!(image.warnings(None, None, end - 30)[0].contains("ends in 30 days, on 2026-07-30"));
+        assert!(image.warnings(None, None, end)[0].contains("ended on 2026-07-30"));
+    }
+}
