@@ -7,8 +7,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod date;
 pub mod github;
 pub mod http;
 pub mod hypervisor;
+pub mod logging;
 pub mod pool;
 pub mod secret;

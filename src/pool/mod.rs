@@ -20,6 +20,7 @@ pub mod reconcile;
 pub mod slot;
 pub mod worker;
 
+use crate::date;
 use crate::github::GitHub;
 use crate::hypervisor::Hypervisor;
 use crate::secret::{Keys, Secret};
@@ -343,7 +344,7 @@ impl Inner {
 
     /// GitHub has named the newest version of the runner.
     pub(crate) fn newest_runner_is(&mut self, version: String) {
-        let today = freshness::today();
+        let today = date::today();
         let since = match &self.newest_runner {
             Some(known) if known.version == version => return,
             Some(_) => Some(today),
@@ -355,12 +356,12 @@ impl Inner {
 
     pub(crate) fn image_report(&self) -> freshness::Report {
         let newest = self.newest_runner.as_ref();
-        let built = self.image.built.as_deref().and_then(freshness::days);
+        let built = self.image.built.as_deref().and_then(date::parse_day);
         let since = newest.and_then(|newest| newest.since.or(built));
         let version = newest.map(|newest| newest.version.clone());
         freshness::Report {
             image: self.image.clone(),
-            warnings: self.image.warnings(version.as_deref(), since, freshness::today()),
+            warnings: self.image.warnings(version.as_deref(), since, date::today()),
             newest_runner_version: version,
         }
     }

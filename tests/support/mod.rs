@@ -1,0 +1,17 @@
+//! What several test files share.
+#![allow(dead_code, reason = "no test file uses all of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod mock_pool;
+
+use std::time::{Duration, Instant};
+
+/// Waits until something holds, and fails the test if it does not within ten seconds.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(10), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
