@@ -246,10 +246,7 @@ impl ScriptFolder {
 
     fn new_in(parent: &Path) -> io::Result<ScriptFolder> {
         let folder = parent.join(format!("hyperv-runner-pool-{}-{:016x}", std::process::id(), unique()));
-        let mut builder = fs::DirBuilder::new();
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&folder)?;
+        create_private_folder(&folder)?;
         let mut scripts = ScriptFolder { folder, _files: Vec::new() };
         for script in Script::ALL {
             let path = scripts.folder.join(script.file_name());
@@ -285,6 +282,19 @@ impl Drop for ScriptFolder {
         self._files.clear();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+#[cfg(unix)]
+fn create_private_folder(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().mode(0o700).create(folder)
+}
+
+/// On Windows the rights are those of the temporary folder: a user's own, or
+/// SYSTEM's, where others may add files at most.
+#[cfg(not(unix))]
+fn create_private_folder(folder: &Path) -> io::Result<()> {
+    fs::create_dir(folder)
 }
 
 /// A number that no other call has returned, nor is likely to return in

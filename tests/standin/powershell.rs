@@ -364,6 +364,7 @@ fn hang() {
 }
 
 /// Starts a process that holds this one's outputs, and waits for it to be there.
+#[allow(clippy::zombie_processes, reason = "it is to outlive this process")]
 fn start_grandchild(host: &Host) {
     Command::new(std::env::current_exe().unwrap())
         .arg("--grandchild")
