@@ -96,7 +96,7 @@ fn a_created_vm_runs_from_a_differencing_disk_and_knows_the_pool() {
     let made = standin.vm("runner-1");
     assert_eq!(made.state, "Running");
     let disk = standin.storage().join("runner-1-0123456789abcdef.vhdx");
-    assert_eq!(made.disks, [disk.clone()]);
+    assert_eq!(made.disks, std::slice::from_ref(&disk));
     let disk = fs::read_to_string(disk).unwrap();
     assert!(disk.ends_with(standin.template().to_str().unwrap()), "{disk}");
     assert_eq!(serde_json::from_str::<Notes>(&made.notes).unwrap(), spec(&standin, runner_1()).notes);
