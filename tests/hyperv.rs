@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::standin::host::{self, FaultKind, Vm};
-use support::standin::{Standin, is_alive, wait_for};
+use support::standin::{Standin, wait_for, wait_until_dead};
 
 const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4";
 const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
@@ -297,7 +297,7 @@ fn at_its_deadline_a_hanging_script_dies_with_all_it_has_started() {
     let pid = standin.invocations()[0].pid;
     let grandchild = standin.grandchild().expect("it was started before the deadline");
     for pid in [pid, grandchild] {
-        wait_for("the process is dead", || !is_alive(pid));
+        wait_until_dead(pid);
     }
     // What it had made is still there, and can be cleared.
     assert_eq!(standin.vms().len(), 1);
@@ -313,7 +313,7 @@ fn a_process_left_behind_with_the_outputs_open_neither_delays_the_answer_nor_sur
     hyperv(&standin).list().unwrap();
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     let grandchild = standin.grandchild().unwrap();
-    wait_for("the process is dead", || !is_alive(grandchild));
+    wait_until_dead(grandchild);
 }
 
 #[test]
@@ -413,15 +413,17 @@ fn characters_outside_of_ascii_arrive() {
 #[test]
 fn a_template_or_switch_that_is_not_there_is_named() {
     let standin = Standin::new();
-    let settings = Settings { switch: "Wan".into(), ..settings(&standin) };
-    let other = HyperV::new(settings, powershell(&standin)).unwrap();
-    has(&create(&standin, &other, runner_1()).unwrap_err(), &["create-vm failed at", "Wan"]);
-    fs::remove_file(standin.template()).unwrap();
-    has(
-        &create(&standin, &hyperv(&standin), runner_1()).unwrap_err(),
-        &["at template", "runner-template.vhdx"],
-    );
-    assert_eq!(standin.disks().len(), 0);
+    for (settings, words) in [
+        (Settings { switch: "Wan".into(), ..settings(&standin) }, ["create-vm failed at", "Wan"]),
+        (
+            Settings { template_path: standin.storage().join("none.vhdx"), ..settings(&standin) },
+            ["create-vm failed at template", "none.vhdx"],
+        ),
+    ] {
+        let hyperv = HyperV::new(settings, powershell(&standin)).unwrap();
+        has(&create(&standin, &hyperv, runner_1()).unwrap_err(), &words);
+        assert_eq!((standin.vms().len(), standin.disks().len()), (0, 0));
+    }
 }
 
 #[test]
@@ -519,7 +521,7 @@ fn when_the_pool_is_killed_its_script_dies_and_the_next_start_can_clear_the_rest
         pool.kill().unwrap();
         pool.wait().unwrap();
         let script = standin.invocations()[0].pid;
-        wait_for("the script is dead", || !is_alive(script));
+        wait_until_dead(script);
 
         let hyperv = hyperv(&standin);
         for vm in hyperv.list().unwrap().vms {

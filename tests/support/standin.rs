@@ -277,7 +277,25 @@ pub fn is_alive(pid: u32) -> bool {
 /// Whether a process is alive.
 #[cfg(windows)]
 pub fn is_alive(pid: u32) -> bool {
-    let filter = format!("PID eq {pid}");
-    let output = std::process::Command::new("tasklist").args(["/NH", "/FI", &filter]).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).contains(&pid.to_string())
+    use windows_sys::Win32::Foundation::{CloseHandle, STILL_ACTIVE};
+    use windows_sys::Win32::System::Threading::{
+        GetExitCodeProcess, OpenProcess, PROCESS_QUERY_LIMITED_INFORMATION,
+    };
+    // SAFETY: the handle is checked and closed; `code` outlives the call.
+    unsafe {
+        let process = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, 0, pid);
+        if process.is_null() {
+            return false;
+        }
+        let mut code = 0;
+        let asked = GetExitCodeProcess(process, &mut code) != 0;
+        CloseHandle(process);
+        asked && code == STILL_ACTIVE as u32
+    }
+}
+
+/// Waits until a process is dead.
+pub fn wait_until_dead(pid: u32) {
+    assert!(is_alive(std::process::id()), "this system tells who is alive");
+    wait_for("the process is dead", || !is_alive(pid));
 }
