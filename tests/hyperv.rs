@@ -49,7 +49,7 @@ fn hyperv(standin: &Standin) -> HyperV {
 /// With so little time that a test can wait for its end, and enough for a
 /// stand-in on a busy machine to do what it does first.
 fn impatient(standin: &Standin) -> HyperV {
-    let short = Duration::from_secs(2);
+    let short = Duration::from_secs(3);
     let deadlines =
         Deadlines { create: short, create_copy: short, destroy: short, list: short, check: short };
     hyperv(standin).with_deadlines(deadlines)
@@ -135,6 +135,14 @@ fn the_settings_of_the_pool_are_those_of_the_vm() {
     assert_eq!(made.kvp["RunnerPoolUrl"], "http://10.1.2.3:9090");
     let disk = fs::read_to_string(&made.disks[0]).unwrap();
     assert_eq!(disk, host::VHDX_SIGNATURE, "a whole disk has no parent");
+}
+
+#[test]
+fn an_ipv6_address_of_the_pool_becomes_a_url() {
+    let standin = Standin::new();
+    let settings = Settings { orchestrator_ip: Some("fd00::1".parse().unwrap()), ..settings(&standin) };
+    create(&standin, &HyperV::new(settings, powershell(&standin)).unwrap(), runner_1()).unwrap();
+    assert_eq!(standin.kvp("runner-1", "RunnerPoolUrl"), "http://[fd00::1]:8080");
 }
 
 #[test]
@@ -242,6 +250,9 @@ fn vms_that_the_pool_did_not_make_are_neither_listed_nor_destroyed() {
     ] {
         standin.add_vm(Vm { notes, disks, ..Vm::new("runner-1") });
     }
+    // Somebody's VM, by its name, on a disk that was ours.
+    let disks = vec![standin.storage().join("runner-2-00000000000000ff.vhdx")];
+    standin.add_vm(Vm { disks, ..Vm::new("build server") });
     let foreign = standin.vms();
     assert_eq!(hyperv.list().unwrap(), Default::default());
 
@@ -291,7 +302,7 @@ fn at_its_deadline_a_hanging_script_dies_with_all_it_has_started() {
     standin.set_fault_at("create-vm", "key-values", FaultKind::HangWithGrandchild);
     let started = Instant::now();
     let error = create(&standin, &impatient(&standin), runner_1()).unwrap_err();
-    has(&error, &["create-vm failed", "did not end within 2 s", "killed"]);
+    has(&error, &["create-vm failed", "did not end within 3 s", "killed"]);
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 
     let pid = standin.invocations()[0].pid;
@@ -324,9 +335,9 @@ fn every_operation_ends_at_its_deadline() {
     }
     let hyperv = impatient(&standin);
     std::thread::scope(|scope| {
-        scope.spawn(|| has(&create(&standin, &hyperv, runner_1()).unwrap_err(), &["create-vm", "2 s"]));
-        scope.spawn(|| has(&hyperv.destroy(&runner_1()).unwrap_err().0, &["destroy-vm", "2 s"]));
-        scope.spawn(|| has(&hyperv.list().unwrap_err().0, &["list-vms", "2 s"]));
+        scope.spawn(|| has(&create(&standin, &hyperv, runner_1()).unwrap_err(), &["create-vm", "3 s"]));
+        scope.spawn(|| has(&hyperv.destroy(&runner_1()).unwrap_err().0, &["destroy-vm", "3 s"]));
+        scope.spawn(|| has(&hyperv.list().unwrap_err().0, &["list-vms", "3 s"]));
         scope.spawn(|| {
             let findings =
                 preflight::run(&powershell(&standin), &settings(&standin), 1, Duration::from_millis(300));

@@ -59,14 +59,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The address for the scripts; empty to have it looked up.
+    /// The address for the scripts, which make it part of a URL; empty to have
+    /// it looked up.
     pub(super) fn host(&self) -> String {
-        match self.orchestrator_ip {
-            // It becomes the host of a URL, where an IPv6 address needs brackets.
-            Some(IpAddr::V6(ip)) => format!("[{ip}]"),
-            Some(IpAddr::V4(ip)) => ip.to_string(),
-            None => String::new(),
-        }
+        self.orchestrator_ip.map(|ip| ip.to_string()).unwrap_or_default()
     }
 }
 
@@ -108,12 +104,12 @@ pub struct HyperV {
 }
 
 /// What the Notes of a VM must have as `pool` to be of the pool with this
-/// storage folder.
+/// storage folder: the path, written in one way (but on Windows in any case).
 ///
 /// # Errors
 /// When the path is not Unicode, and thus could not be told apart from others.
 pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
-    text(storage_path)
+    Ok(normal_path(&text(storage_path)?, cfg!(windows)))
 }
 
 impl HyperV {
@@ -147,7 +143,7 @@ impl HyperV {
         if !plain {
             return Err(Error(format!("{vm} is not a VM of a pool: {file} cannot be the name of its disk")));
         }
-        text(&self.settings.storage_path.join(file))
+        text(&Path::new(&self.pool).join(file))
     }
 
     /// Whether a VM of the host is the pool's, and which.
@@ -160,10 +156,10 @@ impl HyperV {
             // Another pool's.
             Some(_) => return None,
             // No Notes, or somebody's own: ours only if it was cut off between
-            // getting its disk and getting its Notes.
+            // getting its disk, which has its name, and getting its Notes.
             None => {
-                let disk = fact.disks.iter().find_map(|disk| self.disk_of_ours(disk))?;
-                (VmId { name: fact.name, incarnation: disk.incarnation }, None)
+                let mut disks = fact.disks.iter().filter_map(|disk| self.disk_of_ours(disk));
+                (disks.find(|disk| disk.name == fact.name)?, None)
             }
         };
         if let Err(e) = self.disk_path(&id) {
@@ -255,16 +251,21 @@ fn power(state: &str) -> Power {
     }
 }
 
-/// Whether two absolute paths name the same folder, by their text.
+/// Whether two absolute paths name the same file or folder, by their text.
 fn same_path(a: &str, b: &str, windows: bool) -> bool {
-    let normal = |path: &str| {
-        if windows {
-            path.replace('/', "\\").trim_end_matches('\\').to_lowercase()
-        } else {
-            path.trim_end_matches('/').to_owned()
-        }
-    };
-    normal(a) == normal(b)
+    let (a, b) = (normal_path(a, windows), normal_path(b, windows));
+    if windows { a.to_lowercase() == b.to_lowercase() } else { a == b }
+}
+
+/// A path with one kind of separator, and none at its end unless it is a root.
+fn normal_path(path: &str, windows: bool) -> String {
+    let separator = if windows { '\\' } else { '/' };
+    let path = if windows { path.replace('/', r"\") } else { path.to_owned() };
+    let mut normal = path.trim_end_matches(separator).to_owned();
+    if normal.is_empty() || windows && normal.ends_with(':') {
+        normal.push(separator);
+    }
+    normal
 }
 
 fn text(path: &Path) -> Result<String, Error> {
@@ -417,10 +418,12 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_address_is_given_in_brackets() {
-        let host = |ip: &str| Settings { orchestrator_ip: Some(ip.parse().unwrap()), ..settings() }.host();
-        assert_eq!(host("fd00::1"), "[fd00::1]");
-        assert_eq!(host("10.0.0.1"), "10.0.0.1");
-        assert_eq!(settings().host(), "");
+    fn a_pool_has_one_identity_however_its_folder_is_written() {
+        let identity = |path: &str, windows| normal_path(path, windows);
+        assert_eq!(identity(r"C:/p\vms/storage/", true), r"C:\p\vms\storage");
+        assert_eq!(identity("/p/vms/storage/", false), "/p/vms/storage");
+        assert_eq!((identity(r"D:\", true), identity("D:", true)), (r"D:\".into(), r"D:\".into()));
+        assert_eq!(identity("/", false), "/");
+        assert_eq!(identity(r"/p/a\b", false), r"/p/a\b", "elsewhere a backslash is a letter");
     }
 }

@@ -234,8 +234,13 @@ impl std::fmt::Debug for PowerShell {
 struct ScriptFolder {
     folder: PathBuf,
     /// Kept open for the locks on them; see above.
-    _files: Vec<fs::File>,
+    files: Vec<fs::File>,
 }
+
+/// What the name of such a folder begins with.
+const FOLDER_PREFIX: &str = "hyperv-runner-pool-";
+/// A file in the folder that is locked for as long as the folder is in use.
+const IN_USE: &str = "in-use";
 
 impl ScriptFolder {
     fn new() -> Result<ScriptFolder, Error> {
@@ -245,9 +250,13 @@ impl ScriptFolder {
     }
 
     fn new_in(parent: &Path) -> io::Result<ScriptFolder> {
-        let folder = parent.join(format!("hyperv-runner-pool-{}-{:016x}", std::process::id(), unique()));
+        remove_abandoned(parent);
+        let folder = parent.join(format!("{FOLDER_PREFIX}{}-{:016x}", std::process::id(), unique()));
         create_private_folder(&folder)?;
-        let mut scripts = ScriptFolder { folder, _files: Vec::new() };
+        let mut scripts = ScriptFolder { folder, files: Vec::new() };
+        let in_use = fs::File::create_new(scripts.folder.join(IN_USE))?;
+        in_use.lock()?;
+        scripts.files.push(in_use);
         for script in Script::ALL {
             let path = scripts.folder.join(script.file_name());
             fs::write(&path, script.text())?;
@@ -258,7 +267,7 @@ impl ScriptFolder {
                 const FILE_SHARE_READ: u32 = 1;
                 std::os::windows::fs::OpenOptionsExt::share_mode(&mut options, FILE_SHARE_READ);
             }
-            scripts._files.push(options.open(&path)?);
+            scripts.files.push(options.open(&path)?);
         }
         Ok(scripts)
     }
@@ -279,8 +288,25 @@ impl ScriptFolder {
 
 impl Drop for ScriptFolder {
     fn drop(&mut self) {
-        self._files.clear();
+        self.files.clear();
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Removes the folders of pools that were killed.
+fn remove_abandoned(parent: &Path) {
+    // A folder this young may be one whose maker is about to lock it.
+    const YOUNG: Duration = Duration::from_secs(60);
+    let abandoned = |folder: &Path| -> io::Result<bool> {
+        let in_use = fs::File::open(folder.join(IN_USE))?;
+        let age = in_use.metadata()?.modified()?.elapsed().unwrap_or_default();
+        Ok(age > YOUNG && in_use.try_lock().is_ok())
+    };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX);
+        if ours && abandoned(&entry.path()).unwrap_or(false) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -777,5 +803,25 @@ mod tests {
         let last = folder.verified(script).unwrap();
         drop(folder);
         assert!(!last.parent().unwrap().exists());
+    }
+
+    #[test]
+    fn the_folder_of_a_killed_pool_goes_at_the_next_start_and_that_of_a_living_one_stays() {
+        let parent = std::env::temp_dir().join(format!("scripts {:016x}", unique()));
+        fs::create_dir(&parent).unwrap();
+        let living = ScriptFolder::new_in(&parent).unwrap();
+        let mut killed = ScriptFolder::new_in(&parent).unwrap();
+        let left = killed.folder.clone();
+        for folder in [&killed, &living] {
+            folder.files[0].set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
+        killed.files.clear();
+        std::mem::forget(killed);
+
+        let next = ScriptFolder::new_in(&parent).unwrap();
+        assert!(!left.exists());
+        assert!(living.folder.join(Script::CreateVm.file_name()).exists());
+        drop((living, next));
+        fs::remove_dir(&parent).unwrap();
     }
 }

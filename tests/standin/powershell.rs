@@ -186,6 +186,9 @@ impl Run {
         if host.is_empty() {
             return Err(failure("key-values", format!("the host has no address on {}", switch.name)));
         }
+        if host.contains(':') {
+            host = format!("[{host}]");
+        }
         let url = format!("http://{host}:{}", self.input["port"].as_u64().expect("port is a number"));
         let kvp = BTreeMap::from([
             ("RunnerPoolUrl".to_owned(), url.clone()),
@@ -204,14 +207,16 @@ impl Run {
 
     fn destroy(&mut self) -> Result<Value, Failure> {
         let disk = PathBuf::from(self.text("diskPath"));
-        let (pool, incarnation) = (self.text("pool"), self.text("incarnation"));
-        self.text("name");
+        let (name, pool, incarnation) = (self.text("name"), self.text("pool"), self.text("incarnation"));
 
         self.step("find")?;
+        if disk != Path::new(&pool).join(format!("{name}-{incarnation}.vhdx")) {
+            return Err(failure("find", format!("{} is not the disk of {name}", disk.display())));
+        }
         let ours = |vm: &Vm| {
             let notes: Value = serde_json::from_str(&vm.notes).unwrap_or_default();
             let marked = notes["pool"] == *pool && notes["incarnation"] == *incarnation;
-            marked || vm.disks.contains(&disk)
+            marked || vm.name == name && vm.disks.contains(&disk)
         };
         let found: Vec<u64> = self.host.state().vms.iter().filter(|vm| ours(vm)).map(|vm| vm.id).collect();
         for &id in &found {
