@@ -4,6 +4,7 @@
 
 pub mod http;
 pub mod mock_pool;
+pub mod standin;
 
 use std::time::{Duration, Instant};
 
