@@ -8,5 +8,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod github;
+pub mod http;
 pub mod hypervisor;
 pub mod secret;

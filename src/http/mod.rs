@@ -1,0 +1,3 @@
+//! The HTTP server: the connections ([`gate`]).
+
+pub mod gate;
