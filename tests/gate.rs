@@ -653,32 +653,31 @@ fn health_answers_while_thousands_of_half_sent_requests_are_open() {
     let most = limits.max_connections;
     let gate = start(limits);
     let mut half_sent = Vec::new();
-    let mut busiest = 0;
-    for n in 0..3000 {
+    let mut times = Vec::new();
+    for n in 1..=3000 {
         let mut stream = connect(&gate);
         // The server may already have given its place to the next one.
         _ = stream.write_all(b"POST /webhook HTTP/1.1\r\nHost: h\r\n");
         half_sent.push(stream);
-        if n % 100 == 0 {
-            busiest = busiest.max(gate.connections());
+        // Also paces the flood: with a full backlog the kernel would make this
+        // client wait for a second, and that is not what is tested here.
+        if n % 50 == 0 {
+            let start = Instant::now();
+            assert_eq!(get(&mut connect(&gate), "/health").0, 200);
+            times.push(start.elapsed());
+            assert!(gate.connections() <= most, "{} connections", gate.connections());
         }
     }
+    // The last /health has left, everything else is taken.
+    assert!(gate.connections() >= most - 1, "{} connections", gate.connections());
     #[cfg(target_os = "linux")]
     {
         let threads = threads_of(gate.local_addr().port());
         assert!(threads <= most + 2, "{threads} threads");
     }
-    assert!(busiest <= most && gate.connections() <= most, "{busiest} connections");
-    // The best of a few, since tests share the machine.
-    let quickest = (0..5)
-        .map(|_| {
-            let start = Instant::now();
-            assert_eq!(get(&mut connect(&gate), "/health").0, 200);
-            start.elapsed()
-        })
-        .min()
-        .unwrap();
-    assert!(quickest < Duration::from_millis(50), "answered after {quickest:?}");
+    // The median, since tests share the machine.
+    times.sort();
+    assert!(times[times.len() / 2] < Duration::from_millis(50), "answered after {times:?}");
     drop(half_sent);
     wait_until("all are gone", || gate.connections() == 0);
     #[cfg(target_os = "linux")]
