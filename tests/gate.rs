@@ -5,7 +5,9 @@
 
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Reply, Request};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+#[cfg(target_os = "linux")]
+use std::net::{IpAddr, Ipv4Addr};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -645,15 +647,16 @@ fn a_client_that_never_reads_its_answers_is_cut() {
 
 // Room.
 
-#[cfg(unix)]
 #[test]
 fn health_answers_while_thousands_of_half_sent_requests_are_open() {
+    #[cfg(unix)]
     allow_many_descriptors();
     let limits = Limits::default();
-    let most = limits.max_connections;
+    let places = limits.max_connections;
+    // Those being cut on Windows need a moment to end.
+    let most = if cfg!(windows) { 2 * places } else { places };
     let gate = start(limits);
     let mut half_sent = Vec::new();
-    let mut times = Vec::new();
     for n in 1..=3000 {
         let mut stream = connect(&gate);
         // The server may already have given its place to the next one.
@@ -662,20 +665,25 @@ fn health_answers_while_thousands_of_half_sent_requests_are_open() {
         // Also paces the flood: with a full backlog the kernel would make this
         // client wait for a second, and that is not what is tested here.
         if n % 50 == 0 {
-            let start = Instant::now();
             assert_eq!(get(&mut connect(&gate), "/health").0, 200);
-            times.push(start.elapsed());
             assert!(gate.connections() <= most, "{} connections", gate.connections());
         }
     }
     // The last /health has left, everything else is taken.
-    assert!(gate.connections() >= most - 1, "{} connections", gate.connections());
+    assert!(gate.connections() >= places - 1, "{} connections", gate.connections());
     #[cfg(target_os = "linux")]
     {
         let threads = threads_of(gate.local_addr().port());
         assert!(threads <= most + 2, "{threads} threads");
     }
     // The median, since tests share the machine.
+    let mut times: Vec<Duration> = (0..9)
+        .map(|_| {
+            let start = Instant::now();
+            assert_eq!(get(&mut connect(&gate), "/health").0, 200);
+            start.elapsed()
+        })
+        .collect();
     times.sort();
     assert!(times[times.len() / 2] < Duration::from_millis(50), "answered after {times:?}");
     drop(half_sent);

@@ -78,6 +78,7 @@ const WINDOWS_TICK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections served at the same time, each with a thread of its own.
+    /// On Windows, as many again may be ending.
     pub max_connections: usize,
     /// The longest head (request line and header fields), in bytes. Above: 431.
     pub head_bytes: usize,
@@ -636,20 +637,21 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 fn admit(shared: &Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     let most = shared.limits.max_connections.max(1);
     let mut table = shared.table();
-    if table.len() >= most {
+    // Shutting a socket down wakes its thread in microseconds, but on Windows
+    // only at its next tick: there, as many again may be ending.
+    let room = if cfg!(windows) { most * 2 } else { most };
+    let patience = Instant::now() + WINDOWS_TICK * 5;
+    while table.len() >= most {
         let live = table.values().filter(|conn| State::of(conn.word()).phase != Phase::Cut).count();
-        if live >= most {
-            shared.cut_one(&table, |_| 1, None);
+        let made_room = live < most || shared.cut_one(&table, |_| 1, None);
+        if made_room && table.len() < room {
+            break;
         }
-        // Where shutting a socket down wakes its thread, this takes microseconds.
-        let patience = Instant::now() + if cfg!(windows) { WINDOWS_TICK * 10 } else { WINDOWS_TICK };
-        while table.len() >= most && Instant::now() < patience {
-            table = wait(&shared.left, table, Duration::from_millis(10));
-        }
-        if table.len() >= most {
+        if Instant::now() >= patience {
             log::debug!("HTTP: all {most} connections are busy; one from {} is refused", peer.ip());
             return Ok(());
         }
+        table = wait(&shared.left, table, Duration::from_millis(10));
     }
     // A failure here means that the client is gone already.
     if prepare(&stream, &shared.limits).is_err() {
@@ -676,13 +678,15 @@ fn admit(shared: &Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr) -> 
     Ok(())
 }
 
-/// The socket's time-outs are set once, since setting them at each read would
-/// double the system calls. They are no deadlines: see [`reap`].
+/// Sets what a socket keeps for its whole life. Deadlines are not among it: see
+/// [`reap`]. A read time-out would make the kernel set a timer at each read, so
+/// there is one only on Windows, where shutting down does not wake a read.
 fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
-    let longest = limits.idle.max(limits.request_deadline).max(limits.body_deadline) + LINGER;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(if cfg!(windows) { WINDOWS_TICK } else { longest }))?;
-    // On Windows this is what ends a blocked write.
+    if cfg!(windows) {
+        stream.set_read_timeout(Some(WINDOWS_TICK))?;
+    }
+    // On Windows, this is also what ends a blocked write.
     stream.set_write_timeout(Some(limits.request_deadline.max(Duration::from_millis(1))))
 }
 
