@@ -1,8 +1,14 @@
 //! GitHub, as far as the pool needs it: register a runner, see which there
 //! are, remove one.
 
+pub mod auth;
+pub mod client;
+pub mod time;
+mod transport;
+
 use crate::secret::Secret;
 use std::fmt;
+use std::time::Duration;
 
 /// What the pool asks of GitHub. Every call blocks and ends within a bounded time.
 pub trait GitHub: Send + Sync {
@@ -25,6 +31,22 @@ pub trait GitHub: Send + Sync {
 
     /// Removes a registration.
     fn remove(&self, id: u64) -> Result<Removal, Error>;
+
+    /// The newest version of the runner application for 64-bit Windows, such
+    /// as `2.328.0`; `None` when GitHub offers none.
+    fn newest_runner_version(&self) -> Result<Option<String>, Error>;
+}
+
+/// How a VM becomes a runner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistrationMode {
+    /// The pool registers the runner and hands the VM a single-use JIT
+    /// configuration.
+    /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
+    Jit,
+    /// The VM registers itself with a registration token, which is good for
+    /// any number of runners until it expires.
+    Token,
 }
 
 /// What a new VM needs to become a runner.
@@ -67,6 +89,14 @@ pub enum Removal {
 pub enum Error {
     /// A runner of that name is registered already (409).
     NameTaken,
+    /// GitHub's rate limit is used up. No request of any slot is sent before
+    /// the time is over.
+    RateLimited {
+        /// How long until requests are sent again.
+        retry_after: Duration,
+        /// The same in one sentence.
+        why: String,
+    },
     /// Anything else, in one sentence for the log, `/health` and the status page.
     Failed(String),
 }
@@ -75,7 +105,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NameTaken => f.write_str("a runner of that name is registered already"),
-            Error::Failed(why) => f.write_str(why),
+            Error::RateLimited { why, .. } | Error::Failed(why) => f.write_str(why),
         }
     }
 }
