@@ -7,7 +7,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod app;
+pub mod config;
 pub mod date;
+pub mod dotenv;
 pub mod github;
 pub mod http;
 pub mod hypervisor;

@@ -1,6 +1,7 @@
 //! The log: one line a record, as text or JSON, to standard error or to files
 //! that are rotated, so that a pool that nobody looks after never fills its disk.
 
+use crate::config::LogFormat;
 use crate::date;
 use env_logger::{Builder, Target, WriteStyle};
 use log::{LevelFilter, Record};
@@ -19,20 +20,11 @@ const FILE_BYTES: u64 = 10 * 1024 * 1024;
 /// How many rotated files are kept.
 const FILES_KEPT: u32 = 5;
 
-/// How a record is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// Starts logging. Without a folder, to standard error.
 ///
 /// # Errors
 /// When the folder or the file in it cannot be made.
-pub fn start(level: LevelFilter, format: Format, dir: Option<&Path>) -> io::Result<()> {
+pub fn start(level: LevelFilter, format: LogFormat, dir: Option<&Path>) -> io::Result<()> {
     let mut builder = Builder::new();
     // Libraries (TLS, HTTP) tell much that concerns nobody but their authors.
     builder.filter_level(level.min(LevelFilter::Warn)).filter_module("hyperv_runner_pool", level);
@@ -55,18 +47,18 @@ struct JsonRecord<'a> {
     message: String,
 }
 
-fn line(format: Format, time: SystemTime, record: &Record) -> String {
+fn line(format: LogFormat, time: SystemTime, record: &Record) -> String {
     let time = date::timestamp(time);
     let message = record.args().to_string();
     match format {
-        Format::Text => {
+        LogFormat::Text => {
             let mut line = format!("{time} {:<5} ", record.level());
             // What comes from outside must not look like a line of its own.
             line.extend(message.chars().map(|c| if c.is_control() { ' ' } else { c }));
             line.push('\n');
             line
         }
-        Format::Json => {
+        LogFormat::Json => {
             let thread = std::thread::current();
             let thread = thread.name().unwrap_or("");
             let record = JsonRecord { time, level: record.level().as_str(), thread, message };
@@ -133,15 +125,15 @@ mod tests {
     use super::*;
     use log::Level;
 
-    fn written(format: Format, message: &str) -> String {
+    fn written(format: LogFormat, message: &str) -> String {
         let time = std::time::UNIX_EPOCH;
         line(format, time, &Record::builder().level(Level::Info).args(format_args!("{message}")).build())
     }
 
     #[test]
     fn a_message_with_a_line_break_stays_one_line() {
-        assert_eq!(written(Format::Text, "a\nb"), "1970-01-01T00:00:00.000Z INFO  a b\n");
-        let json: serde_json::Value = serde_json::from_str(&written(Format::Json, "a\n\"b\"")).unwrap();
+        assert_eq!(written(LogFormat::Text, "a\nb"), "1970-01-01T00:00:00.000Z INFO  a b\n");
+        let json: serde_json::Value = serde_json::from_str(&written(LogFormat::Json, "a\n\"b\"")).unwrap();
         assert_eq!(json["message"], "a\n\"b\"");
         assert_eq!(json["level"], "INFO");
     }

@@ -7,7 +7,8 @@
 
 mod support;
 
-use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, DiskMode, HyperV, Settings, pool_identity};
+use hyperv_runner_pool::config::DiskMode;
+use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, Settings, pool_identity};
 use hyperv_runner_pool::hypervisor::powershell::PowerShell;
 use hyperv_runner_pool::hypervisor::preflight::{self, Severity};
 use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, Power, VmId, VmSpec};

@@ -13,21 +13,11 @@
 
 use super::powershell::{PowerShell, Script};
 use super::{Error, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec};
+use crate::config::DiskMode;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// How a VM's disk comes from the template.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskMode {
-    /// A differencing disk: made in a moment, grows with what the VM writes,
-    /// needs the template for as long as it lives.
-    Differencing,
-    /// A whole copy of the template.
-    Copy,
-}
 
 /// What the VMs are made from, and how.
 #[derive(Clone, Debug)]

@@ -2,8 +2,9 @@
 //! into findings that a person can act on.
 
 use super::Error;
-use super::hyperv::{DiskMode, Settings};
+use super::hyperv::Settings;
 use super::powershell::{PowerShell, Script};
+use crate::config::DiskMode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;

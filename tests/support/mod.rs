@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod fake_github;
 pub mod http;
 pub mod mock_pool;
 pub mod standin;
