@@ -129,7 +129,8 @@ impl GitHub for MockGitHub {
             return Err(Error::NameTaken);
         }
         inner.last_id += 1;
-        let id = inner.last_id;
+        // Far from the small ids of example payloads, which are nobody's here.
+        let id = 1_000_000 + inner.last_id;
         let labels = self.labels.clone();
         inner.runners.push(Runner { id, name: name.into(), online: false, busy: false, labels });
         Ok(Registration { runner_id: Some(id), credential: Secret::new(format!("simulated-jit-{id}")) })
