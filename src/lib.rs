@@ -7,6 +7,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod config;
+pub mod dotenv;
 pub mod github;
 pub mod hypervisor;
 pub mod secret;
