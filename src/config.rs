@@ -183,6 +183,10 @@ const POOL_SIZE_MAX: u64 = 256;
 // The longest name: prefix, a slot number of three digits, `-`, an incarnation of 16 digits.
 const _: () = assert!(NAME_PREFIX_MAX + 3 + 1 + 16 <= RUNNER_NAME_MAX && POOL_SIZE_MAX < 1000);
 
+/// The longest that GitHub lets a job run on a self-hosted runner, in seconds: 5 days.
+/// <https://docs.github.com/en/actions/reference/limits>
+const JOB_TIME_MAX: u64 = 5 * 86_400;
+
 /// How many labels GitHub takes in one JIT configuration.
 /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
 const LABELS_MAX: usize = 100;
@@ -275,7 +279,7 @@ macro_rules! settings {
     ($($group:literal { $($name:ident $kind:expr, $fallback:expr, $about:literal;)* })*) => {
         /// The settings by name, so that a misspelt one does not compile.
         mod setting {
-            use super::{Fallback::*, Kind::*, Setting, POOL_SIZE_MAX};
+            use super::{Fallback::*, Kind::*, Setting, POOL_SIZE_MAX, JOB_TIME_MAX};
             $($(pub(super) const $name: &Setting = &Setting {
                 name: stringify!($name), group: $group, kind: $kind, fallback: $fallback, about: $about,
             };)*)*
@@ -325,7 +329,7 @@ settings! {
         BOOT_TIMEOUT Time(30, 86_400), Default("10m"),
             "How long a VM may take to boot and fetch its configuration; then it is replaced. Seconds, or with s, m \
              or h.";
-        JOB_TIMEOUT Time(60, 35 * 86_400), Default("6h"),
+        JOB_TIMEOUT Time(60, JOB_TIME_MAX), Default("6h"),
             "How long a job may take; then its VM is destroyed. Seconds, or with s, m or h.";
         POLL_SECONDS Number(1, 3600), Default("30"),
             "How often, in seconds, Hyper-V and GitHub are asked how things are.";
@@ -1347,8 +1351,8 @@ EXIT STATUS
 /// unless it has to be filled in.
 pub fn example() -> String {
     let mut example = String::from(
-        r#"# Settings of hyperv-runner-pool. Copy this file to .env and fill in the lines that are not commented
-# out; the others show the defaults. A variable of the environment counts more than .env.
+        r#"# Settings of hyperv-runner-pool. Copy this file to .env and fill in the lines that are not
+# commented out; the others show the defaults. A variable of the environment counts more than .env.
 #
 # A value ends at the line's end or at a blank followed by `#`. Quotes, '...' or "...", keep blanks
 # and `#`; a value with a quote in it goes between the other ones. A backslash is always just a
