@@ -695,7 +695,10 @@ impl<'a> Reader<'a> {
             Some(labels) => labels,
             None => None,
         };
-        let runner_group = self.get(setting::RUNNER_GROUP, |value| one_line(value).map(str::to_owned));
+        let runner_group = self.get(setting::RUNNER_GROUP, |value| {
+            let is_default = value.eq_ignore_ascii_case("Default");
+            one_line(value).map(|name| if is_default { "Default" } else { name }.to_owned())
+        });
 
         if let Some(url) = &api_url
             && url != "https://api.github.com"
@@ -709,7 +712,7 @@ impl<'a> Reader<'a> {
             ));
         }
         if let (Some(Some(repo)), Some(group)) = (&repo, &runner_group)
-            && !group.eq_ignore_ascii_case("Default")
+            && group != "Default"
         {
             self.faults.push(format!(
                 "RUNNER_GROUP: it is `{}` but GITHUB_REPO is `{}`, and a repository has no runner groups; remove \
@@ -1755,7 +1758,8 @@ mod tests {
             "{faults}"
         );
         assert_eq!(faults.lines().count(), 1);
-        config(&[("GITHUB_REPO", "widgets"), ("RUNNER_GROUP", "default")]);
+        let config_of_repo = config(&[("GITHUB_REPO", "widgets"), ("RUNNER_GROUP", "default")]);
+        assert_eq!(config_of_repo.github.runner_group, "Default");
         assert_eq!(config(&[("RUNNER_GROUP", "builders")]).github.runner_group, "builders");
     }
 
