@@ -186,6 +186,10 @@ const POOL_SIZE_MAX: u64 = 256;
 // The longest name: prefix, a slot number of three digits, `-`, an incarnation of 16 digits.
 const _: () = assert!(NAME_PREFIX_MAX + 3 + 1 + 16 <= RUNNER_NAME_MAX && POOL_SIZE_MAX < 1000);
 
+/// The longest that GitHub lets a job run on a self-hosted runner, in seconds: 5 days.
+/// <https://docs.github.com/en/actions/reference/limits>
+const JOB_TIME_MAX: u64 = 5 * 86_400;
+
 /// How many labels GitHub takes in one JIT configuration.
 /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
 const LABELS_MAX: usize = 100;
@@ -278,7 +282,7 @@ macro_rules! settings {
     ($($group:literal { $($name:ident $kind:expr, $fallback:expr, $about:literal;)* })*) => {
         /// The settings by name, so that a misspelt one does not compile.
         mod setting {
-            use super::{Fallback::*, Kind::*, Setting, POOL_SIZE_MAX};
+            use super::{Fallback::*, Kind::*, Setting, POOL_SIZE_MAX, JOB_TIME_MAX};
             $($(pub(super) const $name: &Setting = &Setting {
                 name: stringify!($name), group: $group, kind: $kind, fallback: $fallback, about: $about,
             };)*)*
@@ -302,8 +306,8 @@ settings! {
             "Serve this repository only: its name, without the owner. A personal account needs it.";
         WEBHOOK_SECRET Secret, Required { in_mock: "mock-secret", mend: "put the secret that GitHub's webhook has in \
              .env, at least 16 random characters" },
-            "The secret of the webhook at GitHub. Use at least 16 random characters. A change makes the VMs that are \
-             running strangers to the pool.";
+            "The secret of the webhook at GitHub. Use at least 16 random characters. After a change, VMs made before \
+             can no longer report to the pool.";
         GITHUB_API_URL Text("URL"), Default("https://api.github.com"),
             "Where GitHub's REST API is. GitHub Enterprise Server: https://HOST/api/v3.";
     }
@@ -328,7 +332,7 @@ settings! {
         BOOT_TIMEOUT Time(30, 86_400), Default("10m"),
             "How long a VM may take to boot and fetch its configuration; then it is replaced. Seconds, or with s, m \
              or h.";
-        JOB_TIMEOUT Time(60, 35 * 86_400), Default("6h"),
+        JOB_TIMEOUT Time(60, JOB_TIME_MAX), Default("6h"),
             "How long a job may take; then its VM is destroyed. Seconds, or with s, m or h.";
         POLL_SECONDS Number(1, 3600), Default("30"),
             "How often, in seconds, Hyper-V and GitHub are asked how things are.";
@@ -694,7 +698,10 @@ impl<'a> Reader<'a> {
             Some(labels) => labels,
             None => None,
         };
-        let runner_group = self.get(setting::RUNNER_GROUP, |value| one_line(value).map(str::to_owned));
+        let runner_group = self.get(setting::RUNNER_GROUP, |value| {
+            let is_default = value.eq_ignore_ascii_case("Default");
+            one_line(value).map(|name| if is_default { "Default" } else { name }.to_owned())
+        });
 
         if let Some(url) = &api_url
             && url != "https://api.github.com"
@@ -708,7 +715,7 @@ impl<'a> Reader<'a> {
             ));
         }
         if let (Some(Some(repo)), Some(group)) = (&repo, &runner_group)
-            && !group.eq_ignore_ascii_case("Default")
+            && group != "Default"
         {
             self.faults.push(format!(
                 "RUNNER_GROUP: it is `{}` but GITHUB_REPO is `{}`, and a repository has no runner groups; remove \
@@ -1354,8 +1361,8 @@ EXIT STATUS
 /// unless it has to be filled in.
 pub fn example() -> String {
     let mut example = String::from(
-        r#"# Settings of hyperv-runner-pool. Copy this file to .env and fill in what has nothing behind its
-# `=`; the lines that begin with `# NAME=` show the defaults. The environment comes before .env.
+        r#"# Settings of hyperv-runner-pool. Copy this file to .env and fill in the lines that are not
+# commented out; the others show the defaults. A variable of the environment counts more than .env.
 #
 # A value ends at the line's end or at a blank followed by `#`. Quotes, '...' or "...", keep blanks
 # and `#`; a value with a quote in it goes between the other ones. A backslash is always just a
@@ -1369,23 +1376,20 @@ pub fn example() -> String {
             example.push_str(&format!("\n\n# {group}\n"));
         }
         let values = match setting.kind {
-            Kind::Secret | Kind::Text(_) | Kind::Path => String::new(),
-            _ => format!(" Values: {}.", setting.syntax()),
+            Kind::Secret | Kind::Text(_) | Kind::Path => None,
+            _ => Some(format!("Values: {}.", setting.syntax())),
         };
-        let (mark, default) = match setting.fallback {
-            Fallback::Required { .. } => ("", ""),
-            Fallback::Default(value) => ("# ", value),
-            Fallback::Unset(_) => ("# ", ""),
+        let (mark, value, unset) = match setting.fallback {
+            Fallback::Required { .. } => ("", "", None),
+            Fallback::Default(value) => ("# ", value, None),
+            Fallback::Unset(meaning) => ("# ", "", Some(format!("Default: {meaning}."))),
         };
-        let unset = match setting.fallback {
-            Fallback::Unset(meaning) => format!(" Default: {meaning}."),
-            _ => String::new(),
-        };
+        let facts: Vec<String> = values.into_iter().chain(unset).collect();
         example.push('\n');
-        for line in wrap(&format!("{}{values}{unset}", setting.about), 98) {
+        for line in wrap(setting.about, 98).into_iter().chain(wrap(&facts.join(" "), 98)) {
             example.push_str(&format!("# {line}\n"));
         }
-        example.push_str(&format!("{mark}{}={}\n", setting.name, default));
+        example.push_str(&format!("{mark}{}={value}\n", setting.name));
     }
     example
 }
@@ -1411,4 +1415,617 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUIRED: [(&str, &str); 3] = [
+        ("GITHUB_PAT", "ghp_hunter2hunter2"),
+        ("GITHUB_ORG", "acme"),
+        ("WEBHOOK_SECRET", "swordfish-swordfish"),
+    ];
+
+    fn work() -> PathBuf {
+        std::env::current_dir().unwrap()
+    }
+
+    fn load_both(env: &[(&str, &str)], dotenv: &str) -> Result<Loaded, Faults> {
+        let get =
+            |name: &str| env.iter().rev().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value));
+        let result = Config::load(get, Some(dotenv.as_bytes()), &work());
+        if let Err(faults) = &result {
+            assert!(!faults.faults.is_empty(), "an error without a word");
+        }
+        result
+    }
+
+    /// With the required settings, and these besides (or instead).
+    fn load(settings: &[(&str, &str)]) -> Result<Loaded, Faults> {
+        load_both(&[&REQUIRED, settings].concat(), "")
+    }
+
+    fn config(settings: &[(&str, &str)]) -> Config {
+        load(settings).unwrap_or_else(|faults| panic!("{faults}")).config
+    }
+
+    fn mock(settings: &[(&str, &str)]) -> Result<Loaded, Faults> {
+        load_both(&[&[("USE_MOCK", "true")], settings].concat(), "")
+    }
+
+    /// All faults, one per line.
+    fn faults(settings: &[(&str, &str)]) -> String {
+        load(settings).err().unwrap_or_else(|| panic!("{settings:?} is accepted")).to_string()
+    }
+
+    /// The one fault that this value of a setting is.
+    fn fault(name: &str, value: &str) -> String {
+        let faults = faults(&[(name, value)]);
+        assert_eq!(faults.lines().count(), 1, "{faults}");
+        assert!(faults.starts_with(name) && faults.ends_with('.'), "{faults}");
+        faults
+    }
+
+    fn assert_fault(name: &str, value: &str, words: &str) {
+        let fault = fault(name, value);
+        assert!(fault.contains(words), "{name}={value}: {fault:?} lacks {words:?}");
+    }
+
+    #[test]
+    fn the_three_required_settings_are_enough() {
+        let loaded = load(&[]).unwrap();
+        assert_eq!(loaded.warnings, [""; 0]);
+        let config = loaded.config;
+        assert_eq!(
+            config.github,
+            GitHubConfig {
+                api_url: "https://api.github.com".into(),
+                pat: Some(Secret::new("ghp_hunter2hunter2")),
+                org: "acme".into(),
+                repo: None,
+                registration: RegistrationMode::Jit,
+                runner_group: "Default".into(),
+                labels: ["self-hosted", "Windows", "X64", "ephemeral"].map(String::from).into(),
+            }
+        );
+        assert_eq!(
+            config.hyperv,
+            HyperVConfig {
+                template_path: work().join("vms").join("templates").join("runner-template.vhdx"),
+                storage_path: work().join("vms").join("storage"),
+                disk_mode: DiskMode::Differencing,
+                memory_mb: 4096,
+                memory_max_mb: None,
+                cpu_count: 2,
+                switch: "Default Switch".into(),
+                secure_boot: "MicrosoftWindows".into(),
+                nested_virtualization: false,
+                orchestrator_ip: None,
+            }
+        );
+        assert_eq!(
+            config.pool,
+            PoolConfig {
+                name_prefix: "runner-".into(),
+                size: 4,
+                warm: 4,
+                boot_timeout: Duration::from_secs(600),
+                job_timeout: Duration::from_secs(21_600),
+                poll: Duration::from_secs(30),
+                shutdown: Shutdown::Drain,
+            }
+        );
+        assert_eq!(config.http, HttpConfig { bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 8080 });
+        assert_eq!(config.webhook_secret, Secret::new("swordfish-swordfish"));
+        assert!(!config.mock);
+        assert_eq!(
+            config.log,
+            LogConfig { level: log::LevelFilter::Info, format: LogFormat::Text, dir: None }
+        );
+    }
+
+    #[test]
+    fn a_simulation_needs_nothing() {
+        let config = mock(&[]).unwrap().config;
+        assert!(config.mock);
+        assert_eq!(config.github.pat, None);
+        assert_eq!(config.github.org, "mock-org");
+        assert_eq!(config.webhook_secret, Secret::new("mock-secret"));
+        let ms = Duration::from_millis;
+        assert_eq!(config.mock_timing, MockTiming { create: ms(500), boot: ms(1500), job: ms(3000) });
+    }
+
+    #[test]
+    fn simulated_vms_on_the_real_github_need_the_real_organization() {
+        let faults = mock(&[("GITHUB_PAT", "ghp_x1")]).unwrap_err().to_string();
+        assert!(faults.starts_with("GITHUB_ORG: not set") && faults.lines().count() == 1, "{faults}");
+        let config = mock(&[("GITHUB_PAT", "ghp_x1"), ("GITHUB_ORG", "acme")]).unwrap().config;
+        assert_eq!((config.github.org.as_str(), config.mock), ("acme", true));
+    }
+
+    #[test]
+    fn all_faults_come_at_once_each_on_its_line() {
+        let faults =
+            load_both(&[("POOL_SIZE", "0"), ("PORT", "x"), ("LOG_LEVEL", "loud")], "SHUTDOWN='drain\n")
+                .unwrap_err()
+                .to_string();
+        let mut names: Vec<_> = faults.lines().map(|line| line.split([':', ' ']).next().unwrap()).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            ["GITHUB_ORG", "GITHUB_PAT", "LOG_LEVEL", "POOL_SIZE", "PORT", "SHUTDOWN", "WEBHOOK_SECRET"]
+        );
+    }
+
+    #[test]
+    fn a_wrong_use_mock_is_one_fault_and_not_four() {
+        let faults = load_both(&[("USE_MOCK", "ture")], "").unwrap_err().to_string();
+        assert_eq!(
+            faults,
+            "USE_MOCK (in the environment): `ture` is neither true nor false; give one of them."
+        );
+    }
+
+    #[test]
+    fn the_environment_comes_before_dotenv_and_an_empty_value_is_none() {
+        let dotenv = "POOL_SIZE=7\nVM_SWITCH=LAN\nLOG_LEVEL=\n";
+        let env = [&REQUIRED[..], &[("POOL_SIZE", "5"), ("VM_SWITCH", "  "), ("PORT", "")]].concat();
+        let config = load_both(&env, dotenv).unwrap().config;
+        assert_eq!((config.pool.size, config.hyperv.switch.as_str()), (5, "LAN"));
+        assert_eq!((config.http.port, config.log.level), (8080, log::LevelFilter::Info));
+    }
+
+    #[test]
+    fn a_fault_says_where_the_value_stands() {
+        assert_fault("POOL_SIZE", "0", "POOL_SIZE (in the environment): `0` is too small");
+        let faults = load_both(&REQUIRED, "\r\nPOOL_SIZE=0\r\n").unwrap_err().to_string();
+        assert!(faults.starts_with("POOL_SIZE (.env line 2): `0` is too small"), "{faults}");
+    }
+
+    #[test]
+    fn an_unreadable_line_of_dotenv_is_not_also_a_missing_setting() {
+        let faults = load_both(&REQUIRED[1..], "GITHUB_PAT='ghp_hunter2").unwrap_err().to_string();
+        assert!(faults.starts_with("GITHUB_PAT (.env line 1): the quote is not closed"), "{faults}");
+        assert_eq!(faults.lines().count(), 1, "{faults}");
+    }
+
+    #[test]
+    fn a_name_set_twice_in_dotenv_warns_and_the_last_counts() {
+        let loaded = load_both(&REQUIRED, "POOL_SIZE=2\nPOOL_SIZE=3\n").unwrap();
+        assert_eq!(loaded.config.pool.size, 3);
+        assert!(loaded.warnings[0].contains("line 1 and again in line 2"), "{:?}", loaded.warnings);
+    }
+
+    #[test]
+    fn an_unknown_name_in_dotenv_warns_with_the_nearest_one() {
+        for (unknown, meant) in [
+            ("POOLSIZE", "POOL_SIZE"),
+            ("VM_MEMORY", "VM_MEMORY_MB"),
+            ("github_pat", "GITHUB_PAT"),
+            ("GITHUB_TOKEN", "GITHUB_PAT"),
+        ] {
+            assert_eq!(nearest(unknown), Some(meant), "{unknown}");
+        }
+        assert_eq!(nearest("HTTP_PROXY"), None, "too far off to be a slip of the finger");
+        let warnings = load_both(&REQUIRED, "POOLSIZE=3\nHTTP_PROXY=x\n").unwrap().warnings;
+        assert_eq!(
+            warnings,
+            [
+                "POOLSIZE (.env line 1) is not a setting; did you mean POOL_SIZE?",
+                "HTTP_PROXY (.env line 2) is not a setting; see --help for those there are."
+            ]
+        );
+    }
+
+    #[test]
+    fn warnings_come_with_faults_too() {
+        let faults = load_both(&REQUIRED[..2], "WEBHOOK_SECRT=x\n").unwrap_err();
+        assert!(faults.to_string().starts_with("WEBHOOK_SECRET: not set"));
+        assert!(faults.warnings()[0].contains("did you mean WEBHOOK_SECRET?"));
+    }
+
+    #[test]
+    fn no_message_shows_a_secret() {
+        let dotenv = "
+            GITHUB_PAT=ghp_hunter2 hunter2
+            WEBHOOK_SECRET=hunter2\thunter2
+            hunter2hunter2==
+            hunter2
+            GITHUB_ORG=ghp_hunter2hunter2hunter2
+            GITHUB_REPO=github_pat_hunter2hunter2
+            GITHUB_API_URL=https://me:hunter2@example.com
+            RUNNER_NAME_PREFIX=hunter2\thunter2
+            POOL_SIZE='hunter2
+            RUNNER_GROUP=ghp_hunter2hunter2hunter2
+        ";
+        let faults = load_both(&[("PORT", "hunter2\thunter2")], dotenv).unwrap_err();
+        assert!(faults.faults.len() > 8, "{faults}");
+        assert!(!format!("{faults} {faults:?}").contains("hunter2"), "{faults}");
+        let loaded = load(&[("WEBHOOK_SECRET", "hunter2")]).unwrap();
+        assert!(loaded.warnings[0].contains("shorter than 16"));
+        assert!(!format!("{loaded:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_token_in_the_wrong_setting_is_refused_even_where_it_would_fit() {
+        assert_fault("GITHUB_REPO", "github_pat_0123456789", "does not belong here");
+        assert_fault("VM_SWITCH", "ghp_0123456789abcdef", "does not belong here");
+    }
+
+    #[test]
+    fn a_value_is_shown_short_and_on_one_line() {
+        let fault = fault("VM_SWITCH", &format!("a\n{}", "b".repeat(500)));
+        assert!(fault.len() < 250, "{fault}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_unicode_is_a_fault() {
+        #[cfg(unix)]
+        let broken: OsString = std::os::unix::ffi::OsStringExt::from_vec(vec![b'4', 0xff]);
+        #[cfg(windows)]
+        let broken: OsString = std::os::windows::ffi::OsStringExt::from_wide(&[0x34, 0xd800]);
+        let env = |name: &str| match name {
+            "USE_MOCK" => Some("1".into()),
+            "POOL_SIZE" => Some(broken.clone()),
+            _ => None,
+        };
+        let faults = Config::load(env, None, &work()).unwrap_err().to_string();
+        assert!(
+            faults.starts_with("POOL_SIZE (in the environment): the value is not valid Unicode"),
+            "{faults}"
+        );
+    }
+
+    #[test]
+    fn quotes_that_cmd_leaves_around_a_value_are_a_fault() {
+        assert_fault("VM_SWITCH", "\"LAN\"", "`set VM_SWITCH=value`");
+        assert_fault("GITHUB_PAT", "\"ghp_x1\"", "double quotes");
+        let config = load_both(&REQUIRED, "VM_SWITCH=\"LAN\"").unwrap().config;
+        assert_eq!(config.hyperv.switch, "LAN");
+    }
+
+    #[test]
+    fn a_token_has_no_blanks_and_only_ascii() {
+        for (value, words) in [
+            ("ghp_a b", "a blank"),
+            ("ghp_a\n", "a line break"),
+            (" ghp_a", "a blank"),
+            ("ghp_\u{e9}", "not ASCII"),
+            ("'ghp_a'", "quotes"),
+            ("ghp_xxxxxxxxxxxxxxxx", "placeholder"),
+            ("your-token", "placeholder"),
+            ("<token>", "placeholder"),
+        ] {
+            assert_fault("GITHUB_PAT", value, words);
+        }
+    }
+
+    #[test]
+    fn a_guessable_webhook_secret_is_refused_and_a_short_one_warned_about() {
+        for value in [
+            "changeme",
+            "Change-Me",
+            "your-webhook-secret",
+            "secret",
+            "mock-secret",
+            "xxx",
+            "   ",
+            "<secret>",
+        ] {
+            assert_fault("WEBHOOK_SECRET", value, "placeholder");
+        }
+        assert_fault("WEBHOOK_SECRET", "0123456789\nabcdef", "line break");
+        let warnings = |value| load(&[("WEBHOOK_SECRET", value)]).unwrap().warnings.len();
+        assert_eq!(warnings("0123456789abcdef"), 0);
+        assert_eq!(warnings("0123456789abcde"), 1);
+        assert_eq!(warnings("0123456789abcdef "), 1);
+        assert_eq!(mock(&[("WEBHOOK_SECRET", "secret")]).unwrap().warnings, [""; 0]);
+    }
+
+    #[test]
+    fn an_organization_given_as_something_else_is_told_what_to_write() {
+        for (value, words) in [
+            ("https://github.com/acme", "write GITHUB_ORG=acme."),
+            ("https://github.com/acme/", "write GITHUB_ORG=acme."),
+            ("github.com/acme", "write GITHUB_ORG=acme."),
+            ("@acme", "write GITHUB_ORG=acme."),
+            ("https://github.com/orgs/acme/people", "write GITHUB_ORG=acme."),
+            ("acme/widgets", "GITHUB_ORG=acme and, for that repository only, GITHUB_REPO=widgets"),
+            ("https://github.com/acme/widgets.git", "GITHUB_REPO=widgets."),
+            ("https://github.com/acme/widgets/actions?query=1", "GITHUB_REPO=widgets."),
+            ("Acme Ltd", "letters, digits and hyphens"),
+            ("-acme", "letters, digits and hyphens"),
+            ("https://github.com/", "letters, digits and hyphens"),
+        ] {
+            assert_fault("GITHUB_ORG", value, words);
+        }
+        assert_eq!(config(&[("GITHUB_ORG", "mona-cat_acme")]).github.org, "mona-cat_acme");
+    }
+
+    #[test]
+    fn a_repository_is_its_name_alone() {
+        assert_eq!(config(&[("GITHUB_REPO", ".github")]).github.repo.as_deref(), Some(".github"));
+        for (value, words) in [
+            ("acme/widgets", "write GITHUB_ORG=acme and GITHUB_REPO=widgets."),
+            ("https://github.com/acme/widgets", "write GITHUB_ORG=acme and GITHUB_REPO=widgets."),
+            ("widgets.git", "write GITHUB_REPO=widgets."),
+            ("..", "not the name of a repository"),
+            ("my widgets", "not the name of a repository"),
+        ] {
+            assert_fault("GITHUB_REPO", value, words);
+        }
+    }
+
+    #[test]
+    fn a_repository_has_no_runner_groups() {
+        let faults = faults(&[("GITHUB_REPO", "widgets"), ("RUNNER_GROUP", "builders")]);
+        assert!(
+            faults.starts_with("RUNNER_GROUP: it is `builders` but GITHUB_REPO is `widgets`"),
+            "{faults}"
+        );
+        assert_eq!(faults.lines().count(), 1);
+        let config_of_repo = config(&[("GITHUB_REPO", "widgets"), ("RUNNER_GROUP", "default")]);
+        assert_eq!(config_of_repo.github.runner_group, "Default");
+        assert_eq!(config(&[("RUNNER_GROUP", "builders")]).github.runner_group, "builders");
+    }
+
+    #[test]
+    fn the_api_url_is_encrypted_or_on_this_machine() {
+        for (value, url) in [
+            ("https://ghe.example.com/api/v3", "https://ghe.example.com/api/v3"),
+            ("https://ghe.example.com/api/v3//", "https://ghe.example.com/api/v3"),
+            ("HTTPS://GHE.example.com:8443/api/v3", "https://ghe.example.com:8443/api/v3"),
+            ("https://api.acme.ghe.com/", "https://api.acme.ghe.com"),
+            ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
+            ("http://localhost/x", "http://localhost/x"),
+            ("http://[::1]:3000/", "http://[::1]:3000"),
+        ] {
+            let loaded = load(&[("GITHUB_API_URL", value)]).unwrap();
+            assert_eq!((loaded.config.github.api_url.as_str(), loaded.warnings.len()), (url, 0), "{value}");
+        }
+        for (value, words) in [
+            ("http://ghe.example.com/api/v3", "write https://"),
+            ("http://127.0.0.1.example.com", "write https://"),
+            ("http://localhost.example.com", "write https://"),
+            ("ghe.example.com/api/v3", "write the whole URL"),
+            ("ftp://ghe.example.com", "neither an https"),
+            ("https://", "not a URL"),
+            ("https:///api/v3", "not a URL"),
+            ("https://a:b:c", "a port"),
+            ("https://a:0", "a port"),
+            ("https://a:", "a port"),
+            ("https://[::1", "not a URL"),
+            ("https://[x]", "not a URL"),
+            ("https://a b", "a character that no URL has"),
+            ("https://a/\u{e9}", "a character that no URL has"),
+            ("https://a/b?c", "`?`"),
+            ("https://github.com/acme", "https://api.github.com"),
+            ("https://me@example.com", "a password"),
+        ] {
+            assert_fault("GITHUB_API_URL", value, words);
+        }
+        let warnings = load(&[("GITHUB_API_URL", "https://ghe.example.com")]).unwrap().warnings;
+        assert!(warnings[0].contains("/api/v3"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_name_prefix_is_fit_for_file_names_and_for_github() {
+        for (value, words) in [
+            ("a b", "has ` ` in it"),
+            ("a/b", "has `/` in it"),
+            ("\u{e4}-", "use only letters"),
+            (".a", "begins with a dot"),
+            (&"a".repeat(41), "at most 40"),
+        ] {
+            assert_fault("RUNNER_NAME_PREFIX", value, words);
+        }
+        for value in ["a", "Build_01.x-", &"a".repeat(40)] {
+            assert_eq!(config(&[("RUNNER_NAME_PREFIX", value)]).pool.name_prefix, value);
+        }
+    }
+
+    #[test]
+    fn labels_are_added_once_each() {
+        let labels = config(&[("RUNNER_LABELS", " gpu , windows,GPU,Visual Studio ")]).github.labels;
+        assert_eq!(labels, ["self-hosted", "Windows", "X64", "ephemeral", "gpu", "Visual Studio"]);
+        assert_fault("RUNNER_LABELS", "a,,b", "an empty label");
+        assert_fault("RUNNER_LABELS", "a,", "an empty label");
+        assert_fault("RUNNER_LABELS", &"a".repeat(257), "256");
+        let many = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
+        assert_eq!(config(&[("RUNNER_LABELS", &many(96))]).github.labels.len(), 100);
+        assert_fault("RUNNER_LABELS", &many(97), "at most 96");
+    }
+
+    #[test]
+    fn every_number_is_held_to_the_range_of_the_table() {
+        for setting in SETTINGS {
+            let Kind::Number(min, max) = setting.kind else { continue };
+            for bad in [max + 1, max + 2, min.saturating_sub(1)] {
+                if !(min..=max).contains(&bad) {
+                    assert_fault(
+                        setting.name,
+                        &bad.to_string(),
+                        &format!("give a number from {min} to {max}"),
+                    );
+                }
+            }
+            for bad in ["-1", "4.5", "4 GB", "0x10", "+4", "four"] {
+                assert_fault(setting.name, bad, "is not a whole number");
+            }
+            assert_fault(setting.name, "99999999999999999999999", "is too large");
+        }
+    }
+
+    #[test]
+    fn every_choice_and_flag_takes_its_words_in_any_case_and_no_other() {
+        for setting in SETTINGS {
+            let (good, listed): (Vec<&str>, _) = match setting.kind {
+                Kind::Choice(choices) => (choices.to_vec(), choices.join(", ")),
+                Kind::Flag => {
+                    ("true 1 yes on false 0 no off".split(' ').collect(), "neither true nor false".into())
+                }
+                _ => continue,
+            };
+            for value in good {
+                let upper = value.to_uppercase();
+                assert_eq!(config(&[(setting.name, &upper)]), config(&[(setting.name, value)]));
+            }
+            assert_fault(setting.name, "maybe", &listed);
+        }
+    }
+
+    #[test]
+    fn choices_and_flags_mean_what_they_say() {
+        let config = config(&[
+            ("RUNNER_REGISTRATION", "token"),
+            ("SHUTDOWN", "Destroy"),
+            ("VM_DISK_MODE", "copy"),
+            ("VM_SECURE_BOOT", "microsoftueficertificateauthority"),
+            ("VM_NESTED_VIRTUALIZATION", "Yes"),
+            ("LOG_LEVEL", "trace"),
+            ("LOG_FORMAT", "json"),
+            ("LOG_DIR", "logs"),
+        ]);
+        assert_eq!(config.github.registration, RegistrationMode::Token);
+        assert_eq!(config.pool.shutdown, Shutdown::Destroy);
+        assert_eq!(config.hyperv.disk_mode, DiskMode::Copy);
+        assert_eq!(config.hyperv.secure_boot, "MicrosoftUEFICertificateAuthority");
+        assert!(config.hyperv.nested_virtualization);
+        let dir = Some(work().join("logs"));
+        assert_eq!(config.log, LogConfig { level: log::LevelFilter::Trace, format: LogFormat::Json, dir });
+    }
+
+    #[test]
+    fn every_default_of_the_table_is_a_value_that_it_would_accept() {
+        for setting in SETTINGS {
+            if let Fallback::Default(value) = setting.fallback {
+                let same = config(&[(setting.name, &value.replace('\\', std::path::MAIN_SEPARATOR_STR))]);
+                assert_eq!(same, config(&[]), "{}", setting.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_pool_is_warm_as_a_whole_unless_told_otherwise() {
+        assert_eq!(config(&[("POOL_SIZE", "9")]).pool.warm, 9);
+        assert_eq!(config(&[("POOL_WARM", "0")]).pool.warm, 0);
+        let conflict = faults(&[("POOL_SIZE", "2"), ("POOL_WARM", "3")]);
+        assert_eq!(
+            conflict,
+            "POOL_WARM: it is 3, more than POOL_SIZE, which is 2; lower it, or raise POOL_SIZE."
+        );
+    }
+
+    #[test]
+    fn a_setting_that_is_wrong_itself_is_not_also_in_conflict() {
+        let faults = faults(&[
+            ("POOL_SIZE", "x"),
+            ("POOL_WARM", "9"),
+            ("VM_MEMORY_MB", "x"),
+            ("VM_MEMORY_MAX_MB", "512"),
+        ]);
+        assert_eq!(faults.lines().count(), 2, "{faults}");
+    }
+
+    #[test]
+    fn memory_is_even_and_its_maximum_no_less_than_its_start() {
+        assert_fault("VM_MEMORY_MB", "4097", "give 4096");
+        assert_fault("VM_MEMORY_MAX_MB", "4097", "give 4096");
+        assert_fault("VM_MEMORY_MAX_MB", "2048", "less than VM_MEMORY_MB");
+        assert_eq!(config(&[("VM_MEMORY_MAX_MB", "4096")]).hyperv.memory_max_mb, Some(4096));
+    }
+
+    #[test]
+    fn times_are_seconds_or_have_a_unit() {
+        for (value, seconds) in [("90", 90), ("90s", 90), ("5m", 300), ("2 H", 7200), ("24h", 86_400)] {
+            assert_eq!(config(&[("BOOT_TIMEOUT", value)]).pool.boot_timeout, Duration::from_secs(seconds));
+        }
+        for (value, words) in [
+            ("10", "too short; give a time from 30s to 24h"),
+            ("25h", "too long"),
+            ("99999999999999999999h", "too long"),
+            ("1.5h", "is not a time"),
+            ("6d", "is not a time"),
+            ("m", "is not a time"),
+            ("-5m", "is not a time"),
+        ] {
+            assert_fault("BOOT_TIMEOUT", value, words);
+        }
+        assert_eq!(mock(&[("BOOT_TIMEOUT", "1")]).unwrap().config.pool.boot_timeout, Duration::from_secs(1));
+        assert!(mock(&[("BOOT_TIMEOUT", "0")]).is_err());
+    }
+
+    #[test]
+    fn simulated_times_take_decimals() {
+        let timing =
+            mock(&[("MOCK_JOB_SECONDS", "0.05"), ("MOCK_BOOT_SECONDS", "0")]).unwrap().config.mock_timing;
+        assert_eq!((timing.job, timing.boot), (Duration::from_millis(50), Duration::ZERO));
+        for value in ["-1", "nan", "inf", "86401", "1s", "1e99"] {
+            assert_fault("MOCK_JOB_SECONDS", value, "is not a number of seconds from 0 to 86400");
+        }
+    }
+
+    #[test]
+    fn paths_become_absolute_and_lose_a_separator_at_the_end() {
+        let config = config(&[("VM_STORAGE_PATH", "my disks/"), ("VM_TEMPLATE_PATH", "./t/x.VHDX")]);
+        assert_eq!(config.hyperv.storage_path.as_os_str(), work().join("my disks").as_os_str());
+        assert_eq!(config.hyperv.template_path.as_os_str(), work().join("t").join("x.VHDX").as_os_str());
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn windows_paths_are_kept_or_completed() {
+        let storage = |value| config(&[("VM_STORAGE_PATH", value)]).hyperv.storage_path;
+        assert_eq!(storage(r"D:\vms\new\").as_os_str(), r"D:\vms\new");
+        assert_eq!(storage(r"D:/vms/../new").as_os_str(), r"D:\new");
+        assert_eq!(storage(r"\\server\share\vms").as_os_str(), r"\\server\share\vms");
+        assert_fault("VM_STORAGE_PATH", "Q:vms", "a drive's current folder");
+    }
+
+    #[test]
+    fn a_path_that_windows_cannot_have_is_refused() {
+        assert_fault("VM_STORAGE_PATH", r"C:\a*b", "no Windows path");
+        assert_fault("VM_STORAGE_PATH", "C:\\a\tb", "no Windows path");
+        assert_fault("VM_STORAGE_PATH", r"\\?\C:\vms", "device path");
+        assert_fault("VM_TEMPLATE_PATH", r"C:\vms\template.vhd", ".vhdx");
+        assert_fault("VM_TEMPLATE_PATH", r"C:\vms", ".vhdx");
+    }
+
+    #[test]
+    fn the_orchestrators_address_is_one_that_a_vm_can_use() {
+        let ip = config(&[("ORCHESTRATOR_IP", "192.168.1.10")]).hyperv.orchestrator_ip;
+        assert_eq!(ip, Some(IpAddr::from([192, 168, 1, 10])));
+        for (value, words) in [
+            ("0.0.0.0", "not the address of a host"),
+            ("255.255.255.255", "not the address of a host"),
+            ("224.0.0.1", "not the address of a host"),
+            ("127.0.0.1", "means the VM itself"),
+            ("http://10.0.0.1:8080", "a URL"),
+            ("10.0.0.1:8080", "belongs in PORT"),
+            ("my-host", "a host name will not do"),
+            ("10.0.0", "not an IPv4 address"),
+            ("10.0.0.256", "not an IPv4 address"),
+            ("fe80::1", "an IPv6 address"),
+        ] {
+            assert_fault("ORCHESTRATOR_IP", value, words);
+        }
+        assert!(mock(&[("ORCHESTRATOR_IP", "127.0.0.1")]).is_ok());
+    }
+
+    #[test]
+    fn only_a_simulation_may_take_any_port() {
+        assert_fault("PORT", "0", "too small");
+        assert_eq!(mock(&[("PORT", "0")]).unwrap().config.http.port, 0);
+        assert_eq!(config(&[("PORT", "65535")]).http.port, 65_535);
+    }
+
+    #[test]
+    fn listening_where_no_vm_can_reach_warns() {
+        let loaded = load(&[("BIND", "127.0.0.1")]).unwrap();
+        assert!(loaded.warnings[0].starts_with("BIND: VMs cannot reach 127.0.0.1"));
+        assert_eq!(mock(&[("BIND", "127.0.0.1")]).unwrap().warnings, [""; 0]);
+        assert_eq!(config(&[("BIND", "::")]).http.bind.to_string(), "::");
+        assert_fault("BIND", "localhost", "not an IP address");
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! Own parser, although `dotenvy` is well kept: dotenvy takes a backslash in
 //! an unquoted or double-quoted value as an escape, so `C:\vms\templates` is
-//! an error there and `"C:\new"` gets a line break in it. Here a backslash is
+//! an error there and `"C:\new"` gets a line break in it
+//! (<https://github.com/allan2/dotenvy/issues/82>). Here a backslash is
 //! always just a backslash, because this file mostly holds Windows paths and
 //! secrets. The rest is what people know from dotenv:
 //!

@@ -35,6 +35,8 @@ fn with_config(go: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
     let loaded = match Config::from_environment() {
         Ok(loaded) => loaded,
         Err(faults) => {
+            // A misspelt name, of which only a warning tells, is often the cause of a missing setting.
+            faults.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
             eprintln!("{faults}");
             return ExitCode::from(WRONG_USAGE);
         }
