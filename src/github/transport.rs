@@ -87,7 +87,7 @@ struct Gate {
 pub(super) struct Transport {
     agent: Agent,
     api_url: String,
-    /// Host and port, for errors.
+    /// The host, for errors.
     host: String,
     auth: Auth,
     timeouts: Timeouts,
@@ -116,7 +116,7 @@ impl Transport {
         Transport {
             agent: config.build().new_agent(),
             api_url: api_url.trim_end_matches('/').to_owned(),
-            host: uri.as_ref().and_then(Uri::host).unwrap_or(api_url).to_owned(),
+            host: uri.as_ref().and_then(Uri::host).unwrap_or("GITHUB_API_URL").to_owned(),
             auth,
             timeouts,
             clock,
