@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Runs a slot until it has stopped.
 pub(crate) fn run(mut slot: Slot, index: usize, events: &Receiver<Event>, shared: &Arc<Shared>) {
     let mut worker = Worker { index, shared, credential: None, told_to_stop: false };
-    let mut effect = None;
+    // A retired slot can be started while the pool stops, when every other has been told already.
+    let mut effect = worker.stop_unless_told(&mut slot);
     loop {
         worker.publish(&slot);
         if slot.view().phase == super::Phase::Stopped {
@@ -24,11 +25,7 @@ pub(crate) fn run(mut slot: Slot, index: usize, events: &Receiver<Event>, shared
             Some(effect) => {
                 let answer = worker.perform(effect, &slot.view());
                 // A call can take minutes. What it leads to must not be begun if the pool stops by now.
-                if let Some(stop) = shared.stopping()
-                    && !std::mem::replace(&mut worker.told_to_stop, true)
-                {
-                    slot.step(Event::Stop(stop), shared.now());
-                }
+                worker.stop_unless_told(&mut slot);
                 answer
             }
             None => match next_event(events, slot.deadline(), shared.now()) {
@@ -78,6 +75,14 @@ impl Worker<'_> {
             debug!("{}: destroying because of {cause:?}", made.vm);
         }
         self.shared.publish(self.index, view, self.credential.as_ref());
+    }
+
+    fn stop_unless_told(&mut self, slot: &mut Slot) -> Option<Effect> {
+        let stop = self.shared.stopping()?;
+        if std::mem::replace(&mut self.told_to_stop, true) {
+            return None;
+        }
+        slot.step(Event::Stop(stop), self.shared.now())
     }
 
     fn perform(&mut self, effect: Effect, view: &View) -> Event {
