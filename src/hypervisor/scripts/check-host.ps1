@@ -106,15 +106,17 @@ function Get-FirewallState($SwitchName, $Port) {
     $alias = "vEthernet ($SwitchName)"
     # An adapter without a known network, like the Default Switch's, is public.
     $category = 'Public'
-    $connection = @(Get-NetConnectionProfile | Where-Object { $_.InterfaceAlias -eq $alias })
+    $connection = @(Get-NetConnectionProfile -ErrorAction SilentlyContinue | Where-Object { $_.InterfaceAlias -eq $alias })
     if ($connection.Count -gt 0) {
         $category = [string]$connection[0].NetworkCategory
     }
     if ($category -eq 'DomainAuthenticated') {
         $category = 'Domain'
     }
+    # -ErrorAction on every one of these: they are functions of a module, which
+    # do not see this script's $ErrorActionPreference.
     # ActiveStore: what is in force, whichever policy it came from.
-    $profiles = @(Get-NetFirewallProfile -PolicyStore ActiveStore | Where-Object { $_.Name -eq $category })
+    $profiles = @(Get-NetFirewallProfile -PolicyStore ActiveStore -ErrorAction Stop | Where-Object { $_.Name -eq $category })
     if ($profiles.Count -eq 0) {
         return 'unknown'
     }
@@ -125,13 +127,13 @@ function Get-FirewallState($SwitchName, $Port) {
     # One query for each kind of filter and a join by id: asking rule by rule
     # takes minutes.
     $ports = @{}
-    foreach ($filter in @(Get-NetFirewallPortFilter -PolicyStore ActiveStore)) {
+    foreach ($filter in @(Get-NetFirewallPortFilter -PolicyStore ActiveStore -ErrorAction Stop)) {
         if (Test-PortFilter $filter $Port) {
             $ports[[string]$filter.InstanceID] = $true
         }
     }
     $foreign = @{}
-    foreach ($filter in @(Get-NetFirewallApplicationFilter -PolicyStore ActiveStore)) {
+    foreach ($filter in @(Get-NetFirewallApplicationFilter -PolicyStore ActiveStore -ErrorAction Stop)) {
         $program = [string]$filter.Program
         $package = [string]$filter.Package
         $ours = $program -eq 'Any' -or $program -eq '' -or $program -like '*\hyperv-runner-pool.exe'
@@ -139,15 +141,15 @@ function Get-FirewallState($SwitchName, $Port) {
             $foreign[[string]$filter.InstanceID] = $true
         }
     }
-    foreach ($filter in @(Get-NetFirewallInterfaceFilter -PolicyStore ActiveStore)) {
+    foreach ($filter in @(Get-NetFirewallInterfaceFilter -PolicyStore ActiveStore -ErrorAction Stop)) {
         $aliases = @($filter.InterfaceAlias | ForEach-Object { [string]$_ })
-        $covers = @($aliases | Where-Object { $_ -eq 'Any' -or $_ -eq '' -or $_ -eq $alias })
+        $covers = @($aliases | Where-Object { $_ -eq 'Any' -or $_ -eq '' -or $alias -like $_ })
         if ($aliases.Count -gt 0 -and $covers.Count -eq 0) {
             $foreign[[string]$filter.InstanceID] = $true
         }
     }
     # A service's rule (every Windows service has one) opens no port for us.
-    foreach ($filter in @(Get-NetFirewallServiceFilter -PolicyStore ActiveStore)) {
+    foreach ($filter in @(Get-NetFirewallServiceFilter -PolicyStore ActiveStore -ErrorAction Stop)) {
         $service = [string]$filter.Service
         if ($service -ne '' -and $service -ne 'Any') {
             $foreign[[string]$filter.InstanceID] = $true
@@ -155,7 +157,7 @@ function Get-FirewallState($SwitchName, $Port) {
     }
 
     $allowed = [string]$profiles[0].DefaultInboundAction -eq 'Allow'
-    foreach ($rule in @(Get-NetFirewallRule -PolicyStore ActiveStore -Direction Inbound -Enabled True)) {
+    foreach ($rule in @(Get-NetFirewallRule -PolicyStore ActiveStore -Direction Inbound -Enabled True -ErrorAction Stop)) {
         $id = [string]$rule.InstanceID
         $on = @(([string]$rule.Profile -split ',') | ForEach-Object { $_.Trim() })
         if (-not ($on -contains 'Any' -or $on -contains $category)) {
@@ -193,7 +195,7 @@ function Get-Facts($Request) {
         $facts.hyperVModule = @(Get-Module -Name Hyper-V -ListAvailable).Count -gt 0
     }
     Find-Fact {
-        $service = @(Get-Service | Where-Object { $_.Name -eq 'vmms' })
+        $service = @(Get-Service -Name vmms -ErrorAction SilentlyContinue)
         if ($service.Count -gt 0) {
             $facts.hyperVService = 'Stopped'
             if ([string]$service[0].Status -eq 'Running') {
@@ -217,13 +219,13 @@ function Get-Facts($Request) {
         $facts.freeBytes = [int64][System.IO.DriveInfo]::new($root).AvailableFreeSpace
     }
     Find-Fact {
-        foreach ($switch in @(Get-VMSwitch)) {
-            $facts.switches.Add([string]$switch.Name)
+        foreach ($one in @(Get-VMSwitch)) {
+            $facts.switches.Add([string]$one.Name)
         }
     }
     Find-Fact {
         $alias = "vEthernet ($($Request.switch))"
-        $all = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceAlias -eq $alias } | ForEach-Object { [string]$_.IPAddress })
+        $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $_.InterfaceAlias -eq $alias } | ForEach-Object { [string]$_.IPAddress })
         # 169.254.x.x is what Windows takes when nothing gave it an address.
         $given = @($all | Where-Object { -not $_.StartsWith('169.254.') }) + $all
         if ($given.Count -gt 0) {

@@ -13,6 +13,7 @@ $WarningPreference = 'SilentlyContinue'
 # a localised host; the end of its id is the same everywhere.
 $KvpServiceId = '2A34B1C2-FD73-4043-8A5B-DD2159BC743F'
 $Virtualization = 'root\virtualization\v2'
+$MiB = 1048576
 
 $script:step = 'input'
 $script:vm = $null
@@ -42,7 +43,9 @@ function Get-OneLine($ErrorRecord) {
 # The host's own address on the switch, which is where its VMs reach it.
 function Get-SwitchAddress($SwitchName) {
     $alias = "vEthernet ($SwitchName)"
-    $all = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceAlias -eq $alias } | ForEach-Object { [string]$_.IPAddress })
+    # -ErrorAction: a function of a module, which does not see this script's
+    # $ErrorActionPreference.
+    $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $_.InterfaceAlias -eq $alias } | ForEach-Object { [string]$_.IPAddress })
     if ($all.Count -eq 0) {
         throw "This host has no IPv4 address on '$alias'. Give it one, or set ORCHESTRATOR_IP."
     }
@@ -183,7 +186,7 @@ function New-RunnerVM($Request) {
         }
         throw "There is no virtual switch '$($Request.switch)'; this host $known. Set VM_SWITCH to one that exists."
     }
-    $memory = [int64]$Request.memoryMB * 1MB
+    $memory = [int64]$Request.memoryMB * $MiB
     $script:vm = New-VM -Name $Request.name -Generation 2 -MemoryStartupBytes $memory -VHDPath $disk -BootDevice VHD -SwitchName $Request.switch
 
     # As early as can be: a pool that finds the VM must see whose it is.
@@ -196,7 +199,7 @@ function New-RunnerVM($Request) {
     # The next start of the pool finds the VM off and replaces it.
     Set-VM -VM $script:vm -CheckpointType Disabled -AutomaticCheckpointsEnabled $false -AutomaticStartAction Nothing -AutomaticStopAction TurnOff
     if ([int64]$Request.memoryMaximumMB -gt 0) {
-        $most = [int64]$Request.memoryMaximumMB * 1MB
+        $most = [int64]$Request.memoryMaximumMB * $MiB
         Set-VMMemory -VM $script:vm -DynamicMemoryEnabled $true -StartupBytes $memory -MinimumBytes $memory -MaximumBytes $most
     } else {
         Set-VMMemory -VM $script:vm -DynamicMemoryEnabled $false -StartupBytes $memory
