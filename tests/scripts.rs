@@ -33,6 +33,16 @@ fn powershell_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// The names of the files that a script takes functions from: `. (Join-Path ... 'checks.ps1')`.
+fn dot_sourced(source: &str) -> Vec<String> {
+    let lines = source.lines().filter_map(|line| line.trim().strip_prefix(". "));
+    lines
+        .flat_map(|line| line.split(['\'', '"', '/', '\\']))
+        .filter(|part| part.ends_with(".ps1"))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// What the checker says of some lines of a script that begins as it must.
 fn faults(lines: &str) -> Vec<String> {
     let script = format!("Set-StrictMode -Version Latest\n$ErrorActionPreference = 'Stop'\n{lines}\n");
@@ -66,10 +76,10 @@ fn every_script_of_the_repository_is_sound() {
     let mut report = String::new();
     for file in &files {
         let source = fs::read_to_string(file).unwrap();
-        // A file that others dot-source stands beside them.
+        let sourced = dot_sourced(&source);
         let neighbours: Vec<String> = files
             .iter()
-            .filter(|other| other.parent() == file.parent() && *other != file)
+            .filter(|other| sourced.iter().any(|name| other.ends_with(name)))
             .flat_map(|other| checker.functions(&fs::read_to_string(other).unwrap()))
             .collect();
         let pester = file.to_string_lossy().ends_with(".Tests.ps1");
