@@ -10,8 +10,14 @@ mod powershell_checker;
 use powershell_checker::Checker;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-fn checker() -> Checker {
+fn checker() -> &'static Checker {
+    static CHECKER: OnceLock<Checker> = OnceLock::new();
+    CHECKER.get_or_init(read_data)
+}
+
+fn read_data() -> Checker {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     Checker::new(
         &fs::read_to_string(data.join("cmdlets.json")).unwrap(),
@@ -92,12 +98,10 @@ fn every_script_of_the_repository_is_sound() {
 
 #[test]
 fn a_sound_script_has_no_faults() {
-    clean(
-        "$vm = New-VM -Name 'a' -Generation 2 -MemoryStartupBytes 1024 -VHDPath $disk -SwitchName $switchName",
-    );
-    clean("Get-VM | Where-Object { $_.Id -eq $id } | ForEach-Object { Stop-VM -VM $_ -TurnOff -Force }");
-    clean("Copy-Item $from $to -Force");
-    clean("& $program --version");
+    clean("$vm = New-VM -Name 'a' -Generation 2 -MemoryStartupBytes 1024 -VHDPath 'b' -SwitchName 'c'");
+    clean("Get-VM | Where-Object { $_.Id } | ForEach-Object { Stop-VM -VM $_ -TurnOff -Force }");
+    clean("$from = 'a'\nCopy-Item $from 'b' -Force");
+    clean("$program = 'a.exe'\n& $program --version");
     clean("git log --oneline 2>&1");
 }
 
@@ -219,7 +223,7 @@ fn variables_that_belong_to_powershell_are_found() {
     found("foreach ($host in 1, 2) { }", "$host is PowerShell's own");
     found("$matches = 1", "$matches is PowerShell's own");
     found("function A($args) { }", "$args is PowerShell's own");
-    clean("if ($x -match 'a') { $y = $matches[0] }");
+    clean("if ('b' -match 'a') { $y = $matches[0] }");
 }
 
 #[test]
@@ -228,4 +232,14 @@ fn what_only_powershell_7_understands_is_found() {
     found("$a = $b ?? 1", "does not parse");
     found("$a = $b ? 1 : 2", "does not parse");
     found("$a = $b?.Name", "does not parse");
+}
+
+#[test]
+fn a_variable_that_nothing_assigns_is_found() {
+    found("$count = 1\nGet-Item -LiteralPath $cuont", "$cuont is never assigned");
+    found("\"on $IsWindows\"", "$iswindows is never assigned");
+    found("\"${nobody}:1\"", "$nobody is never assigned");
+    clean(
+        "$script:step = 'a'\nforeach ($a in 1) { \"$a $step ${env:TEMP} $PSScriptRoot\" }\nfunction B($c) { $c }",
+    );
 }

@@ -95,6 +95,43 @@ const AUTOMATIC: [&str; 20] = [
     "true",
 ];
 
+/// Variables that a script may read without having assigned them, in 5.1 and 7.
+const GIVEN: [&str; 33] = [
+    "$",
+    "?",
+    "^",
+    "_",
+    "args",
+    "confirmpreference",
+    "debugpreference",
+    "error",
+    "erroractionpreference",
+    "executioncontext",
+    "false",
+    "home",
+    "host",
+    "informationpreference",
+    "lastexitcode",
+    "matches",
+    "myinvocation",
+    "null",
+    "ofs",
+    "outputencoding",
+    "pid",
+    "progresspreference",
+    "psboundparameters",
+    "pscmdlet",
+    "pscommandpath",
+    "pshome",
+    "psitem",
+    "psscriptroot",
+    "psversiontable",
+    "pwd",
+    "this",
+    "true",
+    "warningpreference",
+];
+
 #[derive(Clone, Debug, PartialEq)]
 struct Param {
     name: String,
@@ -193,6 +230,19 @@ impl Checker {
                     .into(),
             ));
         }
+        // Under strict mode, reading what was never assigned is an error at run time.
+        let mut assigned: Vec<String> = GIVEN.iter().map(|name| name.to_string()).collect();
+        walk(tree.root_node(), &mut |node| {
+            if is_variable(node) && is_assigned(node) {
+                assigned.push(variable_name(text(node, source)));
+            }
+        });
+        walk(tree.root_node(), &mut |node| {
+            let name = variable_name(text(node, source));
+            if is_variable(node) && !name.starts_with("env:") && !assigned.contains(&name) {
+                faults.push((line(node), format!("${name} is never assigned")));
+            }
+        });
         walk(tree.root_node(), &mut |node| match node.kind() {
             "command" => file.command(node, &mut |what| faults.push((line(node), what))),
             "pipeline_chain_tail" => {
@@ -775,8 +825,20 @@ fn is_assigned(variable: Node) -> bool {
     false
 }
 
+fn is_variable(node: Node) -> bool {
+    matches!(node.kind(), "variable" | "braced_variable") && !node.parent().is_some_and(|p| is_variable(p))
+}
+
+/// Without its sign and its scope: `$script:Step` is `step`.
 fn variable_name(text: &str) -> String {
-    text.trim_start_matches(['$', '@', '{']).trim_end_matches('}').to_lowercase()
+    let name = text.trim().strip_prefix(['$', '@']).unwrap_or(text);
+    let name = name.strip_prefix('{').and_then(|n| n.strip_suffix('}')).unwrap_or(name).to_lowercase();
+    for scope in ["script:", "global:", "local:"] {
+        if let Some(rest) = name.strip_prefix(scope) {
+            return rest.to_owned();
+        }
+    }
+    name
 }
 
 /// The literals of an expression: one, or one for each element of a list.
