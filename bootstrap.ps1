@@ -133,7 +133,7 @@ function Install-Git {
         return
     }
     Write-Doing 'installing Git'
-    $release = Invoke-RestMethod -Uri 'https://api.github.com/repos/git-for-windows/git/releases/latest' -UseBasicParsing -Headers @{ 'User-Agent' = 'hyperv-runner-pool' }
+    $release = Invoke-RestMethod -Uri 'https://api.github.com/repos/git-for-windows/git/releases/latest' -UseBasicParsing
     $assets = @($release.assets | Where-Object { $_.name -match '^Git-[0-9.]+-64-bit\.exe$' })
     if ($assets.Count -eq 0) {
         throw 'The newest release of Git for Windows has no 64-bit installer. Install Git by hand from https://gitforwindows.org.'

@@ -184,6 +184,11 @@ function Get-Facts($Request) {
     $script:step = 'host'
     $facts = $script:facts
     Find-Fact {
+        $system = [System.Environment]::OSVersion
+        if ([string]$system.Platform -eq 'Win32NT') {
+            $facts.windows = $system.VersionString
+        }
+        # The name that people know, where WMI is in order.
         $facts.windows = [string](Get-CimInstance -ClassName Win32_OperatingSystem).Caption
     }
     Find-Fact {

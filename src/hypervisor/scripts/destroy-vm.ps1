@@ -34,14 +34,18 @@ function Get-OneLine($ErrorRecord) {
     return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
 }
 
-# Whether these Notes are the pool's mark for this incarnation.
-function Test-Mark($Notes, $Request) {
+# Whose mark these Notes are: 'ours' (this pool, this incarnation), 'other'
+# (another pool's or incarnation's), or 'none'.
+function Get-MarkOwner($Notes, $Request) {
     try {
         $mark = ConvertFrom-Json -InputObject ([string]$Notes)
-        return ($mark.pool -eq $Request.pool -and $mark.incarnation -eq $Request.incarnation)
+        if ($mark.pool -eq $Request.pool -and $mark.incarnation -eq $Request.incarnation) {
+            return 'ours'
+        }
+        return 'other'
     } catch {
-        # No JSON, or JSON without these two: somebody else's words.
-        return $false
+        # No JSON, or JSON without these two: somebody's own words.
+        return 'none'
     }
 }
 
@@ -55,10 +59,11 @@ function Get-DiskPath($Vm) {
 }
 
 # Ours is a VM with our mark, or one of our name on our disk that never came
-# to bear the mark. No other, whatever it is called.
+# to bear a mark. No other, whatever it is called.
 function Test-OursToRemove($Vm, $Request) {
-    if (Test-Mark $Vm.Notes $Request) {
-        return $true
+    $owner = Get-MarkOwner $Vm.Notes $Request
+    if ($owner -ne 'none') {
+        return ($owner -eq 'ours')
     }
     return ($Vm.Name -eq $Request.name -and @(Get-DiskPath $Vm) -contains $Request.diskPath)
 }
