@@ -436,13 +436,18 @@ function Get-Check {
         Assert-NothingLeft $Fake 0
     }
 
-    $checks['destroy removes the disk of a checkpoint too'] = {
+    $checks['destroy removes what checkpoints and backups left of the disk too'] = {
         param($Fake)
         Add-FakeVM $Fake 'runner-1' 'Off' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
-        $checkpoint = Join-Path -Path $Fake.Storage -ChildPath 'runner-1-0123456789abcdef_5B1D2F0A.avhdx'
-        [System.IO.File]::WriteAllText($checkpoint, 'vhdxfile')
+        foreach ($end in '_5B1D2F0A.avhdx', '-AutoRecovery.avhdx', '.vhdx.rct', '.vhdx.mrt') {
+            $path = Join-Path -Path $Fake.Storage -ChildPath ('runner-1-0123456789abcdef' + $end)
+            [System.IO.File]::WriteAllText($path, 'vhdxfile')
+        }
+        $copy = Join-Path -Path $Fake.Storage -ChildPath 'runner-2-0123456789abcdef_5B1D2F0A.avhdx'
+        [System.IO.File]::WriteAllText($copy, 'vhdxfile')
         Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
         Assert-NothingLeft $Fake 0
+        Assert-True (Test-Path -LiteralPath $copy) 'the disk of another VM is gone'
     }
 
     $checks['destroy touches no other VM and no other disk'] = {

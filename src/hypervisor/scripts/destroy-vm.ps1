@@ -39,6 +39,9 @@ function Get-OneLine($ErrorRecord) {
 function Get-MarkOwner($Notes, $Request) {
     try {
         $mark = ConvertFrom-Json -InputObject ([string]$Notes)
+        if ($null -eq $mark) {
+            return 'none'
+        }
         if ($mark.pool -eq $Request.pool -and $mark.incarnation -eq $Request.incarnation) {
             return 'ours'
         }
@@ -168,10 +171,13 @@ function Remove-Everything($Request) {
 
     $script:step = 'disk'
     if (Test-Path -LiteralPath $folder -PathType Container) {
-        # A checkpoint that somebody took by hand leaves a disk on our disk.
-        $checkpoints = @(Get-ChildItem -LiteralPath $folder -File |
-            Where-Object { $_.Extension -eq '.avhdx' -and $_.Name.StartsWith("${base}_") })
-        foreach ($file in $checkpoints) {
+        # A checkpoint that somebody took by hand leaves a disk on our disk;
+        # a backup leaves its notes of what has changed.
+        $others = @(Get-ChildItem -LiteralPath $folder -File | Where-Object {
+                $_.Name.StartsWith($base, [System.StringComparison]::OrdinalIgnoreCase) -and
+                @('.avhdx', '.rct', '.mrt') -contains $_.Extension
+            })
+        foreach ($file in $others) {
             Remove-Disk $file.FullName
         }
         Remove-Disk $disk
