@@ -8,6 +8,8 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
 $WarningPreference = 'SilentlyContinue'
+# Nobody is there to answer a question.
+$ConfirmPreference = 'None'
 
 # The integration service "Key-Value Pair Exchange". Its name is translated on
 # a localised host; the end of its id is the same everywhere.

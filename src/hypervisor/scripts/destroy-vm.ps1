@@ -7,6 +7,8 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
 $WarningPreference = 'SilentlyContinue'
+# Nobody is there to answer a question.
+$ConfirmPreference = 'None'
 
 $script:step = 'input'
 
