@@ -8,6 +8,7 @@
 mod powershell_checker;
 
 use powershell_checker::Checker;
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -105,7 +106,11 @@ fn no_command_of_the_pools_own_scripts_escapes_the_checker() {
     let mut spoiled = 0;
     for file in files {
         let source = fs::read_to_string(&file).unwrap();
+        let mut seen = HashSet::new();
         for (start, word) in words_that_name_a_command_or_parameter(&source) {
+            if !seen.insert(word) {
+                continue;
+            }
             let mut changed = source.clone();
             changed.insert_str(start + word.len(), "Zz");
             assert_ne!(
@@ -116,7 +121,7 @@ fn no_command_of_the_pools_own_scripts_escapes_the_checker() {
             spoiled += 1;
         }
     }
-    assert!(spoiled > 100, "{spoiled}");
+    assert!(spoiled > 80, "{spoiled}");
 }
 
 /// `Get-VM` and `-Force`, but neither operators (`-eq`, always in lower case) nor comments.
