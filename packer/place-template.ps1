@@ -45,7 +45,10 @@ function Get-Setting {
     if ($value) { return $value }
     if (Test-Path -LiteralPath $EnvFile) {
         foreach ($line in Get-Content -LiteralPath $EnvFile -Encoding UTF8) {
-            if ($line -match "^\s*(export\s+)?$Name\s*=\s*(?<value>.*?)\s*$") { $value = $Matches.value.Trim('"', "'") }
+            if ($line -notmatch "^\s*(export\s+)?$Name\s*=\s*(?<text>.*?)\s*$") { continue }
+            $value = $Matches.text
+            # In quotes: what stands between them. Else: up to a comment.
+            if ($value -match '^(["''])(?<text>.*)\1') { $value = $Matches.text } else { $value = $value -replace '\s+#.*$', '' }
         }
     }
     if ($value) { return $value }
@@ -74,6 +77,13 @@ function Get-DependentDisk {
     }
 }
 
+function Assert-TemplateUnused {
+    $dependent = @(Get-DependentDisk -Template $TemplatePath -Storage $StoragePath)
+    if ($dependent.Count -gt 0) {
+        throw "$TemplatePath is in use by $($dependent.Count) disk(s), the first is $($dependent[0]). Stop the pool with SHUTDOWN=destroy, or place the image under a new name with -NewName."
+    }
+}
+
 # Writes one setting into .env, keeping all other lines.
 function Set-EnvFileSetting {
     param([string] $Name, [string] $Value)
@@ -81,7 +91,8 @@ function Set-EnvFileSetting {
     if (Test-Path -LiteralPath $EnvFile) {
         $lines = @(Get-Content -LiteralPath $EnvFile -Encoding UTF8 | Where-Object { $_ -notmatch "^\s*(export\s+)?$Name\s*=" })
     }
-    $lines += "$Name=$Value"
+    # Single quotes: taken as it stands, backslashes and blanks included.
+    $lines += "$Name='$Value'"
     # Not with Set-Content, which gives UTF-8 a byte order mark.
     [System.IO.File]::WriteAllLines($EnvFile, [string[]] $lines)
 }
@@ -107,10 +118,7 @@ if ($NewName) {
     $stamp = [DateTime]::Now.ToString('yyyyMMdd-HHmmss')
     $target = Join-Path (Split-Path -Parent $TemplatePath) "$name-$stamp.vhdx"
 } else {
-    $dependent = @(Get-DependentDisk -Template $TemplatePath -Storage $StoragePath)
-    if ($dependent.Count -gt 0) {
-        throw "$TemplatePath is in use by $($dependent.Count) disk(s), the first is $($dependent[0]). Stop the pool with SHUTDOWN=destroy, or place the image under a new name with -NewName."
-    }
+    Assert-TemplateUnused
 }
 
 Write-Output "Compacting $Image"
@@ -131,14 +139,21 @@ Set-ItemProperty -LiteralPath $incoming -Name IsReadOnly -Value $true
 
 $previous = "$target.previous"
 $hadTemplate = Test-Path -LiteralPath $target
-if ($hadTemplate) {
-    if (Test-Path -LiteralPath $previous) { Remove-Item -LiteralPath $previous -Force }
-    Move-Item -LiteralPath $target -Destination $previous -Force
-}
+$movedTemplate = $false
 try {
+    # Again, since compacting and moving took a while, and a running pool makes VMs.
+    if (-not $NewName) { Assert-TemplateUnused }
+    if ($hadTemplate) {
+        if (Test-Path -LiteralPath $previous) { Remove-Item -LiteralPath $previous -Force }
+        Move-Item -LiteralPath $target -Destination $previous -Force
+        $movedTemplate = $true
+    }
     Move-Item -LiteralPath $incoming -Destination $target -Force
 } catch {
-    if ($hadTemplate) { Move-Item -LiteralPath $previous -Destination $target -Force }
+    # As it was before, so that the script can be run again.
+    if ($movedTemplate) { Move-Item -LiteralPath $previous -Destination $target -Force }
+    Set-ItemProperty -LiteralPath $incoming -Name IsReadOnly -Value $false
+    Move-Item -LiteralPath $incoming -Destination $Image
     throw
 }
 Write-Output "Placed $target"

@@ -44,7 +44,7 @@ variable "image_name" {
 }
 
 variable "locale" {
-  description = "Language and region of Windows. The ISO must hold that language."
+  description = "Language and region of Windows. The ISO must hold that language; default: English."
   type        = string
   default     = "en-US"
 }

@@ -1,8 +1,8 @@
 # Fails the build unless the image can do what it promises: each tool of tools.json
 # answers, the runner has the wanted version, the guest is in place, enough is free.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 Update-SessionPath
 $faults = @()
@@ -10,8 +10,8 @@ $faults = @()
 $tools = ConvertFrom-Json -InputObject (Get-Content -LiteralPath 'C:\runner-pool-build\tools.json' -Raw)
 foreach ($check in $tools.checks) {
     try {
-        $program, $arguments = $check.Split(' ')
-        Invoke-Program -Path $program -Arguments @($arguments) -Success 0
+        $words = $check.Split(' ')
+        Invoke-Program -Path $words[0] -Arguments @($words | Select-Object -Skip 1) -Success 0
     } catch {
         $faults += "$check failed: $($_.Exception.Message)"
     }

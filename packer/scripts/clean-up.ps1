@@ -1,8 +1,8 @@
 # Removes what the build leaves behind, and overwrites the free space with zeros, so
 # that the disk's file can be compacted.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 # Superseded parts of Windows. The updates cannot be uninstalled afterwards.
 Invoke-Program -Path 'dism.exe' -Arguments '/Online', '/Cleanup-Image', '/StartComponentCleanup', '/ResetBase', '/Quiet'

@@ -54,6 +54,8 @@ function Invoke-Program {
     & $program @Arguments 2>&1 | ForEach-Object { Write-Output "$_" }
     $exitCode = $LASTEXITCODE
     if ($exitCode -notin $Success) { throw "$Path ended with exit code $exitCode." }
+    # Packer takes the last exit code for that of the whole script.
+    $global:LASTEXITCODE = 0
 }
 
 # Runs an installer that has windows of its own, and waits for it.

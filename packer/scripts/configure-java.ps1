@@ -1,8 +1,8 @@
 # Names each JDK as GitHub's own runners do: JAVA_HOME_<version>_X64, and JAVA_HOME for
 # the one that jobs get unless they choose.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $default = '17'
 foreach ($folder in Get-ChildItem -Path 'C:\Program Files\Eclipse Adoptium' -Directory -Filter 'jdk-*') {

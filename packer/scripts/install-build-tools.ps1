@@ -1,8 +1,8 @@
 # Installs the Visual Studio Build Tools with the C++ and the .NET workload.
 # https://learn.microsoft.com/en-us/visualstudio/install/workload-component-id-vs-build-tools
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $installer = 'C:\runner-pool-build\vs_buildtools.exe'
 Save-Download -Uri 'https://aka.ms/vs/17/release/vs_buildtools.exe' -Path $installer -Signer 'Microsoft Corporation'

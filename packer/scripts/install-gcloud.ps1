@@ -1,7 +1,7 @@
 # Installs the Google Cloud CLI for all accounts.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $installer = 'C:\runner-pool-build\GoogleCloudSDKInstaller.exe'
 Save-Download -Uri 'https://dl.google.com/dl/cloudsdk/channels/rapid/GoogleCloudSDKInstaller.exe' -Path $installer -Signer 'Google LLC'

@@ -1,8 +1,8 @@
 # Makes the image a runner: the runner's account, what it may touch, and the two tasks
 # that begin when the VM starts. The files of the guest are in place already.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $account = 'runner'
 $administrator = $env:RUNNER_IS_ADMINISTRATOR -eq 'true'

@@ -1,9 +1,9 @@
 # Installs the GitHub Actions runner, of the version and SHA-256 that the template
 # names, to C:\actions-runner, and makes the tool cache where GitHub's own runners
 # have it.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $version = $env:RUNNER_VERSION
 $zip = 'C:\runner-pool-build\actions-runner.zip'

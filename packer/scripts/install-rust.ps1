@@ -1,7 +1,7 @@
 # Installs Rust for all accounts. rustup would put it into the profile of the build's.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $address = 'https://static.rust-lang.org/rustup/dist/x86_64-pc-windows-msvc/rustup-init.exe'
 $installer = 'C:\runner-pool-build\rustup-init.exe'

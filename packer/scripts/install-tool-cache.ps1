@@ -1,9 +1,9 @@
 # Fills the tool cache, from which setup-python, setup-node and setup-go take their
 # versions, with the packages that those actions use themselves.
 # https://github.com/actions/python-versions (and node-versions, go-versions)
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $env:RUNNER_TOOL_CACHE = 'C:\hostedtoolcache\windows'
 $env:AGENT_TOOLSDIRECTORY = 'C:\hostedtoolcache\windows'

@@ -1,7 +1,7 @@
 # Installs the packages of tools.json with Chocolatey.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $choco = 'C:\ProgramData\chocolatey\bin\choco.exe'
 $tools = ConvertFrom-Json -InputObject (Get-Content -LiteralPath 'C:\runner-pool-build\tools.json' -Raw)

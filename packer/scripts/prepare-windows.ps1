@@ -5,7 +5,8 @@ $ErrorActionPreference = 'Stop'
 New-Item -ItemType Directory -Force -Path 'C:\runner-pool-build', 'C:\runner-pool-guest' | Out-Null
 
 # Jobs run scripts that they write themselves. Windows 11 would refuse all scripts.
-Set-ExecutionPolicy -ExecutionPolicy RemoteSigned -Scope LocalMachine -Force -ErrorAction SilentlyContinue
+# (Set-ExecutionPolicy fails in a process that was started with another policy.)
+Set-ItemProperty -Path 'HKLM:\SOFTWARE\Microsoft\PowerShell\1\ShellIds\Microsoft.PowerShell' -Name ExecutionPolicy -Value 'RemoteSigned' -Type String
 
 # Build trees are deep.
 Set-ItemProperty -Path 'HKLM:\SYSTEM\CurrentControlSet\Control\FileSystem' -Name LongPathsEnabled -Value 1 -Type DWord
@@ -24,3 +25,6 @@ try {
 } catch {
     Write-Output "Defender stays on during the build: $($_.Exception.Message)"
 }
+
+# Packer would take the exit code of powercfg.exe for that of this script.
+exit 0

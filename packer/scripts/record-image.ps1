@@ -1,8 +1,8 @@
 # Writes down how old the image is, for the guest to report: when it was built, its
 # runner's version and, on an evaluation edition, when Windows ends.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 $windows = Get-ItemProperty -Path 'HKLM:\SOFTWARE\Microsoft\Windows NT\CurrentVersion'
 $end = ''

@@ -1,9 +1,9 @@
 # The last step: closes every door that the build has opened, then powers off. Runs as
 # SYSTEM in a task of its own, since it cuts Packer's connection. Where a step fails the
 # VM stays on, so that Packer gives up instead of keeping an open image.
-. 'C:\runner-pool-build\common.ps1'
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. 'C:\runner-pool-build\common.ps1'
 
 # Defender, without what slows builds most.
 try {
