@@ -49,11 +49,11 @@ function Invoke-Packer {
     if ($exitCode -ne 0) { throw "packer $($Arguments[0]) ended with exit code $exitCode." }
 }
 
-$null = Start-Transcript -Path (Join-Path $PSScriptRoot 'rebuild.log')
+Start-Transcript -Path (Join-Path $PSScriptRoot 'rebuild.log') | Out-Null
 Push-Location -LiteralPath $PSScriptRoot
 $exitCode = 1
 try {
-    $null = Get-Command -Name packer -CommandType Application
+    Get-Command -Name packer -CommandType Application | Out-Null
     $runner = Get-NewestRunner
     Write-Host "The newest runner is $($runner.Version)."
 
@@ -76,6 +76,6 @@ try {
     Write-Host "Failed: $($_.Exception.Message)"
 } finally {
     Pop-Location
-    $null = Stop-Transcript
+    Stop-Transcript | Out-Null
 }
 exit $exitCode

@@ -504,6 +504,14 @@ fn the_build_ends_by_sealing_the_image() {
 #[test]
 fn sealing_undoes_what_the_build_has_opened() {
     let (open, close) = (read("scripts/enable-winrm.ps1"), read("scripts/seal.ps1"));
+    let listener = "SelectorSet @{ Address = '*'; Transport = 'HTTPS' }";
+    assert!(
+        open.contains("$selectors = @{ Address = '*'; Transport = 'HTTPS' }")
+            && open.contains("New-WSManInstance")
+    );
+    assert!(
+        close.contains(&format!("Remove-WSManInstance -ResourceURI 'winrm/config/Listener' -{listener}"))
+    );
     assert!(open.contains("New-NetFirewallRule -Name 'runner-pool-build-winrm'"));
     assert!(close.contains("Remove-NetFirewallRule -Name 'runner-pool-build-winrm'"));
     for (opened, closed) in [
@@ -519,7 +527,7 @@ fn sealing_undoes_what_the_build_has_opened() {
     );
     assert!(close.contains("Set-MpPreference -DisableRealtimeMonitoring $false"));
     assert!(close.contains("-Name AutoAdminLogon -Value '0'"));
-    assert!(close.contains("Set-LocalUser -SID $account.SID -Password $password"));
+    assert!(close.contains("Set-LocalUser -Name $account.Name -Password $password"));
 }
 
 /// KEY=value pairs that a build gives its scripts.

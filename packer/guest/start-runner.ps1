@@ -52,16 +52,15 @@ function Wait-RunnerConfig {
     }
 }
 
-# Runs a .cmd of the runner and returns its exit code; ends it with all its children
-# after so many seconds.
+# Runs a .cmd of the runner and returns its exit code. One that takes too long is left
+# alone: the VM is powered off next.
 function Invoke-RunnerScript {
     param([string] $Name, [int] $Seconds)
     $process = Start-Process -FilePath (Join-Path $RunnerFolder $Name) -WorkingDirectory $RunnerFolder -NoNewWindow -PassThru
     # Windows PowerShell forgets the exit code unless the handle was read before.
-    $null = $process.Handle
+    $process.Handle | Out-Null
     if (-not $process.WaitForExit($Seconds * 1000)) {
         Write-GuestLog "$Name did not end within $Seconds seconds"
-        & taskkill.exe /PID $process.Id /T /F | Out-Null
         return 1460 # ERROR_TIMEOUT
     }
     return $process.ExitCode

@@ -23,11 +23,12 @@ foreach ($folder in $folders) {
 Remove-Item -Path 'C:\Windows\System32\Sysprep\unattend.xml', 'C:\unattend.xml' -Force -ErrorAction SilentlyContinue
 
 $file = 'C:\zeros.tmp'
-$zeros = New-Object byte[] (16MB)
+$megabyte = 1024 * 1024
+$zeros = New-Object byte[] (16 * $megabyte)
 $drive = New-Object System.IO.DriveInfo 'C'
 $stream = [System.IO.File]::Create($file)
 try {
-    while ($drive.AvailableFreeSpace -gt 512MB) { $stream.Write($zeros, 0, $zeros.Length) }
+    while ($drive.AvailableFreeSpace -gt 512 * $megabyte) { $stream.Write($zeros, 0, $zeros.Length) }
 } finally {
     $stream.Dispose()
     Remove-Item -LiteralPath $file

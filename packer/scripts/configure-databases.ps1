@@ -8,7 +8,7 @@ foreach ($pattern in 'postgresql*', 'mysql*') {
     $services = @(Get-Service -Name $pattern)
     if ($services.Count -eq 0) { throw "No service is named $pattern." }
     foreach ($service in $services) {
-        Stop-Service -InputObject $service -Force
+        Stop-Service -Name $service.Name -Force
         Set-Service -Name $service.Name -StartupType Manual
     }
 }

@@ -17,7 +17,9 @@ Set-ItemProperty -Path 'HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Policies
 Set-Service -Name WinRM -StartupType Automatic
 Start-Service -Name WinRM
 $certificate = New-SelfSignedCertificate -DnsName 'packer' -CertStoreLocation 'Cert:\LocalMachine\My'
-New-Item -Path 'WSMan:\localhost\Listener' -Transport HTTPS -Address '*' -CertificateThumbPrint $certificate.Thumbprint -Force | Out-Null
+$selectors = @{ Address = '*'; Transport = 'HTTPS' }
+$values = @{ Hostname = 'packer'; CertificateThumbprint = $certificate.Thumbprint }
+New-WSManInstance -ResourceURI 'winrm/config/Listener' -SelectorSet $selectors -ValueSet $values | Out-Null
 Set-Item -Path 'WSMan:\localhost\Service\Auth\Basic' -Value $true -Force
 Set-Item -Path 'WSMan:\localhost\Shell\MaxMemoryPerShellMB' -Value 2048 -Force
 Set-Item -Path 'WSMan:\localhost\MaxTimeoutms' -Value 7200000 -Force

@@ -3,4 +3,7 @@
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
-Enable-WindowsOptionalFeature -Online -FeatureName Containers -All -NoRestart | Out-Null
+& dism.exe /Online /Enable-Feature /FeatureName:Containers /All /NoRestart /Quiet
+# 3010: done, restart wanted. Packer would take it for a failure of this script.
+if ($LASTEXITCODE -notin 0, 3010) { throw "dism.exe ended with exit code $LASTEXITCODE." }
+exit 0

@@ -5,8 +5,10 @@ $ErrorActionPreference = 'Stop'
 
 $address = 'https://static.rust-lang.org/rustup/dist/x86_64-pc-windows-msvc/rustup-init.exe'
 $installer = 'C:\runner-pool-build\rustup-init.exe'
+# One line: the hash, and the name of the file.
 $published = Invoke-RestMethod -Uri "$address.sha256" -UseBasicParsing
-Save-Download -Uri $address -Path $installer -Sha256 $published.Trim().Split(' ')[0]
+$hash = @($published.Trim() -split '\s+')[0]
+Save-Download -Uri $address -Path $installer -Sha256 $hash
 
 Set-MachineVariable -Name 'RUSTUP_HOME' -Value 'C:\rust\rustup'
 Set-MachineVariable -Name 'CARGO_HOME' -Value 'C:\rust\cargo'

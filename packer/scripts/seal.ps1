@@ -21,8 +21,8 @@ $accounts = @(Get-LocalUser | Where-Object { $_.Name -eq $buildUser -or $_.SID.V
 if ($accounts.Count -ne 2) { throw "Expected the accounts $buildUser and Administrator, found $($accounts.Count)." }
 foreach ($account in $accounts) {
     $password = ConvertTo-SecureString -String (New-RandomPassword) -AsPlainText -Force
-    Set-LocalUser -SID $account.SID -Password $password
-    Disable-LocalUser -SID $account.SID
+    Set-LocalUser -Name $account.Name -Password $password
+    Disable-LocalUser -Name $account.Name
 }
 
 # No automatic logon.
@@ -36,7 +36,7 @@ foreach ($name in 'DefaultPassword', 'DefaultUserName', 'AutoLogonCount') {
 Set-Service -Name WinRM -StartupType Disabled
 Remove-NetFirewallRule -Name 'runner-pool-build-winrm'
 Set-Item -Path 'WSMan:\localhost\Service\Auth\Basic' -Value $false -Force
-Get-ChildItem -Path 'WSMan:\localhost\Listener' | Where-Object { $_.Keys -contains 'Transport=HTTPS' } | Remove-Item -Recurse -Force
+Remove-WSManInstance -ResourceURI 'winrm/config/Listener' -SelectorSet @{ Address = '*'; Transport = 'HTTPS' }
 Get-ChildItem -Path 'Cert:\LocalMachine\My' | Where-Object { $_.Subject -eq 'CN=packer' } | Remove-Item -Force
 Set-ItemProperty -Path 'HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Policies\System' -Name LocalAccountTokenFilterPolicy -Value 0 -Type DWord
 Stop-Service -Name WinRM -Force

@@ -16,7 +16,7 @@ foreach ($update in $found.Updates) {
     if ($update.InstallationBehavior.CanRequestUserInput) { continue }
     if (-not $update.EulaAccepted) { $update.AcceptEula() }
     Write-Output $update.Title
-    $null = $wanted.Add($update)
+    $wanted.Add($update) | Out-Null
 }
 if ($wanted.Count -eq 0) {
     Write-Output 'No update is missing.'
@@ -25,7 +25,7 @@ if ($wanted.Count -eq 0) {
 
 $downloader = $session.CreateUpdateDownloader()
 $downloader.Updates = $wanted
-$null = $downloader.Download()
+$downloader.Download() | Out-Null
 $installer = $session.CreateUpdateInstaller()
 $installer.Updates = $wanted
 # Result codes: 2 done, 3 done with errors, 4 failed, 5 aborted.
