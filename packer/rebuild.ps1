@@ -6,7 +6,7 @@ Builds a new image with the newest runner and the newest Windows updates, and pl
 GitHub gives no jobs to a runner that is more than 30 days behind the newest, and
 evaluation Windows ends after 180 days. This script is fit for a monthly scheduled task:
 it asks nobody, it ends with a non-zero exit code where anything failed, and the template
-in use stays as it is until the new image is complete. Its log is packer\rebuild.log.
+in use stays as it is until the new image is complete. Its log is logs\rebuild-image.log.
 
 Run it as an administrator, on the host.
 
@@ -49,7 +49,10 @@ function Invoke-Packer {
     if ($exitCode -ne 0) { throw "packer $($Arguments[0]) ended with exit code $exitCode." }
 }
 
-Start-Transcript -Path (Join-Path $PSScriptRoot 'rebuild.log') | Out-Null
+if ($VarFile) { $VarFile = (Resolve-Path -LiteralPath $VarFile).ProviderPath }
+$logs = Join-Path (Split-Path -Parent $PSScriptRoot) 'logs'
+New-Item -ItemType Directory -Force -Path $logs | Out-Null
+Start-Transcript -Path (Join-Path $logs 'rebuild-image.log') | Out-Null
 Push-Location -LiteralPath $PSScriptRoot
 $exitCode = 1
 try {

@@ -315,6 +315,22 @@ fn every_variable_says_what_it_is_and_of_which_type() {
 }
 
 #[test]
+fn the_readme_lists_every_variable_and_no_other() {
+    let templates = templates();
+    let declared: BTreeSet<String> =
+        blocks(&templates, "variable").map(|(_, b)| label(b, 0).to_string()).collect();
+    let readme = read("README.md");
+    let table = readme.split_once("| variable | default | |\n").unwrap().1.split_once("\n\n").unwrap().0;
+    let listed: BTreeSet<String> = table
+        .lines()
+        .filter_map(|row| row.split('|').nth(1))
+        .flat_map(|names| names.split('`').skip(1).step_by(2))
+        .map(String::from)
+        .collect();
+    assert_eq!(listed, declared);
+}
+
+#[test]
 fn the_hyperv_plugin_is_required_with_a_floor() {
     let templates = templates();
     let packer: Vec<_> = blocks(&templates, "packer").collect();
@@ -759,7 +775,9 @@ fn the_images_hold_what_they_promise() {
     let minimal = ["git", "nodejs-lts", "python313", "dotnet-10.0-sdk", "7zip", "powershell-core"];
     has("minimal", &minimal);
     assert_eq!(packages("minimal").len(), minimal.len(), "minimal is minimal");
-    has("enhanced", &minimal);
+    // Its Python is the tool cache's, on PATH.
+    has("enhanced", &minimal.map(|name| if name == "python313" { "git" } else { name }));
+    assert_eq!(tools("enhanced")["toolCache"][0]["onPath"], "3.13");
     has(
         "enhanced",
         &[
@@ -782,7 +800,9 @@ fn the_images_hold_what_they_promise() {
     let enhanced = tools("enhanced");
     let mut several: Vec<&str> = Vec::new();
     for tool in enhanced["toolCache"].as_array().unwrap() {
-        assert!(tool["versions"].as_array().unwrap().len() > 1, "{tool}");
+        let versions = tool["versions"].as_array().unwrap();
+        assert!(versions.len() > 1, "{tool}");
+        assert!(tool["onPath"] == "" || versions.contains(&tool["onPath"]), "{tool}");
         several.push(tool["tool"].as_str().unwrap());
     }
     assert_eq!(several, ["python", "node", "go"]);

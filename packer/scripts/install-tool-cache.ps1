@@ -32,7 +32,13 @@ foreach ($wanted in $tools.toolCache) {
         Pop-Location
         Remove-Item -LiteralPath $archive, $folder -Recurse -Force
 
-        $installed = Get-ChildItem -Path "C:\hostedtoolcache\windows\$($wanted.tool)" -Filter "$version.*" -ErrorAction SilentlyContinue
-        if (-not $installed) { throw "$($wanted.tool) $($release.version) is not in the tool cache." }
+        $installed = "C:\hostedtoolcache\windows\$($wanted.tool)\$($release.version)\x64"
+        if (-not (Test-Path -LiteralPath $installed)) { throw "$installed is missing." }
+        # The one that jobs get unless they choose. Python beside the cache would be in the
+        # way of the cache's: their installers take each other for the same product.
+        if ($version -eq $wanted.onPath) {
+            Add-MachinePath -Folder $installed
+            if ($wanted.tool -eq 'python') { Add-MachinePath -Folder "$installed\Scripts" }
+        }
     }
 }
