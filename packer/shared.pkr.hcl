@@ -97,7 +97,7 @@ variable "runner_version" {
   default     = "2.338.0"
 
   validation {
-    condition     = can(regex("^\\d+\\.\\d+\\.\\d+$", var.runner_version))
+    condition     = length(split(".", var.runner_version)) == 3 && substr(var.runner_version, 0, 1) != "v"
     error_message = "The variable runner_version must be like 2.338.0, without a leading v."
   }
 }
@@ -109,7 +109,7 @@ variable "runner_sha256" {
   default     = "f48e0750a21812bca5f82de5f7f5aeae71abee647fab5a582f1742d07eba455f"
 
   validation {
-    condition     = can(regex("^[0-9a-fA-F]{64}$", var.runner_sha256))
+    condition     = length(var.runner_sha256) == 64
     error_message = "The variable runner_sha256 must have 64 hex digits."
   }
 }

@@ -12,6 +12,7 @@ use roxmltree::{Document, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 
 /// What `uuidv4()` gives here: no other text of the templates contains it.
@@ -113,6 +114,20 @@ fn concat(args: FuncArgs) -> Result<Value, String> {
     Ok(Value::Array(args.iter().flat_map(|a| a.as_array().unwrap().clone()).collect()))
 }
 
+fn split(args: FuncArgs) -> Result<Value, String> {
+    let (separator, text) = (args[0].as_str().unwrap(), args[1].as_str().unwrap());
+    Ok(Value::Array(text.split(separator).map(Value::from).collect()))
+}
+
+fn substr(args: FuncArgs) -> Result<Value, String> {
+    let (start, length) = (args[1].as_u64().unwrap() as usize, args[2].as_u64().unwrap() as usize);
+    Ok(Value::from(&args[0].as_str().unwrap()[start..start + length]))
+}
+
+fn length(args: FuncArgs) -> Result<Value, String> {
+    Ok(Value::from(args[0].as_str().map_or_else(|| args[0].as_array().unwrap().len(), str::len)))
+}
+
 fn contains(args: FuncArgs) -> Result<Value, String> {
     Ok(Value::from(args[0].as_array().unwrap().contains(&args[1])))
 }
@@ -140,6 +155,15 @@ fn context() -> Context<'static> {
     context.declare_func(
         "contains",
         FuncDef::builder().param(ParamType::Any).param(ParamType::Any).build(contains),
+    );
+    context.declare_func("length", FuncDef::builder().param(ParamType::Any).build(length));
+    context.declare_func(
+        "split",
+        FuncDef::builder().params([ParamType::String, ParamType::String]).build(split),
+    );
+    context.declare_func(
+        "substr",
+        FuncDef::builder().params([ParamType::String, ParamType::Number, ParamType::Number]).build(substr),
     );
     context.declare_func(
         "templatefile",
@@ -245,21 +269,34 @@ fn every_variable_local_and_template_resolves_for_each_windows() {
     }
 }
 
-#[test]
-fn the_choice_of_windows_admits_what_has_an_iso_and_nothing_else() {
+/// Whether a variable's validation lets a value pass.
+fn admits(variable: &str, value: &str) -> bool {
     let templates = templates();
-    let (_, block) = blocks(&templates, "variable").find(|(_, b)| label(b, 0) == "windows").unwrap();
+    let (_, block) = blocks(&templates, "variable").find(|(_, b)| label(b, 0) == variable).unwrap();
     let validation = block.body().blocks().find(|b| b.identifier() == "validation").unwrap();
     let condition = validation.body().attributes().find(|a| a.key() == "condition").unwrap();
-    let admits = |value: &str| {
-        let mut context = context();
-        context.declare_var("var", Value::from_iter([("windows".to_string(), Value::from(value))]));
-        condition.expr().evaluate(&context).unwrap() == Value::from(true)
-    };
+    let mut context = context();
+    context.declare_var("var", Value::from_iter([(variable.to_string(), Value::from(value))]));
+    condition.expr().evaluate(&context).unwrap() == Value::from(true)
+}
+
+#[test]
+fn the_choice_of_windows_admits_what_has_an_iso_and_nothing_else() {
     let known: Vec<String> = resolved().locals["windows"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(BTreeSet::from_iter(known), BTreeSet::from(WINDOWS.map(String::from)));
-    assert!(WINDOWS.into_iter().all(admits));
-    assert!(!admits("server-2016"));
+    assert!(WINDOWS.into_iter().all(|windows| admits("windows", windows)));
+    assert!(!admits("windows", "server-2016"));
+}
+
+#[test]
+fn a_runner_that_is_not_named_by_version_and_sha_256_is_refused() {
+    assert!(admits("runner_version", "2.338.0"));
+    assert!(
+        !admits("runner_version", "v2.338.0")
+            && !admits("runner_version", "2.338")
+            && !admits("runner_version", "latest")
+    );
+    assert!(admits("runner_sha256", &"0".repeat(64)) && !admits("runner_sha256", &"0".repeat(40)));
 }
 
 #[test]
@@ -312,6 +349,64 @@ fn every_variable_says_what_it_is_and_of_which_type() {
             );
         }
     }
+}
+
+/// Packer 1.6.6, which Debian has, knows the Hyper-V builder without a plugin, and so
+/// each of its settings. Of the templates it does not know three things, which are
+/// taken out: the plugins, sensitive locals, and files given as text on the CD.
+#[test]
+fn a_packer_with_a_builder_of_its_own_accepts_each_template() {
+    let run = |folder: &Path, arguments: &[&str]| {
+        Command::new("packer").args(arguments).current_dir(folder).output()
+    };
+    let here = folder();
+    let version = run(&here, &["version"])
+        .map_or_else(|_| String::new(), |o| String::from_utf8_lossy(&o.stdout).into_owned());
+    if !version.starts_with("Packer v1.6.") {
+        eprintln!("not checked: no Packer 1.6 is installed");
+        return;
+    }
+    let copy = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("packer-1.6");
+    let _ = fs::remove_dir_all(&copy);
+    for part in ["", "scripts", "guest", "tools"] {
+        fs::create_dir_all(copy.join(part)).unwrap();
+        for name in names(if part.is_empty() { "." } else { part }) {
+            fs::copy(here.join(part).join(&name), copy.join(part).join(&name)).unwrap();
+        }
+    }
+    let cut = |text: String, from: &str, to: &str, instead: &str| {
+        let start = text.find(from).unwrap();
+        let end = start + text[start..].find(to).unwrap() + to.len();
+        format!("{}{instead}{}", &text[..start], &text[end..])
+    };
+    let shared = read("shared.pkr.hcl");
+    let shared = cut(shared, "packer {\n", "\n}\n", "");
+    let shared = cut(shared, "  cd_content = {\n", "\n  }\n", "");
+    let shared = cut(
+        shared,
+        "local \"build_password\" {\n  expression = ",
+        "\n}\n",
+        "locals {\n  build_password = uuidv4()\n}\n",
+    );
+    fs::write(copy.join("shared.pkr.hcl"), &shared).unwrap();
+
+    let validate = |template: &str| {
+        let output = run(&copy, &["validate", &format!("-only=hyperv-iso.{template}"), "."]).unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    for template in ["windows-runner", "windows-runner-enhanced"] {
+        let (accepted, said) = validate(template);
+        assert!(accepted, "{template}: {said}");
+    }
+    // And it does look at the settings of the build of that name.
+    fs::write(
+        copy.join("shared.pkr.hcl"),
+        shared.replace("winrm_timeout  = \"2h\"", "winrm_timeout  = \"2 hours\""),
+    )
+    .unwrap();
+    let (accepted, said) = validate("windows-runner");
+    assert!(!accepted && said.contains("winrm_timeout"), "{said}");
 }
 
 #[test]
@@ -514,6 +609,20 @@ fn the_build_ends_by_sealing_the_image() {
     assert_eq!(command, format!("schtasks.exe /run /tn {task}"));
     assert!(read("scripts/prepare-seal.ps1").contains(&format!("Register-ScheduledTask -TaskName '{task}'")));
     assert!(read("scripts/seal.ps1").trim_end().ends_with("& shutdown.exe /s /f /t 0"));
+}
+
+/// Packer has been seen to go on after a lost connection as if a script had ended.
+#[test]
+fn an_image_whose_checks_did_not_end_well_is_not_sealed() {
+    let (check, seal) = (read("scripts/check-image.ps1"), read("scripts/seal.ps1"));
+    let (before, mark) = check.split_once("\nif ($faults.Count -gt 0) { throw").unwrap();
+    let checked = "'C:\\runner-pool-build\\checked'";
+    assert!(
+        !before.contains(checked)
+            && mark.contains(&format!("New-Item -ItemType File -Force -Path {checked}"))
+    );
+    let first = seal.lines().find(|line| line.contains("throw")).unwrap();
+    assert!(first.starts_with(&format!("if (-not (Test-Path -LiteralPath {checked})) {{ throw")), "{first}");
 }
 
 /// What enable-winrm.ps1 opens, seal.ps1 closes.

@@ -5,6 +5,8 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 . 'C:\runner-pool-build\common.ps1'
 
+if (-not (Test-Path -LiteralPath 'C:\runner-pool-build\checked')) { throw 'check-image.ps1 did not run to its end.' }
+
 # Defender, without what slows builds most.
 try {
     Set-MpPreference -DisableRealtimeMonitoring $false
