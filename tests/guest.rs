@@ -3,15 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/guest.rs"]
-mod guest;
+mod support;
 
-use guest::{Answer, Guest, Image};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
+use support::guest::{Answer, Guest, Image};
 
 fn script(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packer/guest").join(name);
@@ -423,4 +422,49 @@ fn completion_is_reported_after_any_failure() {
     assert!(report.contains(
         "try {\n    if ($null -ne $pool) { Send-Completion -Pool $pool -ExitCode $exitCode }\n} catch {"
     ));
+}
+
+/// The harness makes the script's requests (see above), so what a running pool answers to it, it answers to the script.
+#[test]
+fn a_running_pool_takes_the_guests_requests_from_boot_to_replacement() {
+    use hyperv_runner_pool::hypervisor::mock::Faults;
+    use hyperv_runner_pool::pool::slot::{Phase, Stop};
+
+    let world = support::mock_pool::world();
+    world.hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
+    let pool = world.start(support::mock_pool::settings(1, 1));
+    pool.wait_for(Phase::Booting, 1);
+    let first = pool.incarnation(1);
+    let today = hyperv_runner_pool::date::timestamp(std::time::SystemTime::now())[..10].to_string();
+    let image = Image {
+        runner_version: "2.338.0".into(),
+        built: "2026-01-31".into(),
+        windows_evaluation_end: Some(today.clone()),
+    };
+    let guest = Guest::in_image(&pool.url, "runner-1", &pool.vm_secret(1), &image);
+
+    let config = guest.fetch_config();
+    assert_eq!(config.status, 200);
+    let config: serde_json::Value = serde_json::from_str(&config.body).unwrap();
+    assert_eq!(config["registration"], "jit");
+    assert!(config["token"].as_str().unwrap().starts_with("simulated-jit-"));
+    pool.wait_for(Phase::Ready, 1);
+
+    assert_eq!(guest.report_started("1234", "build", "octo/hello").status, 200);
+    pool.wait_for(Phase::Running, 1);
+    assert_eq!(guest.fetch_config().status, 409);
+
+    assert_eq!(guest.report_complete(0).status, 200);
+    support::wait_until("the VM is replaced", || {
+        pool.slot(1).phase == Phase::Booting && pool.incarnation(1) != first
+    });
+    // A report that is sent again, since its answer was lost, must find an end (see `Send-Completion`).
+    assert!([401, 404].contains(&guest.report_complete(0).status));
+
+    let status = pool.get("/api/status", &[]).json();
+    assert_eq!(status["image"]["runner_version"], "2.338.0");
+    assert_eq!(status["image"]["built"], "2026-01-31");
+    let warnings = status["image"]["warnings"].to_string();
+    assert!(warnings.contains(&format!("ended on {today}")), "{warnings}");
+    pool.stop(Stop::Destroy);
 }

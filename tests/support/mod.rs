@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod fake_github;
+pub mod guest;
 pub mod http;
 pub mod mock_pool;
 pub mod standin;
