@@ -313,6 +313,7 @@ pub fn run(options: Options) -> (Report, Option<Violation>) {
 
 impl Sim {
     fn simulate(&mut self) {
+        self.trace(|sim| format!("{:?}", sim.plan));
         self.populate();
         self.start_process();
         self.after(SECOND, Ev::Job);
@@ -330,6 +331,15 @@ impl Sim {
         self.now = self.now.max(self.plan.length);
         self.quiet = true;
         (self.disk_full_until, self.github_down_until, self.rate_limited_until) = (0, 0, 0);
+        // What would take a small pool more than a few hours is withdrawn.
+        let most = 4 * self.plan.config.warm.max(1) as usize;
+        for job in self.waiting.split_off(most.min(self.waiting.len())) {
+            self.job_over(job);
+        }
+        for &job in &self.waiting {
+            let takes = &mut self.jobs[job as usize].takes;
+            *takes = (*takes).min(self.plan.job_takes.1);
+        }
         let began = self.now;
         let mut why = String::new();
         while self.now < began + self.bound() {
@@ -475,7 +485,7 @@ impl Sim {
         }
         // With a prefix that is shared, or that was changed, GitHub's own clean-up has to do it.
         let known = |runner: &SimRunner| {
-            runner.generation == process.generation
+            runner.learnt_by == process.generation
                 || (!self.plan.shared_prefix
                     && !self.former_prefixes.iter().any(|p| runner.name.starts_with(p.as_str())))
         };

@@ -429,6 +429,10 @@ impl Sim {
             Answer::Event(event) => event,
             Answer::Registered(registered, credential) => {
                 worker.credential = Some(credential);
+                let runner = self.runners.iter_mut().find(|r| credential == Credential::Jit(r.id));
+                if let Some(runner) = runner {
+                    runner.learnt_by = p.generation;
+                }
                 Event::Registered(Ok(registered))
             }
             Answer::Found(runner) => Event::Found(Ok(runner.map(|r| self.found(&r, shared)))),

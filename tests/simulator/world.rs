@@ -55,8 +55,8 @@ pub struct SimRunner {
     pub spent: bool,
     pub ephemeral: bool,
     pub foreign: bool,
-    /// The process that registered it.
-    pub generation: u32,
+    /// The process that was told its id when it registered it.
+    pub learnt_by: u32,
     /// Until when lists show that status instead.
     pub lag: Option<(Millis, bool, bool)>,
 }
@@ -140,7 +140,7 @@ impl Sim {
                 spent: false,
                 ephemeral,
                 foreign: true,
-                generation: 0,
+                learnt_by: 0,
                 lag: None,
             });
         };
@@ -357,7 +357,7 @@ impl Sim {
                     Answer::Event(Event::Registered(Ok(Registered::NameTaken)))
                 } else {
                     let name = name.clone();
-                    let id = self.register(name, op.generation);
+                    let id = self.register(name);
                     Answer::Registered(Registered::Done(Some(id)), Credential::Jit(id))
                 });
                 true
@@ -677,8 +677,7 @@ impl Sim {
             Credential::Jit(id) => self.runners.iter().position(|r| r.id == id && !r.spent),
             Credential::Token if self.runners.iter().any(|r| r.name == name) => None,
             Credential::Token => {
-                let generation = self.vms[at].owner.0;
-                self.register(name, generation);
+                self.register(name);
                 Some(self.runners.len() - 1)
             }
         };
@@ -698,7 +697,7 @@ impl Sim {
 
     // --- GitHub ---
 
-    fn register(&mut self, name: String, generation: u32) -> u64 {
+    fn register(&mut self, name: String) -> u64 {
         self.last_runner += 1;
         self.world_version += 1;
         self.runners.push(SimRunner {
@@ -709,7 +708,7 @@ impl Sim {
             spent: false,
             ephemeral: true,
             foreign: false,
-            generation,
+            learnt_by: 0,
             lag: None,
         });
         self.last_runner
@@ -898,7 +897,7 @@ impl Sim {
         }
     }
 
-    fn job_over(&mut self, job: u64) {
+    pub(crate) fn job_over(&mut self, job: u64) {
         let state = &mut self.jobs[job as usize];
         state.over = true;
         let runner = state.runner.clone();
