@@ -718,6 +718,8 @@ impl Slot {
         match answer {
             Ok(()) => {
                 self.made_at = now;
+        // Lists asked for while it was being made may show it off, or not at all.
+        self.made_at = now;
                 self.enter(State::Booting { made }, now);
             }
             Err(failure) => {
@@ -852,7 +854,10 @@ impl Slot {
     fn destroy(&mut self, made: Made, cause: Cause, from: Phase, now: Millis) {
         let idle = matches!(from, Phase::Booting | Phase::Ready);
         let ask_first = match cause {
-            Cause::Offline => true,
+            // A guest that is given up on time can still have got its
+            // configuration, and by now a job: a creation can hang after the VM
+            // has started, and a guest can ask between this step and its publication.
+            Cause::Offline | Cause::BootTimeout | Cause::CreateFailed => true,
             Cause::Stop => idle && self.stop == Some(Stop::Drain),
             _ => false,
         };
@@ -1229,7 +1234,7 @@ mod tests {
         let mut rig = Rig::booting();
         assert_eq!(rig.slot.deadline(), Some(rig.slot.since + BOOT));
         let effect = rig.tick();
-        assert_eq!(rig.finish(effect, Removal::Removed), ["vm", "runner"]);
+        assert_eq!(rig.finish(effect, Removal::Removed), ["runner", "vm"]);
         assert!(rig.slot.view().reason.unwrap().contains("within 600 s"));
         assert_eq!(rig.slot.view().failures, 1);
     }
@@ -1304,13 +1309,25 @@ mod tests {
     fn a_creation_that_fails_is_cleared_away_before_the_next() {
         let mut rig = Rig::creating();
         let effect = rig.tell(Event::Created(Err(failure())));
-        assert_eq!(rig.finish(effect, Removal::Removed), ["vm", "runner"]);
+        assert_eq!(rig.finish(effect, Removal::Removed), ["runner", "vm"]);
         assert_eq!(rig.slot.view().failures, 1);
     }
 
     #[test]
     fn nothing_is_created_while_the_old_vm_cannot_be_destroyed() {
         let mut rig = Rig::running();
+    #[test]
+    fn a_vm_given_up_while_its_guest_got_a_job_is_left_to_the_job() {
+        let mut creating = Rig::creating();
+        let mut booting = Rig::booting();
+        let given_up = [creating.tell(Event::Created(Err(failure()))), booting.tick()];
+        for (mut rig, effect) in [creating, booting].into_iter().zip(given_up) {
+            assert_eq!(effect, Some(Effect::RemoveRunner { runner_id: 7 }));
+            assert_eq!(rig.tell(Event::RunnerRemoved(Ok(Removal::Busy))), None);
+            assert_eq!(rig.phase(), Phase::Running);
+        }
+    }
+
         let incarnation = rig.incarnation();
         let mut effect = rig.tell(Event::Completed { incarnation: incarnation.clone() });
         for _ in 0..5 {
