@@ -163,9 +163,9 @@ impl Book {
     /// What an earlier start left, divided among the slots.
     pub fn take_stock(&mut self, inventory: &Inventory, runners: &[Runner]) -> Vec<Assignment> {
         let assignments = reconcile::assign(inventory, runners, self.size);
-        for (runner_id, _) in assignments.iter().flat_map(|a| &a.leftovers).filter_map(|l| l.runner.as_ref())
-        {
-            self.orphans.made(*runner_id);
+        let leftovers = assignments.iter().flat_map(|assignment| &assignment.leftovers);
+        for runner_id in leftovers.filter_map(|leftover| leftover.runner.as_ref()?.0) {
+            self.orphans.made(runner_id);
         }
         assignments
     }

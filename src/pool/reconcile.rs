@@ -47,7 +47,10 @@ pub fn assign(inventory: &Inventory, runners: &[Runner], size: u32) -> Vec<Assig
             vm: vm.id.clone(),
             runner: runner.map(|r| (r.id, r.name.clone())).or_else(|| {
                 let notes = vm.notes.as_ref()?;
-                Some((notes.runner_id?, notes.runner_name.clone()))
+                // A runner that registers itself may be doing so now, or a page
+                // of the list have missed it: while its VM is on, its name is looked up.
+                let registers = on || notes.runner_id.is_some();
+                registers.then(|| (notes.runner_id, notes.runner_name.clone()))
             }),
             on,
         };

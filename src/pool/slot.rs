@@ -128,8 +128,8 @@ impl From<Power> for VmSight {
 pub struct Leftover {
     /// What to destroy.
     pub vm: VmId,
-    /// Its registration, if known.
-    pub runner: Option<(u64, String)>,
+    /// Its registration, if it has one: the id, if known, and the name.
+    pub runner: Option<(Option<u64>, String)>,
     /// Whether it is a VM that is on, and so might yet take a job.
     pub on: bool,
 }
@@ -623,11 +623,8 @@ impl Slot {
 
     /// Destroys a leftover as this slot's own VM, so that nothing is created before it is gone.
     fn clear_away(&mut self, leftover: Leftover, now: Millis) {
-        let (runner_id, runner_name) = match leftover.runner {
-            Some((id, name)) => (Some(id), name),
-            None => (None, String::new()),
-        };
-        let runner_gone = runner_id.is_none();
+        let runner_gone = leftover.runner.is_none();
+        let (runner_id, runner_name) = leftover.runner.unwrap_or_default();
         self.made_at = now;
         let made = Made { vm: leftover.vm, runner_name, runner_id };
         self.enter(
@@ -1438,7 +1435,7 @@ mod tests {
         let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: true };
         let mut rig = Rig { slot: Slot::new(1, "runner-1".into(), rules, 1), now: 0 };
         let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
-        let runner = Some((9, "runner-1".into()));
+        let runner = Some((Some(9), "runner-1".into()));
         let leftovers = vec![Leftover { vm: vm.clone(), runner, on: true }];
         let effect = rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
         assert_eq!(rig.tell(Event::Fill), None);
@@ -1452,7 +1449,7 @@ mod tests {
         let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: true };
         let mut rig = Rig { slot: Slot::retired(5, rules, 1), now: 0 };
         let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
-        let leftovers = vec![Leftover { vm, runner: Some((9, "runner-1".into())), on: true }];
+        let leftovers = vec![Leftover { vm, runner: Some((Some(9), "runner-1".into())), on: true }];
         rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
         rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
         assert_eq!(rig.phase(), Phase::Running);
