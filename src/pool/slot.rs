@@ -539,7 +539,13 @@ impl Slot {
                     self.leftovers.push_back(leftover);
                 }
             }
-            Event::Stop(stop) => self.stop = Some(stop),
+            Event::Stop(stop) => {
+                self.stop = Some(stop);
+                // A stop does not wait out a back-off, nor a rate limit of an hour.
+                if let State::Destroying(d) = &mut self.state {
+                    d.retry_at = now;
+                }
+            }
         }
         self.next(now)
     }
@@ -712,11 +718,10 @@ impl Slot {
         self.awaiting = None;
         let State::Creating { made, .. } = &self.state else { return };
         let made = made.clone();
-        match answer {
-            Ok(()) => {
-                self.made_at = now;
         // Lists asked for while it was being made may show it off, or not at all.
         self.made_at = now;
+        match answer {
+            Ok(()) => {
                 self.enter(State::Booting { made }, now);
             }
             Err(failure) => {
@@ -922,7 +927,8 @@ impl Slot {
         let State::Destroying(d) = &mut self.state else { return };
         d.attempts = d.attempts.saturating_add(1);
         let attempts = d.attempts;
-        let wait = self.back_off(attempts).max(failure.retry_after);
+        let retry_after = if self.stop.is_some() { 0 } else { failure.retry_after };
+        let wait = self.back_off(attempts).max(retry_after);
         if let State::Destroying(d) = &mut self.state {
             d.retry_at = now + wait;
         }
@@ -1311,9 +1317,6 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_created_while_the_old_vm_cannot_be_destroyed() {
-        let mut rig = Rig::running();
-    #[test]
     fn a_vm_given_up_while_its_guest_got_a_job_is_left_to_the_job() {
         let mut creating = Rig::creating();
         let mut booting = Rig::booting();
@@ -1325,6 +1328,9 @@ mod tests {
         }
     }
 
+    #[test]
+    fn nothing_is_created_while_the_old_vm_cannot_be_destroyed() {
+        let mut rig = Rig::running();
         let incarnation = rig.incarnation();
         let mut effect = rig.tell(Event::Completed { incarnation: incarnation.clone() });
         for _ in 0..5 {
@@ -1387,6 +1393,56 @@ mod tests {
         let effect = rig.tell(Event::Stop(Stop::Destroy));
         assert_eq!(rig.finish(effect, Removal::Busy), ["vm", "runner"]);
         assert_eq!(rig.phase(), Phase::Stopped);
+    }
+
+    #[test]
+    fn a_stop_waits_out_no_rate_limit() {
+        let limited = || Failure { why: "slow down".into(), retry_after: 3_600_000 };
+        for stop_first in [false, true] {
+            let mut rig = Rig::running();
+            let incarnation = rig.incarnation();
+            if stop_first {
+                rig.tell(Event::Stop(Stop::Destroy));
+            } else {
+                rig.tell(Event::Completed { incarnation });
+            }
+            rig.tell(Event::Destroyed(Ok(())));
+            assert_eq!(rig.tell(Event::RunnerRemoved(Err(limited()))), None);
+            if !stop_first {
+                assert!(rig.tell(Event::Stop(Stop::Destroy)).is_some());
+                assert_eq!(rig.tell(Event::RunnerRemoved(Err(limited()))), None);
+            }
+            while rig.phase() != Phase::Stopped {
+                assert!(rig.slot.deadline().unwrap() - rig.now < 10_000);
+                assert!(rig.tick().is_some());
+                rig.tell(Event::RunnerRemoved(Err(limited())));
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_from_before_a_failed_creation_says_nothing_about_the_vm_that_came_of_it() {
+        let mut rig = Rig::creating();
+        let asked_at = rig.now;
+        rig.tell(Event::Created(Err(failure())));
+        rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
+        let incarnation = rig.incarnation();
+        assert_eq!(rig.tell(Event::VmObserved { incarnation, sight: VmSight::Off, asked_at }), None);
+        assert_eq!(rig.phase(), Phase::Running);
+    }
+
+    #[test]
+    fn a_leftover_that_is_on_and_registers_itself_is_looked_up_by_its_name_first() {
+        let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: false };
+        let mut rig = Rig { slot: Slot::new(1, "runner-1".into(), rules, 1), now: 0 };
+        let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        let leftovers = vec![Leftover { vm, runner: Some((None, "runner-1".into())), on: true }];
+        let find = rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
+        assert_eq!(find, Some(Effect::FindRunner { runner_name: "runner-1".into() }));
+        let remove = rig.tell(Event::Found(Ok(Some(Found { runner_id: 9, stale: false }))));
+        assert_eq!(remove, Some(Effect::RemoveRunner { runner_id: 9 }));
+        rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
+        assert_eq!(rig.phase(), Phase::Running);
     }
 
     #[test]
