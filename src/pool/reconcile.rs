@@ -55,12 +55,13 @@ pub fn assign(inventory: &Inventory, runners: &[Runner], size: u32) -> Vec<Assig
             on,
         };
         let home = home_slot(vm, size);
-        // It might be getting a job at this moment, and then needs a slot of its own.
-        if on && leftover.runner.is_some() && slots[home].adopt.is_some() {
-            slots.push(Assignment { adopt: None, leftovers: vec![leftover] });
-        } else {
-            slots[home].leftovers.push(leftover);
-        }
+        let free = |slot: &Assignment| slot.adopt.is_none() && slot.leftovers.is_empty();
+        let slot = std::iter::once(home).chain(0..slots.len()).find(|&slot| free(&slots[slot]));
+        let slot = slot.unwrap_or_else(|| {
+            slots.push(Assignment::default());
+            slots.len() - 1
+        });
+        slots[slot].leftovers.push(leftover);
     }
     let with_vm: HashSet<&str> = inventory.vms.iter().map(|vm| vm.id.incarnation.as_str()).collect();
     for (i, disk) in inventory.disks.iter().filter(|d| !with_vm.contains(d.incarnation.as_str())).enumerate()
