@@ -565,7 +565,9 @@ impl Sim {
                 && w.queue.is_empty()
                 && match phase {
                     Phase::Empty => owned.is_none(),
-                    Phase::Ready => owned.is_some_and(|vm| vm.job.is_none() && vm.runner_online(&self.runners)),
+                    Phase::Ready => {
+                        owned.is_some_and(|vm| vm.job.is_none() && vm.runner_online(&self.runners))
+                    }
                     Phase::Running => owned.is_some_and(|vm| vm.job.is_some()),
                     _ => false,
                 }

@@ -160,11 +160,21 @@ impl Sim {
 
     // --- operations ---
 
-    pub(crate) fn begin_op(&mut self, slot: Option<usize>, act: Act, no_runner_at: Option<Millis>, stop: bool) {
+    pub(crate) fn begin_op(
+        &mut self,
+        slot: Option<usize>,
+        act: Act,
+        no_runner_at: Option<Millis>,
+        stop: bool,
+    ) {
         let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::ListVms);
         let outcome = match &act {
             Act::Create(..) if self.now < self.disk_full_until => {
-                if self.rng.one_in(2) { Outcome::FailsClean(0) } else { Outcome::FailsDirty(1) }
+                if self.rng.one_in(2) {
+                    Outcome::FailsClean(0)
+                } else {
+                    Outcome::FailsDirty(1)
+                }
             }
             Act::Create(..) => {
                 let at = self.rng.below(5) as u8;
@@ -189,7 +199,11 @@ impl Sim {
                 }
             }
             Act::ListVms => {
-                if self.fault(Fault::ListFails) { Outcome::FailsClean(0) } else { Outcome::Good }
+                if self.fault(Fault::ListFails) {
+                    Outcome::FailsClean(0)
+                } else {
+                    Outcome::Good
+                }
             }
             _ if self.now < self.github_down_until => Outcome::FailsClean(0),
             _ if self.now < self.rate_limited_until => Outcome::RateLimited,
@@ -479,13 +493,13 @@ impl Sim {
         for stage in stages {
             match (stage, at) {
                 (0, Some(at)) => {
-                    let may = op.forced || (self.known.stop == Some(Stop::Destroy) && op.generation == self.generation);
+                    let may = op.forced
+                        || (self.known.stop == Some(Stop::Destroy) && op.generation == self.generation);
                     if let Some(job) = self.vms[at].job
                         && !may
                     {
                         let began = self.jobs[job as usize].began;
-                        let timed_out =
-                            self.clock() - self.jobs[job as usize].clock_began >= op.job_timeout;
+                        let timed_out = self.clock() - self.jobs[job as usize].clock_began >= op.job_timeout;
                         // A runner that registers itself can do so after GitHub has said that it is not there.
                         let unknowable = op.no_runner_at.is_some_and(|at| began >= at);
                         if !timed_out && !unknowable {
@@ -807,7 +821,9 @@ impl Sim {
                 return;
             }
             let nth = self.rng.below(count as u64) as usize;
-            let Some(at) = (0..self.runners.len()).filter(|&i| idle(&self.runners[i])).nth(nth) else { return };
+            let Some(at) = (0..self.runners.len()).filter(|&i| idle(&self.runners[i])).nth(nth) else {
+                return;
+            };
             let Some(job) = self.waiting.pop_front() else { return };
             self.assign(job, at);
         }
