@@ -28,7 +28,7 @@ pub mod world;
 
 use hyperv_runner_pool::hypervisor::VmId;
 use hyperv_runner_pool::pool::book::Call;
-use hyperv_runner_pool::pool::slot::{Millis, Phase};
+use hyperv_runner_pool::pool::slot::{Millis, Phase, Stop};
 use plan::{FAULT_KINDS, FAULTS, Fault, HOUR, MINUTE, Plan, Rng, SECOND};
 use process::Process;
 use std::cmp::Ordering;
@@ -37,7 +37,7 @@ use std::rc::Rc;
 use world::{Job, Op, SimRunner, SimVm};
 
 /// How long a pool that was told to stop may take, whatever fails.
-pub const STOP_BOUND: Millis = 30 * MINUTE;
+pub const STOP_BOUND: Millis = 20 * MINUTE;
 
 /// A fault planted in the simulated pool's glue, to show that the simulator catches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +163,8 @@ pub enum Ev {
     /// The process dies, if it is still this one.
     Kill(u32),
     Restart,
+    /// The pool is told to stop, if it is still this process.
+    Stop(u32, Stop),
     /// A process that was told to stop should have ended.
     MustHaveStopped(u32),
 }
@@ -405,6 +407,11 @@ impl Sim {
             Ev::Restart => {
                 if self.process.is_none() {
                     self.start_process();
+                }
+            }
+            Ev::Stop(generation, stop) => {
+                if self.process.as_ref().is_some_and(|p| p.generation == generation) && !self.quiet {
+                    self.stop(stop);
                 }
             }
             Ev::MustHaveStopped(generation) => {

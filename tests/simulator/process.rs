@@ -132,6 +132,12 @@ impl Sim {
         }
         self.begin_op(None, Act::ListVms, None, false);
         self.process = Some(process);
+        // A stop is at its most delicate while the pool does not know yet what is there.
+        if !self.quiet && self.plan.disturbed_every > 0 && self.rng.one_in(10) {
+            let stop = if self.rng.one_in(4) { Stop::Destroy } else { Stop::Drain };
+            let wait = self.rng.between(0, 5 * SECOND);
+            self.after(wait, Ev::Stop(self.generation, stop));
+        }
     }
 
     fn start_slot(&mut self, p: &mut Process, slot: Slot) {
@@ -148,6 +154,9 @@ impl Sim {
             no_runner_at: None,
             last_disk: None,
         });
+        if let Some(stop) = p.stop {
+            p.workers[index].queue.push_back(Event::Stop(stop));
+        }
         self.publish(p, index);
     }
 
@@ -466,6 +475,11 @@ impl Sim {
             p.monitor = Monitor::Ended;
             return;
         }
+        let idle = if stocked { self.idle_rounds(p) } else { 0 };
+        if idle > 0 {
+            self.after(idle * p.config.poll, Ev::Monitor(p.generation));
+            return;
+        }
         let asked_at = self.clock() - p.epoch;
         p.round_began = (self.report.faults.iter().sum(), self.world_version);
         p.monitor = if stocked { Monitor::Vms { asked_at } } else { Monitor::StockVms };
@@ -542,7 +556,7 @@ impl Sim {
         }
         p.monitor = Monitor::Pause { stocked };
         let wait = if stocked {
-            p.config.poll * (1 + self.idle_rounds(p))
+            p.config.poll
         } else {
             let wait = p.retry;
             p.retry = (p.retry * 2).min(MINUTE);
@@ -551,8 +565,8 @@ impl Sim {
         self.after(wait, Ev::Monitor(p.generation));
     }
 
-    /// How many rounds from now on cannot change anything, since the last one
-    /// did not and nothing happens before: only with `Plan::skip_idle`.
+    /// How many rounds from now on cannot change anything, since nothing has
+    /// since the last one and nothing happens before: only with `Plan::skip_idle`.
     fn idle_rounds(&mut self, p: &Process) -> Millis {
         if !self.plan.skip_idle || p.round_began != (self.report.faults.iter().sum(), self.world_version) {
             return 0;
