@@ -891,7 +891,9 @@ impl Sim {
             }
         }
         let wait = self.rng.between(SECOND, 5 * SECOND);
-        self.after(wait, Ev::Vm(number, started, VmEv::SaysComplete(0)));
+        // Some jobs end with a restart of their machine.
+        let next = if self.fault(Fault::GuestReboots) { VmEv::Reboots } else { VmEv::SaysComplete(0) };
+        self.after(wait, Ev::Vm(number, started, next));
     }
 
     /// GitHub gives a job up whose runner has gone; or a job on another pool's runner ends.
