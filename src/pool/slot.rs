@@ -476,6 +476,10 @@ impl Slot {
         match &self.state {
             State::Empty { wanted, retry_at } if *wanted || !self.leftovers.is_empty() => Some(*retry_at),
             State::Booting { .. } => Some(self.since + self.rules.boot_timeout),
+            // A runner that registers itself and is in no list: none will show it offline.
+            State::Ready { made, offline_since: Some(since) } if made.runner_id.is_none() => {
+                Some(since + self.rules.boot_timeout)
+            }
             State::Running { .. } => Some(self.since + self.rules.job_timeout),
             State::Destroying(d) => Some(d.retry_at),
             _ => None,
@@ -843,6 +847,12 @@ impl Slot {
                 let made = made.clone();
                 self.destroy(made, Cause::BootTimeout, Phase::Booting, now);
             }
+            State::Ready { made, offline_since: Some(since) }
+                if made.runner_id.is_none() && now >= since + self.rules.boot_timeout =>
+            {
+                let made = made.clone();
+                self.destroy(made, Cause::Offline, Phase::Ready, now);
+            }
             State::Running { made, .. } if now >= self.since + self.rules.job_timeout => {
                 let made = made.clone();
                 self.destroy(made, Cause::JobTimeout, Phase::Running, now);
@@ -939,9 +949,9 @@ impl Slot {
         if !d.vm_gone || !d.runner_gone {
             return;
         }
-        // An ephemeral runner leaves GitHub by itself after its job.
-        let job_ran =
-            d.from == Phase::Running || (d.from == Phase::Ready && d.removal == Some(Removal::NotThere));
+        // An ephemeral runner leaves GitHub by itself after its job. (One that nobody ever saw was never there.)
+        let left = d.made.runner_id.is_some() && d.removal == Some(Removal::NotThere);
+        let job_ran = d.from == Phase::Running || (d.from == Phase::Ready && left);
         let wait = match &d.cause {
             Cause::CreateFailed => self.back_off(self.failures),
             Cause::Leftover | Cause::Stop => 0,
@@ -1470,6 +1480,22 @@ mod tests {
         assert_eq!(rig.tell(event), Some(Effect::RemoveRunner { runner_id: 7 }));
         assert_eq!(rig.tell(Event::RunnerRemoved(Ok(Removal::Busy))), None);
         assert_eq!(rig.phase(), Phase::Running);
+    }
+
+    #[test]
+    fn a_runner_that_never_registers_itself_is_replaced_after_the_boot_timeout() {
+        let mut rig = Rig::new(false);
+        rig.tell(Event::Fill);
+        rig.tell(Event::Found(Ok(None)));
+        rig.tell(Event::Registered(Ok(Registered::Done(None))));
+        rig.tell(Event::Created(Ok(())));
+        let incarnation = rig.incarnation();
+        rig.tell(Event::ConfigFetched { incarnation });
+        assert_eq!(rig.slot.deadline(), Some(rig.now + BOOT));
+        assert_eq!(rig.tick(), Some(Effect::FindRunner { runner_name: "runner-1".into() }));
+        let effect = rig.tell(Event::Found(Ok(None)));
+        assert_eq!(rig.finish(effect, Removal::NotThere), ["vm"]);
+        assert_eq!((rig.slot.view().failures, rig.slot.view().jobs_completed), (1, 0));
     }
 
     #[test]
