@@ -80,6 +80,7 @@ faults! {
     NeverBoots = 20_000, "a guest never boots";
     GuestSilent = 10_000, "a guest never calls";
     BootsLate = 30_000, "a guest boots very late";
+    RunnerHangs = 10_000, "a guest has its configuration and its runner never starts";
     RunnerDies = 20_000, "a runner ends without a job";
     PowerOff = 30_000, "a VM powers off at any moment";
     StaysOn = 30_000, "a guest does not power off after its job";

@@ -672,6 +672,9 @@ impl Sim {
         if let Some(config) = got.filter(|_| answered) {
             let Some(vm) = self.vms.iter_mut().find(|vm| vm.number == number) else { return };
             vm.config = Some(config);
+            if self.fault(Fault::RunnerHangs) {
+                return;
+            }
             let wait = self.rng.between(SECOND, 15 * SECOND);
             self.after(wait, Ev::Vm(number, started, VmEv::RunnerStarts));
         } else if answered && self.known.refused_for_good {
