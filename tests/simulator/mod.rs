@@ -506,8 +506,11 @@ impl Sim {
         if let Some(runner) = lost {
             return Some(format!("runner {} ({}) is nobody's", runner.id, runner.name));
         }
+        // Without a warm slot, a job whose webhook is lost waits for ever.
+        let lossy = [Fault::HookLost, Fault::HookHoursLate, Fault::KilledInEffect];
+        let heard = self.plan.disturbed_every == 0 && lossy.iter().all(|&f| self.plan.rates[f as usize] == 0);
         let unserved = self.waiting.len();
-        (config.warm > 0 && unserved > 0).then(|| format!("{unserved} jobs wait"))
+        ((config.warm > 0 || heard) && unserved > 0).then(|| format!("{unserved} jobs wait"))
     }
 }
 
