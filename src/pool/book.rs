@@ -198,6 +198,10 @@ impl Book {
                 Event::VmObserved { incarnation: made.vm.incarnation.clone(), sight, asked_at },
             ));
         }
+        // A slot that has not shown what it was given at the start may have any of them.
+        if self.views().any(|view| view.phase == Phase::Unreconciled) {
+            return mail;
+        }
         let views: Vec<&View> = self.slots.iter().map(|page| &page.view).collect();
         let leftovers = reconcile::leftovers(inventory, &views, self.size);
         mail.extend(leftovers.into_iter().map(|(slot, leftover)| (slot, Event::Leftover(leftover))));
@@ -249,6 +253,20 @@ mod tests {
     use super::*;
     use crate::hypervisor::VmId;
     use crate::pool::slot::{Made, Rules, Slot};
+
+    #[test]
+    fn nothing_is_a_leftover_while_a_slot_has_not_shown_what_it_was_given() {
+        let rules = Rules { boot_timeout: 1, job_timeout: 1, jit: true };
+        let mut view = Slot::new(1, "runner-1".into(), rules, 1).view();
+        let disk = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        let inventory = Inventory { vms: Vec::new(), disks: vec![disk] };
+        let mut book = Book::new("runner-", &[], 1, 1, 1);
+        book.add(view.clone());
+        assert!(book.vms_listed(&inventory, 1).is_empty());
+        view.phase = Phase::Empty;
+        book.publish(0, view);
+        assert_eq!(book.vms_listed(&inventory, 2).len(), 1);
+    }
 
     #[test]
     fn a_registration_token_is_given_once_and_a_jit_configuration_until_its_job() {
