@@ -102,7 +102,7 @@ faults! {
     StopDestroys = 0, "the pool is stopped with SHUTDOWN=destroy";
     SettingsChange = 0, "the settings change across a restart";
     ClockJumps = 0, "the clock jumps ahead";
-    Preempted = 30_000, "a thread is held up between a step and its publication";
+    Preempted = 30_000, "a thread is held up between two steps";
 }
 
 pub const FAULT_KINDS: usize = FAULTS.len();
@@ -148,7 +148,7 @@ impl Plan {
             prefix: "runner-".into(),
             size,
             warm,
-            poll: [15, 30, 30, 60][rng.below(4) as usize] * SECOND,
+            poll: [5, 15, 15, 30, 30, 30, 60, 60][rng.below(8) as usize] * SECOND,
             boot_timeout: [5, 10, 10, 20][rng.below(4) as usize] * MINUTE,
             job_timeout: [1, 2, 6][rng.below(3) as usize] * HOUR,
             jit: !rng.one_in(3),

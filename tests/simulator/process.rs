@@ -263,7 +263,7 @@ impl Sim {
             let at = self.rng.below(p.runnable.len() as u64) as usize;
             let index = p.runnable.swap_remove(at);
             if self.fault(Fault::Preempted) {
-                let wait = self.rng.between(1, 2 * SECOND);
+                let wait = self.held_up();
                 self.after(wait, Ev::Wake(p.generation, index));
             } else {
                 self.take_in(&mut p, index);
@@ -316,10 +316,16 @@ impl Sim {
         self.stepped(p, index);
     }
 
+    /// Mostly milliseconds; on a host that is short of memory, up to a minute.
+    pub(crate) fn held_up(&mut self) -> Millis {
+        let most = if self.rng.one_in(16) { MINUTE } else { 2 * SECOND };
+        self.rng.between(1, most)
+    }
+
     fn stepped(&mut self, p: &mut Process, index: usize) {
         p.workers[index].at = At::Publishing;
         if self.fault(Fault::Preempted) {
-            let wait = self.rng.between(1, 2 * SECOND);
+            let wait = self.held_up();
             self.after(wait, Ev::Publish(p.generation, index));
         } else {
             self.publish(p, index);

@@ -323,8 +323,11 @@ impl Sim {
             return;
         }
         op.stage += 1;
+        let last = op.stage == stages;
         self.ops[key] = Some(op);
-        let wait = self.stage_takes(local);
+        // What the answer says can be old by the time that the pool looks at it.
+        let held_up = last && self.fault(Fault::Preempted);
+        let wait = if held_up { self.held_up() } else { self.stage_takes(local) };
         self.after(wait, Ev::Op(key));
     }
 
