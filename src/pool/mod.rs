@@ -401,6 +401,10 @@ impl Shared {
         let index = inner.book.add(slot.view());
         inner.channels.push(channel);
         inner.credentials.push(None);
+        // `Pool::stop` tells those that are there. This one may have come too late for it.
+        if let Some(stop) = self.stopping() {
+            inner.send(vec![(index, Event::Stop(stop))]);
+        }
         drop(inner);
         let shared = Arc::clone(self);
         let worker = std::thread::Builder::new()
