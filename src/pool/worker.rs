@@ -14,8 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Runs a slot until it has stopped.
 pub(crate) fn run(mut slot: Slot, index: usize, events: &Receiver<Event>, shared: &Arc<Shared>) {
     let mut worker = Worker { index, shared, credential: None, told_to_stop: false };
-    // A retired slot can be started while the pool stops, when every other has been told already.
-    let mut effect = worker.stop_unless_told(&mut slot);
+    let mut effect = None;
     loop {
         worker.publish(&slot);
         if slot.view().phase == super::Phase::Stopped {
@@ -77,12 +76,14 @@ impl Worker<'_> {
         self.shared.publish(self.index, view, self.credential.as_ref());
     }
 
-    fn stop_unless_told(&mut self, slot: &mut Slot) -> Option<Effect> {
-        let stop = self.shared.stopping()?;
-        if std::mem::replace(&mut self.told_to_stop, true) {
-            return None;
+    /// Tells the slot, whose call has just ended, of a stop that came meanwhile. (What to do is said once it has the
+    /// call's answer.)
+    fn stop_unless_told(&mut self, slot: &mut Slot) {
+        if let Some(stop) = self.shared.stopping()
+            && !std::mem::replace(&mut self.told_to_stop, true)
+        {
+            slot.step(Event::Stop(stop), self.shared.now());
         }
-        slot.step(Event::Stop(stop), self.shared.now())
     }
 
     fn perform(&mut self, effect: Effect, view: &View) -> Event {
