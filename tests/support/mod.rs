@@ -6,6 +6,8 @@ pub mod fake_github;
 pub mod http;
 pub mod mock_pool;
 pub mod standin;
+#[cfg(unix)]
+pub mod whole_pool;
 
 use std::time::{Duration, Instant};
 
