@@ -174,6 +174,124 @@ fn a_forced_stop_destroys_vms_with_jobs_too() {
 }
 
 #[test]
+fn a_service_managers_stop_is_a_stop_like_ctrl_c() {
+    let world = World::new();
+    let mut pool = world.start(&[]);
+    world.wait_until_whole(&pool, 2, 0);
+    pool.terminate();
+    assert_eq!(pool.wait(), 0, "{}", pool.log());
+    world.assert_empty();
+}
+
+#[test]
+fn a_vm_in_the_making_is_removed_by_the_stop_once_it_is_made() {
+    let world = World::new();
+    world.standin.set_fault_at("create-vm", "start", FaultKind::Slow(1500));
+    let pool = world.start(&[]);
+    wait("two VMs are almost made", || {
+        is_being_created(&world, "runner-1", "start") && is_being_created(&world, "runner-2", "start")
+    });
+    pool.stop();
+    assert_eq!((world.runs("create-vm"), world.runs("destroy-vm")), (2, 2));
+    world.assert_empty();
+}
+
+#[test]
+fn what_cannot_be_removed_at_the_stop_is_left_to_the_next_start() {
+    type Trouble = fn(&World);
+    let troubles: [Trouble; 3] = [
+        |world| world.github.misbehave("/actions/", usize::MAX, Fault::Cut),
+        |world| {
+            world.github.misbehave("DELETE", usize::MAX, Fault::Answer(Reply::refusal(502, "Bad Gateway")))
+        },
+        |world| {
+            let error = "the host says no".into();
+            world.standin.set_fault("destroy-vm", FaultKind::Noise("odd".into()));
+            world.standin.set_fault_at("destroy-vm", "remove", FaultKind::Fail { error, leave: true });
+        },
+    ];
+    each(&troubles, |trouble| {
+        let world = World::new();
+        let pool = world.start(&[("POLL_SECONDS", "3600")]);
+        world.wait_until_whole(&pool, 2, 0);
+        trouble(&world);
+        pool.stop();
+        assert_eq!((world.vms().len(), world.disks().len()), (2, 2));
+        world.github.behave();
+        world.standin.clear_faults();
+        let pool = world.start(&[]);
+        world.wait_until_whole(&pool, 2, 0);
+        pool.stop();
+        world.assert_empty();
+    });
+}
+
+#[test]
+fn killed_while_it_stops_the_next_start_is_whole() {
+    killed_and_whole_again(
+        &[],
+        |world| world.standin.add_fault("destroy-vm", Some("runner-2"), Some("disk"), None, FOR_EVER),
+        |world, pool| {
+            world.wait_until_whole(pool, 2, 0);
+            pool.interrupt();
+            wait("one VM is gone, of the other the disk is left", || {
+                world.vms().is_empty() && world.disks().len() == 1
+            });
+        },
+        |_, _| {},
+    );
+}
+
+#[test]
+fn another_pool_size_at_the_next_start_is_what_counts() {
+    let world = World::new();
+    let mut pool = world.start(&[("POOL_SIZE", "3")]);
+    world.wait_until_whole(&pool, 3, 0);
+    world.start_job(&pool, "runner-3", 7, News::Webhook);
+    pool.wait_for_state("runner-3", "running");
+    let at_work = world.incarnation("runner-3");
+    pool.kill();
+    // Fewer: the job goes on, and of the idle ones one is too many.
+    let mut pool = world.start(&[("POOL_SIZE", "1")]);
+    wait("one VM works", || {
+        let health = pool.health().unwrap().1;
+        health["vms"] == 1 && health["running"] == 1
+    });
+    assert_eq!(world.incarnation("runner-3"), at_work);
+    wait("the others are gone", || world.vms().len() == 1);
+    pool.kill();
+    world.forget_most_vms();
+    let pool = world.start(&[("POOL_SIZE", "2")]);
+    world.wait_until_whole(&pool, 2, 0);
+    assert_eq!(world.incarnation("runner-3"), at_work);
+    world.end_job(&pool, "runner-3", 7, News::Callback);
+    wait("the VM is gone", || world.incarnation("runner-3") != at_work);
+    world.wait_until_whole(&pool, 2, 0);
+    pool.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn after_a_change_of_the_webhook_secret_old_vms_cannot_report_but_are_replaced_all_the_same() {
+    let world = World::new();
+    let mut pool = world.start(&[]);
+    world.wait_until_whole(&pool, 2, 0);
+    world.start_job(&pool, "runner-1", 7, News::Silence);
+    pool.wait_for_state("runner-1", "running");
+    let first = world.incarnation("runner-1");
+    pool.kill();
+    let pool = world.start(&[("WEBHOOK_SECRET", "another-webhook-secret-of-these-tests")]);
+    world.wait_until_whole(&pool, 2, 0);
+    assert_eq!(world.guest("runner-1").report_complete().0, 401);
+    assert_eq!((pool.state("runner-1").as_str(), world.incarnation("runner-1")), ("running", first.clone()));
+    world.end_job(&pool, "runner-1", 7, News::Silence);
+    wait("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != first));
+    world.wait_until_whole(&pool, 2, 0);
+    pool.stop();
+    world.assert_empty();
+}
+
+#[test]
 fn a_second_ctrl_c_stops_at_once_and_the_next_start_clears_up() {
     let world = World::new();
     let mut pool = world.start(&[]);
@@ -668,6 +786,109 @@ fn a_host_that_fails_every_creation_degrades_health_with_the_reason_and_recovers
     world.assert_empty();
 }
 
+#[test]
+fn what_is_missing_on_the_host_is_named_until_it_is_there() {
+    type Change = fn(&World);
+    let cases: [(Change, Change, &str); 3] = [
+        (
+            |world| fs::remove_file(world.standin.template()).unwrap(),
+            |world| host::make_disk(&world.standin.template(), None),
+            "runner-template.vhdx",
+        ),
+        (
+            |world| fs::rename(world.standin.storage(), world.standin.folder().join("aside")).unwrap(),
+            |world| fs::rename(world.standin.folder().join("aside"), world.standin.storage()).unwrap(),
+            "storage",
+        ),
+        (
+            |world| fs::rename(world.standin.program(), world.standin.folder().join("aside")).unwrap(),
+            |world| fs::rename(world.standin.folder().join("aside"), world.standin.program()).unwrap(),
+            "powershell",
+        ),
+    ];
+    each(&cases, |(take, give_back, named)| {
+        let world = World::new();
+        let pool = world.start(&[("POOL_WARM", "0")]);
+        wait("the pool knows its host", || pool.health().unwrap().1["empty"] == 2);
+        take(&world);
+        world.queue_job(&pool, 1);
+        let reason = || pool.health().unwrap().1["reason"].as_str().unwrap_or_default().to_owned();
+        wait(&format!("{named} is named"), || reason().contains(named));
+        assert_eq!(pool.health().unwrap().0, 503);
+        give_back(&world);
+        wait("a VM is ready", || {
+            let (code, health) = pool.health().unwrap();
+            code == 200 && health["ready"] == 1 && health["reason"].is_null()
+        });
+        pool.stop();
+        world.assert_empty();
+    });
+}
+
+#[test]
+fn a_failure_that_nothing_waits_for_any_more_does_not_degrade_health_for_ever() {
+    let world = World::new();
+    let error = "the disk is full".to_owned();
+    // Both slots fail at the only job, and one of them gets it done in the end.
+    world.standin.add_fault(
+        "create-vm",
+        None,
+        Some("disk"),
+        Some(2),
+        FaultKind::Fail { error, leave: false },
+    );
+    let pool = world.start(&[("POOL_WARM", "0")]);
+    wait("the pool knows its host", || pool.health().unwrap().1["empty"] == 2);
+    world.queue_job(&pool, 7);
+    wait("a VM is ready", || pool.health().unwrap().1["ready"] == 1);
+    assert!(pool.log().contains("the disk is full"));
+    let vm = world.vms().remove(0).name;
+    world.start_job(&pool, &vm, 7, News::Webhook);
+    world.end_job(&pool, &vm, 7, News::Webhook);
+    wait("all is done", || pool.health().unwrap().1["empty"] == 2);
+    let (code, health) = pool.health().unwrap();
+    assert_eq!((code, &health["reason"]), (200, &Value::Null), "{health}");
+    assert!(pool.get("/metrics").contains("hyperv_runner_pool_failing_slots 0\n"));
+    pool.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn while_vms_cannot_be_listed_nothing_is_destroyed_and_at_the_start_nothing_made() {
+    let world = World::new();
+    world.standin.set_fault("list-vms", FaultKind::NoJson("the service is starting".into()));
+    let mut pool = world.start(&[]);
+    let reason = degraded_because(&mut pool);
+    assert!(reason.contains("list-vms") && reason.contains("the service is starting"), "{reason}");
+    assert_eq!(world.runs("create-vm"), 0);
+    world.standin.clear_faults();
+    world.wait_until_whole(&pool, 2, 0);
+
+    world.standin.set_fault("list-vms", FaultKind::NoJson("the service is starting".into()));
+    let listed = world.runs("list-vms");
+    wait("it was asked four times", || world.runs("list-vms") >= listed + 4);
+    assert_eq!((world.runs("create-vm"), world.runs("destroy-vm")), (2, 0));
+    assert_eq!(pool.health().unwrap().0, 200, "the VMs serve on");
+    pool.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn a_vm_that_goes_off_before_its_guest_reports_is_replaced() {
+    let world = World::new();
+    world.guests_sleep(true);
+    let pool = world.start(&[]);
+    pool.wait_for_state("runner-1", "booting");
+    let first = world.incarnation("runner-1");
+    world.standin.power_off("runner-1");
+    wait("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != first));
+    assert!(pool.log().contains("went off before its guest fetched"), "{}", pool.log());
+    world.guests_sleep(false);
+    world.wait_until_whole(&pool, 2, 0);
+    pool.stop();
+    world.assert_empty();
+}
+
 // --- GitHub out of reach ---
 
 /// The reason that health gives once it is degraded. The process is still there.
@@ -835,7 +1056,7 @@ fn no_secret_is_in_any_output_whatever_powershell_and_github_say() {
     let mut shown = String::new();
     let pool = world.start(&[("LOG_LEVEL", "trace")]);
     #[cfg(target_os = "linux")]
-    shown.push_str(&String::from_utf8_lossy(&fs::read(format!("/proc/{}/cmdline", pool.pid())).unwrap()));
+    shown.push_str(&fs::read_to_string(format!("/proc/{}/cmdline", pool.pid())).unwrap().replace('\0', " "));
     wait("something has failed", || pool.health().unwrap().1["reason"].is_string());
     let look = |shown: &mut String| {
         for path in ["/api/status", "/metrics"] {

@@ -164,6 +164,11 @@ impl World {
         self.shared.most_vms.load(Ordering::SeqCst)
     }
 
+    /// Counts anew.
+    pub fn forget_most_vms(&self) {
+        self.shared.most_vms.store(0, Ordering::SeqCst);
+    }
+
     /// The secret of every VM that has been seen.
     pub fn vm_secrets(&self) -> HashSet<String> {
         self.shared.secrets.lock().unwrap().clone()
@@ -218,17 +223,24 @@ impl World {
             "repository": {"name": "widgets"},
         })
         .to_string();
-        let (status, answer) = process.request(
-            "POST",
-            "/webhook",
-            &[
-                ("X-GitHub-Event", "workflow_job"),
-                ("X-GitHub-Delivery", &format!("{action}-{job}")),
-                ("X-Hub-Signature-256", &self.keys.sign_webhook(body.as_bytes())),
-            ],
-            &body,
-        );
+        self.deliver(process, &format!("{action}-{job}"), &body);
+    }
+
+    fn deliver(&self, process: &Process, delivery: &str, body: &str) {
+        let headers = [
+            ("X-GitHub-Event", "workflow_job"),
+            ("X-GitHub-Delivery", delivery),
+            ("X-Hub-Signature-256", &self.keys.sign_webhook(body.as_bytes())),
+        ];
+        let (status, answer) = process.request("POST", "/webhook", &headers, body);
         assert_eq!((status, &*answer), (200, "OK"));
+    }
+
+    /// A job waits for a runner.
+    pub fn queue_job(&self, process: &Process, job: u64) {
+        let body =
+            json!({"action": "queued", "workflow_job": {"id": job, "labels": LABELS, "runner_id": null}});
+        self.deliver(process, &format!("queued-{job}"), &body.to_string());
     }
 
     /// Waits until the pool is whole: as many VMs as it has slots, each with a
@@ -469,6 +481,11 @@ impl Process {
     /// Ctrl+C.
     pub fn interrupt(&self) {
         self.signal(libc::SIGINT);
+    }
+
+    /// What a service manager sends.
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
     }
 
     /// `kill -9`: nothing is told, nothing is tidied.
