@@ -85,7 +85,7 @@ fn check_image(shared: &Shared) {
     match shared.github.newest_runner_version() {
         Ok(Some(version)) => shared.lock().newest_runner_is(version),
         Ok(None) => {}
-        Err(error) => debug!("cannot ask for the newest runner version: {error}"),
+        Err(error) => debug!("{error}"),
     }
     let report = shared.lock().image_report();
     report.warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -107,7 +107,7 @@ fn list_vms(shared: &Shared) -> Option<(Inventory, Millis)> {
 fn list_runners(shared: &Shared) -> Option<(Vec<Runner>, Millis)> {
     let asked_at = shared.now();
     let result = shared.github.runners();
-    let error = result.as_ref().err().map(|error| format!("cannot list the runners: {error}"));
+    let error = result.as_ref().err().map(ToString::to_string);
     note_error(&mut shared.lock().github_error, error);
     result.ok().map(|runners| (runners, asked_at))
 }
@@ -151,14 +151,14 @@ fn tell_of_runners(shared: &Shared, runners: &[Runner], asked_at: Millis) {
         match shared.github.runner_by_id(runner_id) {
             Ok(None) => shared.tell(slot, Event::RunnerGone { runner_id }),
             Ok(Some(_)) => {}
-            Err(error) => debug!("cannot look runner {runner_id} up: {error}"),
+            Err(error) => debug!("{error}"),
         }
     }
     for runner_id in round.orphans {
         match shared.github.remove(runner_id) {
             Ok(Removal::Removed) => info!("removed runner {runner_id}, which had no VM any more"),
             Ok(Removal::NotThere | Removal::Busy) => {}
-            Err(error) => warn!("cannot remove runner {runner_id}, which has no VM any more: {error}"),
+            Err(error) => warn!("{error} (it has no VM any more)"),
         }
     }
 }

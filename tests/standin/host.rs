@@ -115,6 +115,8 @@ pub struct Invocation {
     pub vm: String,
     pub incarnation: String,
     pub pid: u32,
+    /// The command line.
+    pub args: Vec<String>,
     /// Milliseconds since 1970.
     pub time: u64,
     /// Which of the pool's secret settings the process has inherited.

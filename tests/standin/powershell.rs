@@ -63,6 +63,7 @@ fn run(host: Host, script: &str) -> ExitCode {
         vm: of("name"),
         incarnation: of("incarnation"),
         pid: std::process::id(),
+        args: std::env::args().collect(),
         time: host::now(),
         inherited_secrets: ["GITHUB_PAT", "WEBHOOK_SECRET"]
             .iter()

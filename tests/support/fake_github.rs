@@ -165,6 +165,17 @@ impl FakeGitHub {
         change(self.state().runners.iter_mut().find(|r| r.name == name).unwrap());
     }
 
+    /// As [`FakeGitHub::change_runner`], for one that may be gone by now, by its id.
+    pub fn change_runner_if_there(&self, id: u64, change: impl Fn(&mut FakeRunner)) {
+        self.state().runners.iter_mut().filter(|r| r.id == id).for_each(change);
+    }
+
+    /// A runner registers itself, as `config.cmd` does. Returns its id.
+    pub fn register_itself(&self, name: &str, labels: &[&str]) -> u64 {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        self.state().add_runner(name, true, false, labels, 1)
+    }
+
     pub fn forget_runner(&self, id: u64) {
         self.state().runners.retain(|r| r.id != id);
     }
