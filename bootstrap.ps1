@@ -91,13 +91,18 @@ function Get-Setting([string]$Name, [string]$Default) {
         return $value
     }
     if (Test-Path -LiteralPath $script:envFile -PathType Leaf) {
-        $pattern = '^\s*(export\s+)?' + [regex]::Escape($Name) + '\s*=\s*("(?<value>[^"]*)"|''(?<value>[^'']*)''|(?<value>[^#]*))'
+        # In quotes: what stands between them. Else: up to a blank and a #.
+        $pattern = '^\s*(export\s+)?' + [regex]::Escape($Name) + '\s*=(\s*"(?<value>[^"]*)"|\s*''(?<value>[^'']*)''|(?<value>.*?)(\s#.*)?$)'
         foreach ($line in [System.IO.File]::ReadAllLines($script:envFile)) {
             $found = [regex]::Match($line, $pattern)
-            if ($found.Success -and $found.Groups['value'].Value.Trim() -ne '') {
-                return $found.Groups['value'].Value.Trim()
+            if ($found.Success) {
+                # Of two lines the last counts.
+                $value = $found.Groups['value'].Value.Trim()
             }
         }
+    }
+    if ($value -ne '') {
+        return $value
     }
     return $Default
 }
@@ -280,7 +285,9 @@ function Add-FirewallRule {
     $port = Get-Setting 'PORT' '8080'
     $switchName = Get-Setting 'VM_SWITCH' 'Default Switch'
     $alias = "vEthernet ($switchName)"
-    $adapters = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceAlias -eq $alias })
+    # -ErrorAction on these: they are functions of a module, which do not see
+    # this script's $ErrorActionPreference.
+    $adapters = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $_.InterfaceAlias -eq $alias })
     if ($adapters.Count -eq 0) {
         Write-There "no firewall rule yet, since there is no adapter '$alias'"
         $script:hints.Add("Run this script again when the virtual switch '$switchName' is there (after the reboot, if one is due). Windows Server has no Default Switch: make an internal switch with NAT and DHCP, or an external one, and name it in VM_SWITCH.")
@@ -288,15 +295,15 @@ function Add-FirewallRule {
     }
     $old = @(Get-NetFirewallRule -Name $FirewallRule -ErrorAction SilentlyContinue)
     if ($old.Count -gt 0) {
-        $oldPort = @(Get-NetFirewallPortFilter -AssociatedNetFirewallRule $old[0])[0]
-        $oldAdapter = @(Get-NetFirewallInterfaceFilter -AssociatedNetFirewallRule $old[0])[0]
+        $oldPort = @(Get-NetFirewallPortFilter -AssociatedNetFirewallRule $old[0] -ErrorAction Stop)[0]
+        $oldAdapter = @(Get-NetFirewallInterfaceFilter -AssociatedNetFirewallRule $old[0] -ErrorAction Stop)[0]
         if ([string]$oldPort.LocalPort -eq $port -and [string]$oldAdapter.InterfaceAlias -eq $alias) {
             Write-There "the firewall rule for port $port on '$alias' is there"
             return
         }
-        Remove-NetFirewallRule -Name $FirewallRule
+        Remove-NetFirewallRule -Name $FirewallRule -ErrorAction Stop
     }
-    New-NetFirewallRule -Name $FirewallRule -DisplayName 'hyperv-runner-pool: callbacks of its VMs' -Direction Inbound -Action Allow -Protocol TCP -LocalPort $port -InterfaceAlias $alias -Profile Any | Out-Null
+    New-NetFirewallRule -Name $FirewallRule -DisplayName 'hyperv-runner-pool: callbacks of its VMs' -Direction Inbound -Action Allow -Protocol TCP -LocalPort $port -InterfaceAlias $alias -Profile Any -ErrorAction Stop | Out-Null
     Write-Done "the firewall rule for port $port on '$alias'"
 }
 

@@ -27,7 +27,8 @@ function Find-Binary {
         foreach ($name in 'hyperv-runner-pool.exe', 'hyperv-runner-pool') {
             $path = Join-Path -Path $folder -ChildPath $name
             if (Test-Path -LiteralPath $path -PathType Leaf) {
-                return $path
+                # With one kind of separator, as Windows writes the path of a process.
+                return [System.IO.Path]::GetFullPath($path)
             }
         }
     }
@@ -60,14 +61,16 @@ function Get-PoolTask {
 function Install-PoolTask {
     $argument = "-NoProfile -NonInteractive -ExecutionPolicy Bypass -File `"$PSCommandPath`" -Task"
     $powershell = Join-Path -Path $env:SystemRoot -ChildPath 'System32\WindowsPowerShell\v1.0\powershell.exe'
-    $action = New-ScheduledTaskAction -Execute $powershell -Argument $argument -WorkingDirectory $PSScriptRoot
-    $trigger = New-ScheduledTaskTrigger -AtStartup
-    $principal = New-ScheduledTaskPrincipal -UserId 'SYSTEM' -LogonType ServiceAccount -RunLevel Highest
+    # -ErrorAction on these: they are functions of a module, which do not see
+    # this script's $ErrorActionPreference.
+    $action = New-ScheduledTaskAction -Execute $powershell -Argument $argument -WorkingDirectory $PSScriptRoot -ErrorAction Stop
+    $trigger = New-ScheduledTaskTrigger -AtStartup -ErrorAction Stop
+    $principal = New-ScheduledTaskPrincipal -UserId 'SYSTEM' -LogonType ServiceAccount -RunLevel Highest -ErrorAction Stop
     # A zero time limit is none. The pool's own failures are seen to below, in
     # the task's script; the restart is for that script itself (255 is the most).
-    $settings = New-ScheduledTaskSettingsSet -ExecutionTimeLimit ([timespan]::Zero) -RestartCount 255 -RestartInterval ([timespan]::FromMinutes(1)) -MultipleInstances IgnoreNew -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable
-    Register-ScheduledTask -TaskName $TaskName -Action $action -Trigger $trigger -Principal $principal -Settings $settings -Description 'Keeps the pool of GitHub Actions runner VMs' -Force | Out-Null
-    Start-ScheduledTask -TaskName $TaskName
+    $settings = New-ScheduledTaskSettingsSet -ExecutionTimeLimit ([timespan]::Zero) -RestartCount 255 -RestartInterval ([timespan]::FromMinutes(1)) -MultipleInstances IgnoreNew -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -ErrorAction Stop
+    Register-ScheduledTask -TaskName $TaskName -Action $action -Trigger $trigger -Principal $principal -Settings $settings -Description 'Keeps the pool of GitHub Actions runner VMs' -Force -ErrorAction Stop | Out-Null
+    Start-ScheduledTask -TaskName $TaskName -ErrorAction Stop
 }
 
 if ($Uninstall) {
@@ -78,8 +81,16 @@ if ($Uninstall) {
         Write-Host "There is no scheduled task '$TaskName'."
         exit 0
     }
-    Stop-ScheduledTask -TaskName $TaskName
-    Unregister-ScheduledTask -TaskName $TaskName -Confirm:$false
+    Stop-ScheduledTask -TaskName $TaskName -ErrorAction Stop
+    Unregister-ScheduledTask -TaskName $TaskName -Confirm:$false -ErrorAction Stop
+    # Windows ends the task's own process only, not the pool that it started.
+    # Session 0 is that of tasks: a pool in somebody's window goes on.
+    $binary = Find-Binary
+    foreach ($process in @(Get-Process -Name 'hyperv-runner-pool' -ErrorAction SilentlyContinue)) {
+        if ($process.SessionId -eq 0 -and $process.Path -eq $binary) {
+            Stop-Process -Id $process.Id -Force
+        }
+    }
     Write-Host "The scheduled task '$TaskName' is stopped and removed. VMs that it left are taken over or removed by the pool's next start."
     exit 0
 }

@@ -45,10 +45,10 @@ function Get-Setting {
     if ($value) { return $value }
     if (Test-Path -LiteralPath $EnvFile) {
         foreach ($line in Get-Content -LiteralPath $EnvFile -Encoding UTF8) {
-            if ($line -notmatch "^\s*(export\s+)?$Name\s*=\s*(?<text>.*?)\s*$") { continue }
+            if ($line -notmatch "^\s*(export\s+)?$Name\s*=(?<text>.*)$") { continue }
             $value = $Matches.text
-            # In quotes: what stands between them. Else: up to a comment.
-            if ($value -match '^(["''])(?<text>.*)\1') { $value = $Matches.text } else { $value = $value -replace '\s+#.*$', '' }
+            # In quotes: what stands between them. Else: up to a comment. The last line counts.
+            if ($value -match '^\s*(["''])(?<text>.*?)\1') { $value = $Matches.text } else { $value = ($value -replace '\s#.*$', '').Trim() }
         }
     }
     if ($value) { return $value }
@@ -91,8 +91,9 @@ function Set-EnvFileSetting {
     if (Test-Path -LiteralPath $EnvFile) {
         $lines = @(Get-Content -LiteralPath $EnvFile -Encoding UTF8 | Where-Object { $_ -notmatch "^\s*(export\s+)?$Name\s*=" })
     }
-    # Single quotes: taken as it stands, backslashes and blanks included.
-    $lines += "$Name='$Value'"
+    # Quotes keep blanks and #; a backslash is just a backslash in them. Double ones, since
+    # a path may hold a single one.
+    $lines += "$Name=`"$Value`""
     # Not with Set-Content, which gives UTF-8 a byte order mark.
     [System.IO.File]::WriteAllLines($EnvFile, [string[]] $lines)
 }

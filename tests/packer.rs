@@ -1144,6 +1144,24 @@ fn the_answer_file_takes_locale_and_time_zone_from_the_variables() {
     assert_eq!(text(shell, "TimeZone"), "Romance Standard Time");
 }
 
+/// Looked up by name, such an account gives the SID of the computer: `icacls`
+/// and the task would fail or serve somebody else.
+/// <https://github.com/PowerShell/openssh-portable/pull/469>
+#[test]
+fn no_account_is_called_as_the_computer() {
+    let resolved = resolved();
+    let answers = answer_file(&resolved);
+    let answers = Document::parse(&answers).unwrap();
+    let shell = component(&answers, "specialize", "Microsoft-Windows-Shell-Setup");
+    let computer = text(shell, "ComputerName");
+    assert!((1..=15).contains(&computer.len()), "{computer}");
+    let guest = read("scripts/install-guest.ps1");
+    let runner = guest.lines().find_map(|line| line.strip_prefix("$account = '")?.strip_suffix('\''));
+    for account in [runner.unwrap(), resolved.locals["build_user"].as_str().unwrap()] {
+        assert!(!account.eq_ignore_ascii_case(&computer), "{account}");
+    }
+}
+
 #[test]
 fn the_build_logs_on_once_and_opens_winrm_from_the_cd() {
     let resolved = resolved();

@@ -53,9 +53,10 @@ function Invoke-Program {
     $ErrorActionPreference = 'Continue'
     & $program @Arguments 2>&1 | ForEach-Object { Write-Output "$_" }
     $exitCode = $LASTEXITCODE
-    if ($exitCode -notin $Success) { throw "$Path ended with exit code $exitCode." }
-    # Packer takes the last exit code for that of the whole script.
+    # Packer takes the last exit code for that of the whole script, also where the script
+    # has caught what this throws.
     $global:LASTEXITCODE = 0
+    if ($exitCode -notin $Success) { throw "$Path ended with exit code $exitCode." }
 }
 
 # Runs an installer that has windows of its own, and waits for it.

@@ -38,9 +38,9 @@ $powershell = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -File'
 $level = 'Limited'
 if ($administrator) { $level = 'Highest' }
 $action = New-ScheduledTaskAction -Execute 'powershell.exe' -Argument "$powershell C:\runner-pool-guest\start-runner.ps1"
-Register-ScheduledTask -TaskName 'runner-pool-guest' -Action $action -Settings $settings -User $account -Password $password -RunLevel $level -Force | Out-Null
+Register-ScheduledTask -TaskName 'runner-pool-guest' -Action $action -Settings $settings -User $account -Password $password -RunLevel $level -Force -ErrorAction Stop | Out-Null
 
 $action = New-ScheduledTaskAction -Execute 'powershell.exe' -Argument "$powershell C:\runner-pool-guest\supervise.ps1"
 $trigger = New-ScheduledTaskTrigger -AtStartup
 $system = New-ScheduledTaskPrincipal -UserId 'SYSTEM' -LogonType ServiceAccount -RunLevel Highest
-Register-ScheduledTask -TaskName 'runner-pool-supervise' -Action $action -Trigger $trigger -Settings $settings -Principal $system -Force | Out-Null
+Register-ScheduledTask -TaskName 'runner-pool-supervise' -Action $action -Trigger $trigger -Settings $settings -Principal $system -Force -ErrorAction Stop | Out-Null

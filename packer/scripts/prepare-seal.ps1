@@ -8,4 +8,4 @@ Set-Content -LiteralPath 'C:\runner-pool-build\build-user.txt' -Encoding Ascii -
 
 $action = New-ScheduledTaskAction -Execute 'powershell.exe' -Argument '-NoProfile -NonInteractive -ExecutionPolicy Bypass -File C:\runner-pool-build\seal.ps1'
 $system = New-ScheduledTaskPrincipal -UserId 'SYSTEM' -LogonType ServiceAccount -RunLevel Highest
-Register-ScheduledTask -TaskName 'runner-pool-seal' -Action $action -Principal $system -Force | Out-Null
+Register-ScheduledTask -TaskName 'runner-pool-seal' -Action $action -Principal $system -Force -ErrorAction Stop | Out-Null

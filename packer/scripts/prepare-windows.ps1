@@ -21,7 +21,7 @@ Set-ItemProperty -Path $updatePolicy -Name NoAutoUpdate -Value 1 -Type DWord
 
 # Scanning slows the build down; seal.ps1 switches it on again. Windows 11 may refuse.
 try {
-    Set-MpPreference -DisableRealtimeMonitoring $true
+    Set-MpPreference -DisableRealtimeMonitoring $true -ErrorAction Stop
 } catch {
     Write-Output "Defender stays on during the build: $($_.Exception.Message)"
 }

@@ -40,7 +40,8 @@ pub struct Deadlines {
     pub destroy: Duration,
     /// List.
     pub list: Duration,
-    /// The check of the host.
+    /// The check of the host. Reading all rules of its firewall can take a
+    /// minute.
     pub check: Duration,
 }
 
@@ -51,7 +52,7 @@ impl Default for Deadlines {
             create_copy: Duration::from_secs(1800),
             destroy: Duration::from_secs(300),
             list: Duration::from_secs(60),
-            check: Duration::from_secs(60),
+            check: Duration::from_secs(180),
         }
     }
 }
