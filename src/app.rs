@@ -66,7 +66,7 @@ impl App {
         } else {
             let lock = lock_storage(&config.hyperv.storage_path)?;
             let powershell = powershell()?;
-            let settings = hyperv_settings(config, address.port());
+            let settings = config.hyperv.clone();
             let deadline = Deadlines::default().check;
             preflight::run(&powershell, &settings, config.pool.size, deadline).iter().for_each(log_finding);
             let hyperv = HyperV::new(settings, powershell).map_err(|err| err.to_string())?;
@@ -129,10 +129,10 @@ impl App {
 pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
     let mut findings = Vec::new();
     if !config.mock {
-        let settings = hyperv_settings(config, config.http.port);
+        let settings = &config.hyperv;
         let deadline = Deadlines::default().check;
         findings = match powershell() {
-            Ok(powershell) => preflight::run(&powershell, &settings, config.pool.size, deadline),
+            Ok(powershell) => preflight::run(&powershell, settings, config.pool.size, deadline),
             Err(why) => vec![Finding::fault(why)],
         };
     }
@@ -210,23 +210,6 @@ fn client_settings(github: &GitHubConfig) -> Option<client::Settings> {
         runner_group: github.runner_group.clone(),
         labels: github.labels.clone(),
     })
-}
-
-fn hyperv_settings(config: &Config, port: u16) -> hyperv::Settings {
-    let hyperv = &config.hyperv;
-    hyperv::Settings {
-        template_path: hyperv.template_path.clone(),
-        storage_path: hyperv.storage_path.clone(),
-        disk_mode: hyperv.disk_mode,
-        memory_mb: hyperv.memory_mb,
-        memory_max_mb: hyperv.memory_max_mb,
-        cpu_count: hyperv.cpu_count,
-        switch: hyperv.switch.clone(),
-        secure_boot: hyperv.secure_boot.clone(),
-        nested_virtualization: hyperv.nested_virtualization,
-        orchestrator_ip: hyperv.orchestrator_ip,
-        port,
-    }
 }
 
 fn scope(github: &GitHubConfig) -> String {

@@ -95,6 +95,8 @@ pub struct HyperVConfig {
     /// The address at which VMs reach the pool, always IPv4. `None`: the
     /// host's own address on the switch.
     pub orchestrator_ip: Option<IpAddr>,
+    /// The port at which VMs reach the pool: [`HttpConfig::port`].
+    pub port: u16,
 }
 
 /// How a VM's disk is made from the template.
@@ -666,9 +668,10 @@ impl<'a> Reader<'a> {
 
         let github = self.github();
         let webhook_secret = self.webhook_secret();
-        let hyperv = self.hyperv(current_dir);
         let pool = self.pool();
         let http = self.http();
+        let port = http.as_ref().map_or(0, |http| http.port);
+        let hyperv = self.hyperv(current_dir, port);
         let mock_timing = self.mock_timing();
         let log = self.log(current_dir);
         Some(Config {
@@ -757,7 +760,7 @@ impl<'a> Reader<'a> {
         Some(secret)
     }
 
-    fn hyperv(&mut self, current_dir: &Path) -> Option<HyperVConfig> {
+    fn hyperv(&mut self, current_dir: &Path, port: u16) -> Option<HyperVConfig> {
         let template_path = self.get(setting::VM_TEMPLATE_PATH, |value| {
             let path = parse_path(value, current_dir)?;
             match path.extension() {
@@ -803,6 +806,7 @@ impl<'a> Reader<'a> {
             secure_boot: secure_boot?.to_owned(),
             nested_virtualization: nested_virtualization?,
             orchestrator_ip: orchestrator_ip?,
+            port,
         })
     }
 
@@ -1502,6 +1506,7 @@ mod tests {
                 secure_boot: "MicrosoftWindows".into(),
                 nested_virtualization: false,
                 orchestrator_ip: None,
+                port: 8080,
             }
         );
         assert_eq!(

@@ -920,7 +920,7 @@ fn a_github_address_where_nobody_listens_is_named() {
     let nobody = format!("http://127.0.0.1:{}", free_port());
     let mut pool = world.start(&[("GITHUB_API_URL", &nobody)]);
     let reason = degraded_because(&mut pool);
-    assert!(reason.contains("127.0.0.1 refuses") && reason.contains("GITHUB_API_URL"), "{reason}");
+    assert!(reason.contains("127.0.0.1 is refused") && reason.contains("GITHUB_API_URL"), "{reason}");
     pool.stop();
 }
 

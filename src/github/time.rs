@@ -1,6 +1,7 @@
 //! The clock of the GitHub client, and the two forms in which GitHub writes a
 //! time.
 
+use crate::date::days_from_civil;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What the client needs of time, so that tests need not wait.
@@ -97,10 +98,7 @@ fn at(
     if !in_range {
         return None;
     }
-    // Days since 1970-01-01 in the Gregorian calendar, with years that begin
-    // in March, so that the leap day is the last of its year.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let days = days_from_civil(year, month, day);
     let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - offset;
     UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
 }

@@ -87,7 +87,7 @@ struct Gate {
 pub(super) struct Transport {
     agent: Agent,
     api_url: String,
-    /// Host and port, for errors.
+    /// The host, for errors.
     host: String,
     auth: Auth,
     timeouts: Timeouts,
@@ -116,7 +116,7 @@ impl Transport {
         Transport {
             agent: config.build().new_agent(),
             api_url: api_url.trim_end_matches('/').to_owned(),
-            host: uri.as_ref().and_then(Uri::host).unwrap_or(api_url).to_owned(),
+            host: uri.as_ref().and_then(Uri::host).unwrap_or("GITHUB_API_URL").to_owned(),
             auth,
             timeouts,
             clock,
@@ -152,7 +152,8 @@ impl Transport {
         let deadline = deadline.min(self.request_deadline());
         let tries = if call.method == Method::POST { 1 } else { TRIES };
         let mut back_off = FIRST_BACK_OFF;
-        for tried in 1.. {
+        let mut tried = 1;
+        loop {
             self.pass_gate()?;
             let outcome = self.exchange(call, deadline);
             if let Ok(answer) = &outcome {
@@ -166,6 +167,7 @@ impl Transport {
             if again && tried < tries && time_left > back_off {
                 self.clock.sleep(back_off);
                 back_off *= 2;
+                tried += 1;
                 continue;
             }
             return outcome.map_err(|failure| {
@@ -173,7 +175,6 @@ impl Transport {
                 Error::Failed(format!("{}: {}{times}", call.what, failure.why))
             });
         }
-        unreachable!("the loop above ends by returning")
     }
 
     /// The error for an answer that is not the one hoped for.
@@ -335,9 +336,10 @@ impl Transport {
             ureq::Error::ConnectionFailed => {
                 (true, format!("no connection to {host}: check the network, firewall and proxy"))
             }
-            ureq::Error::Io(e) if e.kind() == ErrorKind::ConnectionRefused => {
-                (true, format!("{host} refuses the connection: check GITHUB_API_URL, firewall and proxy"))
-            }
+            ureq::Error::Io(e) if e.kind() == ErrorKind::ConnectionRefused => (
+                true,
+                format!("the connection to {host} is refused: check GITHUB_API_URL, firewall and proxy"),
+            ),
             // The TLS library reports a bad handshake as data that makes no sense.
             ureq::Error::Io(e) if e.kind() == ErrorKind::InvalidData => (false, insecure(host, &e)),
             ureq::Error::Rustls(e) => (false, insecure(host, &e)),

@@ -13,40 +13,12 @@
 
 use super::powershell::{PowerShell, Script};
 use super::{Error, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec};
+pub use crate::config::HyperVConfig as Settings;
+
 use crate::config::DiskMode;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-
-/// What the VMs are made from, and how.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The template's VHDX; absolute.
-    pub template_path: PathBuf,
-    /// The folder of the VMs' disks; absolute. It is also the pool's identity.
-    pub storage_path: PathBuf,
-    /// How a disk comes from the template.
-    pub disk_mode: DiskMode,
-    /// Memory of a VM in MiB.
-    pub memory_mb: u64,
-    /// If set, memory is dynamic, and this is its maximum in MiB;
-    /// `memory_mb` is then what a VM starts with and its minimum.
-    pub memory_max_mb: Option<u64>,
-    /// Virtual processors of a VM.
-    pub cpu_count: u32,
-    /// The name of the virtual switch.
-    pub switch: String,
-    /// The secure boot template's name, or `off`.
-    pub secure_boot: String,
-    /// Whether a VM may itself run VMs.
-    pub nested_virtualization: bool,
-    /// The address at which VMs reach the pool. `None`: the host's IPv4
-    /// address on the switch, looked up at every creation.
-    pub orchestrator_ip: Option<IpAddr>,
-    /// The pool's HTTP port.
-    pub port: u16,
-}
 
 impl Settings {
     /// The address for the scripts, which make it part of a URL; empty to have

@@ -30,6 +30,8 @@ struct Page {
     filling: bool,
     /// What this VM's guest has told: each is passed on to the slot once.
     fetched: bool,
+    /// What it has fetched makes a runner each time it is used, as a registration token does.
+    single_use: bool,
     started: bool,
     completed: bool,
 }
@@ -72,7 +74,14 @@ impl Book {
 
     /// Adds a slot and answers with its index.
     pub fn add(&mut self, view: View) -> usize {
-        self.slots.push(Page { view, filling: false, fetched: false, started: false, completed: false });
+        self.slots.push(Page {
+            view,
+            filling: false,
+            fetched: false,
+            single_use: false,
+            started: false,
+            completed: false,
+        });
         self.slots.len() - 1
     }
 
@@ -96,7 +105,8 @@ impl Book {
         let page = &mut self.slots[slot];
         let incarnation = |view: &View| view.made.as_ref().map(|made| made.vm.incarnation.clone());
         if incarnation(&page.view) != incarnation(&view) {
-            (page.fetched, page.started, page.completed) = (false, false, false);
+            (page.fetched, page.single_use) = (false, false);
+            (page.started, page.completed) = (false, false);
         }
         if let Some(id) = view.made.as_ref().and_then(|made| made.runner_id) {
             self.orphans.made(id);
@@ -123,13 +133,19 @@ impl Book {
     /// may not have its configuration any more.
     pub fn guest_calls(&mut self, slot: usize, call: Call) -> Option<Mail> {
         let page = &mut self.slots[slot];
-        let incarnation = page.view.made.as_ref()?.vm.incarnation.clone();
+        let made = page.view.made.as_ref()?;
+        let (incarnation, registered) = (made.vm.incarnation.clone(), made.runner_id.is_some());
         let (told, event) = match call {
             Call::Config => {
                 let waits = matches!(page.view.phase, Phase::Creating | Phase::Booting | Phase::Ready);
-                if !waits || page.started || page.completed {
+                // A guest that starts again after its job must not become a
+                // runner again, even if nobody has heard of the job. GitHub
+                // refuses a second runner with a JIT configuration itself.
+                let again = page.fetched && page.single_use;
+                if !waits || again || page.started || page.completed {
                     return None;
                 }
+                page.single_use |= !page.fetched && !registered;
                 (&mut page.fetched, Event::ConfigFetched { incarnation })
             }
             Call::Started => (&mut page.started, Event::JobStarted { incarnation }),
@@ -163,9 +179,9 @@ impl Book {
     /// What an earlier start left, divided among the slots.
     pub fn take_stock(&mut self, inventory: &Inventory, runners: &[Runner]) -> Vec<Assignment> {
         let assignments = reconcile::assign(inventory, runners, self.size);
-        for (runner_id, _) in assignments.iter().flat_map(|a| &a.leftovers).filter_map(|l| l.runner.as_ref())
-        {
-            self.orphans.made(*runner_id);
+        let leftovers = assignments.iter().flat_map(|assignment| &assignment.leftovers);
+        for runner_id in leftovers.filter_map(|leftover| leftover.runner.as_ref()?.0) {
+            self.orphans.made(runner_id);
         }
         assignments
     }
@@ -181,6 +197,10 @@ impl Book {
                 slot,
                 Event::VmObserved { incarnation: made.vm.incarnation.clone(), sight, asked_at },
             ));
+        }
+        // A slot that has not shown what it was given at the start may have any of them.
+        if self.views().any(|view| view.phase == Phase::Unreconciled) {
+            return mail;
         }
         let views: Vec<&View> = self.slots.iter().map(|page| &page.view).collect();
         let leftovers = reconcile::leftovers(inventory, &views, self.size);
@@ -225,5 +245,48 @@ impl Book {
                 _ => page.view.job_id == Some(notice.job_id),
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::VmId;
+    use crate::pool::slot::{Made, Rules, Slot};
+
+    #[test]
+    fn nothing_is_a_leftover_while_a_slot_has_not_shown_what_it_was_given() {
+        let rules = Rules { boot_timeout: 1, job_timeout: 1, jit: true };
+        let mut view = Slot::new(1, "runner-1".into(), rules, 1).view();
+        let disk = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        let inventory = Inventory { vms: Vec::new(), disks: vec![disk] };
+        let mut book = Book::new("runner-", &[], 1, 1, 1);
+        book.add(view.clone());
+        assert!(book.vms_listed(&inventory, 1).is_empty());
+        view.phase = Phase::Empty;
+        book.publish(0, view);
+        assert_eq!(book.vms_listed(&inventory, 2).len(), 1);
+    }
+
+    #[test]
+    fn a_registration_token_is_given_once_and_a_jit_configuration_until_its_job() {
+        for jit in [true, false] {
+            let rules = Rules { boot_timeout: 1, job_timeout: 1, jit };
+            let mut view = Slot::new(1, "runner-1".into(), rules, 1).view();
+            let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+            let mut book = Book::new("runner-", &[], 1, 1, 1);
+            book.add(view.clone());
+            view.phase = Phase::Booting;
+            view.made = Some(Made { vm, runner_name: "runner-1".into(), runner_id: jit.then_some(7) });
+            book.publish(0, view.clone());
+            assert_eq!(book.guest_calls(0, Call::Config).map(|mail| mail.len()), Some(1));
+            // By now GitHub has shown the id of a runner that registered itself.
+            view.made.as_mut().unwrap().runner_id = Some(7);
+            view.phase = Phase::Ready;
+            book.publish(0, view);
+            assert_eq!(book.guest_calls(0, Call::Config), jit.then(Vec::new));
+            book.guest_calls(0, Call::Started);
+            assert_eq!(book.guest_calls(0, Call::Config), None);
+        }
     }
 }

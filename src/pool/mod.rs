@@ -60,7 +60,7 @@ pub struct Settings {
 /// The running pool.
 pub struct Pool {
     shared: Arc<Shared>,
-    monitor: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+    monitor: Mutex<Option<monitor::Monitor>>,
 }
 
 /// What the pool's threads share.
@@ -216,11 +216,10 @@ impl Pool {
         inner.send((0..inner.channels.len()).map(|slot| (slot, Event::Stop(stop))).collect());
     }
 
-    /// Waits until every thread of the pool has ended, after [`Pool::stop`].
+    /// Waits until every slot has stopped, after [`Pool::stop`].
     pub fn join(&self) {
-        if let Some((quit, thread)) = lock(&self.monitor).take() {
-            drop(quit);
-            report_panic(thread.join());
+        if let Some(monitor) = lock(&self.monitor).take() {
+            monitor.quit();
         }
         let workers = std::mem::take(&mut *lock(&self.shared.workers));
         workers.into_iter().for_each(|worker| report_panic(worker.join()));
@@ -402,6 +401,10 @@ impl Shared {
         let index = inner.book.add(slot.view());
         inner.channels.push(channel);
         inner.credentials.push(None);
+        // `Pool::stop` tells those that are there. This one may have come too late for it.
+        if let Some(stop) = self.stopping() {
+            inner.send(vec![(index, Event::Stop(stop))]);
+        }
         drop(inner);
         let shared = Arc::clone(self);
         let worker = std::thread::Builder::new()

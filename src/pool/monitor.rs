@@ -11,7 +11,6 @@ use crate::hypervisor::Inventory;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{debug, info, warn};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long to wait between tries to find out what is there at the start: at first, and at most.
@@ -21,14 +20,32 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 /// How often the image's freshness is checked.
 const IMAGE_CHECK: Duration = Duration::from_secs(24 * 3600);
 
-/// Starts the thread. It ends when the returned sender is dropped.
-pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
+/// How long the monitor's end is waited for. A listing can take minutes, and nothing is lost by leaving it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The running thread.
+pub(crate) struct Monitor {
+    quit: Sender<()>,
+    ended: Receiver<()>,
+}
+
+impl Monitor {
+    /// Ends the thread, and waits a moment for it.
+    pub(crate) fn quit(self) {
+        drop(self.quit);
+        let _ = self.ended.recv_timeout(PATIENCE);
+    }
+}
+
+/// Starts the thread.
+pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<Monitor> {
     let (quit, quitting) = crossbeam_channel::bounded(0);
-    let thread = std::thread::Builder::new()
-        .name("monitor".into())
-        .stack_size(512 * 1024)
-        .spawn(move || run(&shared, &quitting))?;
-    Ok((quit, thread))
+    let (running, ended) = crossbeam_channel::bounded(0);
+    std::thread::Builder::new().name("monitor".into()).stack_size(512 * 1024).spawn(move || {
+        run(&shared, &quitting);
+        drop(running);
+    })?;
+    Ok(Monitor { quit, ended })
 }
 
 fn run(shared: &Arc<Shared>, quitting: &Receiver<()>) {

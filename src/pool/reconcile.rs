@@ -45,19 +45,26 @@ pub fn assign(inventory: &Inventory, runners: &[Runner], size: u32) -> Vec<Assig
         let on = vm.power == Power::On;
         let leftover = Leftover {
             vm: vm.id.clone(),
-            runner: runner.map(|r| (r.id, r.name.clone())).or_else(|| {
+            runner: runner.map(|r| (Some(r.id), r.name.clone())).or_else(|| {
                 let notes = vm.notes.as_ref()?;
-                Some((notes.runner_id?, notes.runner_name.clone()))
+                // A runner that registers itself may be doing so now, or a page
+                // of the list have missed it: while its VM is on, its name is looked up.
+                let registers = on || notes.runner_id.is_some();
+                registers.then(|| (notes.runner_id, notes.runner_name.clone()))
             }),
             on,
         };
+        // One VM for each slot, beyond the pool's size if need be: a slot that has
+        // one counts as taken, so that no new VM is made while there are too many.
+        // And a VM that turns out to be getting a job needs a slot of its own.
         let home = home_of(vm, size);
-        // It might be getting a job at this moment, and then needs a slot of its own.
-        if on && leftover.runner.is_some() && slots[home].adopt.is_some() {
-            slots.push(Assignment { adopt: None, leftovers: vec![leftover] });
-        } else {
-            slots[home].leftovers.push(leftover);
-        }
+        let free = |slot: &Assignment| slot.adopt.is_none() && slot.leftovers.is_empty();
+        let slot = std::iter::once(home).chain(0..slots.len()).find(|&slot| free(&slots[slot]));
+        let slot = slot.unwrap_or_else(|| {
+            slots.push(Assignment::default());
+            slots.len() - 1
+        });
+        slots[slot].leftovers.push(leftover);
     }
     let with_vm: HashSet<&str> = inventory.vms.iter().map(|vm| vm.id.incarnation.as_str()).collect();
     for disk in inventory.disks.iter().filter(|d| !with_vm.contains(d.incarnation.as_str())) {
@@ -130,12 +137,16 @@ fn free_slot(slots: &[Assignment], vm: &Vm) -> Option<usize> {
         .or_else(|| slots.iter().position(|slot| slot.adopt.is_none()))
 }
 
+/// A list in pages can miss a runner. One that this many lists in a row leave out is gone.
+const MISSED_AT_MOST: u8 = 3;
+
 /// Finds registrations that no slot has.
 #[derive(Debug)]
 pub struct Orphans {
     prefix: String,
-    /// Registrations of this pool, made in this process or read from a VM's Notes.
-    ours: HashSet<u64>,
+    /// Registrations of this pool, made in this process or read from a VM's
+    /// Notes, and how many lists in a row have left each out.
+    ours: HashMap<u64, u8>,
     /// Since when other registrations that look like this pool's have been offline.
     offline_since: HashMap<u64, Millis>,
     grace: Millis,
@@ -149,7 +160,7 @@ impl Orphans {
     pub fn new(prefix: &str, grace: Millis) -> Orphans {
         Orphans {
             prefix: prefix.into(),
-            ours: HashSet::new(),
+            ours: HashMap::new(),
             offline_since: HashMap::new(),
             grace,
             shared: false,
@@ -158,7 +169,7 @@ impl Orphans {
 
     /// This pool has made the registration.
     pub fn made(&mut self, runner_id: u64) {
-        self.ours.insert(runner_id);
+        self.ours.insert(runner_id, 0);
     }
 
     /// Whether another pool seems to use the same prefix in the same
@@ -176,14 +187,17 @@ impl Orphans {
         let of_nobody: Vec<&Runner> =
             runners.iter().filter(|r| !ids.contains(&r.id) && !names.contains(r.name.as_str())).collect();
         let listed: HashSet<u64> = runners.iter().map(|r| r.id).collect();
-        self.ours.retain(|id| listed.contains(id) || ids.contains(id));
+        self.ours.retain(|id, missed| {
+            *missed = if listed.contains(id) || ids.contains(id) { 0 } else { *missed + 1 };
+            *missed < MISSED_AT_MOST
+        });
         self.shared =
-            of_nobody.iter().any(|r| r.online && !self.ours.contains(&r.id) && self.looks_like_ours(r));
+            of_nobody.iter().any(|r| r.online && !self.ours.contains_key(&r.id) && self.looks_like_ours(r));
 
         let mut still_offline = HashMap::new();
         let mut orphans = Vec::new();
         for runner in of_nobody.into_iter().filter(|r| !r.online && !r.busy) {
-            if self.ours.contains(&runner.id) {
+            if self.ours.contains_key(&runner.id) {
                 orphans.push(runner.id);
             } else if self.looks_like_ours(runner) {
                 let since = *self.offline_since.get(&runner.id).unwrap_or(&now);
@@ -223,4 +237,62 @@ pub fn unlisted(runners: &[Runner], views: &[&View]) -> Vec<(usize, u64)> {
         .filter_map(|(i, v)| Some((i, v.made.as_ref()?.runner_id?)))
         .filter(|(_, id)| !listed.contains(id))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::{Notes, VmId};
+    use std::time::Duration;
+
+    fn vm(slot: u32, runner_id: Option<u64>, power: Power) -> Vm {
+        let id = VmId { name: format!("runner-{slot}"), incarnation: format!("{slot:016x}") };
+        let notes = Notes {
+            pool: "pool".into(),
+            slot,
+            incarnation: id.incarnation.clone(),
+            runner_name: id.name.clone(),
+            runner_id,
+            created: 0,
+        };
+        Vm { id, power, uptime: Duration::ZERO, notes: Some(notes) }
+    }
+
+    fn runner(id: u64, busy: bool) -> Runner {
+        Runner { id, name: format!("runner-{id}"), online: true, busy, labels: Vec::new() }
+    }
+
+    #[test]
+    fn a_pool_that_has_shrunk_gives_every_vm_a_slot_so_that_none_is_made_before_enough_are_gone() {
+        let vms = vec![
+            vm(1, Some(1), Power::On),
+            vm(2, Some(2), Power::Off),
+            vm(3, Some(3), Power::On),
+            vm(4, Some(4), Power::Off),
+        ];
+        let inventory = Inventory { vms, disks: Vec::new() };
+        let slots = assign(&inventory, &[runner(1, true)], 2);
+        assert_eq!(slots.len(), 4);
+        assert!(slots[0].adopt.is_some() && slots[0].leftovers.is_empty());
+        assert!(slots[1..].iter().all(|slot| slot.adopt.is_none() && slot.leftovers.len() == 1));
+    }
+
+    #[test]
+    fn a_registration_that_one_list_left_out_is_still_known_as_the_pools() {
+        let mut orphans = Orphans::new("runner-", 1_000_000);
+        orphans.made(7);
+        let offline = Runner { online: false, ..runner(7, false) };
+        assert!(orphans.find(&[], &[], 0).is_empty());
+        assert_eq!(orphans.find(&[offline], &[], 1), [7]);
+    }
+
+    #[test]
+    fn a_vm_that_is_on_and_whose_runner_registers_itself_is_cleared_away_by_the_runners_name() {
+        let vms = vec![vm(1, None, Power::On), vm(2, None, Power::Off), vm(3, Some(3), Power::Off)];
+        let slots = assign(&Inventory { vms, disks: Vec::new() }, &[], 3);
+        let runner = |slot: usize| slots[slot].leftovers[0].runner.clone();
+        assert_eq!(runner(0), Some((None, "runner-1".into())));
+        assert_eq!(runner(1), None);
+        assert_eq!(runner(2), Some((Some(3), "runner-3".into())));
+    }
 }

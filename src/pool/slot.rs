@@ -128,8 +128,8 @@ impl From<Power> for VmSight {
 pub struct Leftover {
     /// What to destroy.
     pub vm: VmId,
-    /// Its registration, if known.
-    pub runner: Option<(u64, String)>,
+    /// Its registration, if it has one: the id, if known, and the name.
+    pub runner: Option<(Option<u64>, String)>,
     /// Whether it is a VM that is on, and so might yet take a job.
     pub on: bool,
 }
@@ -488,6 +488,10 @@ impl Slot {
         match &self.state {
             State::Empty { wanted, retry_at } if *wanted || !self.leftovers.is_empty() => Some(*retry_at),
             State::Booting { .. } => Some(self.since + self.rules.boot_timeout),
+            // A runner that registers itself and is in no list: none will show it offline.
+            State::Ready { made, offline_since: Some(since) } if made.runner_id.is_none() => {
+                Some(since + self.rules.boot_timeout)
+            }
             State::Running { .. } => Some(self.since + self.rules.job_timeout),
             State::Destroying(d) => Some(d.retry_at),
             _ => None,
@@ -551,7 +555,13 @@ impl Slot {
                     self.leftovers.push_back(leftover);
                 }
             }
-            Event::Stop(stop) => self.stop = Some(stop),
+            Event::Stop(stop) => {
+                self.stop = Some(stop);
+                // A stop does not wait out a back-off, nor a rate limit of an hour.
+                if let State::Destroying(d) = &mut self.state {
+                    d.retry_at = now;
+                }
+            }
         }
         self.next(now)
     }
@@ -635,11 +645,8 @@ impl Slot {
 
     /// Destroys a leftover as this slot's own VM, so that nothing is created before it is gone.
     fn clear_away(&mut self, leftover: Leftover, now: Millis) {
-        let (runner_id, runner_name) = match leftover.runner {
-            Some((id, name)) => (Some(id), name),
-            None => (None, String::new()),
-        };
-        let runner_gone = runner_id.is_none();
+        let runner_gone = leftover.runner.is_none();
+        let (runner_id, runner_name) = leftover.runner.unwrap_or_default();
         self.made_at = now;
         let made = Made { vm: leftover.vm, runner_name, runner_id };
         self.enter(
@@ -727,9 +734,10 @@ impl Slot {
         self.awaiting = None;
         let State::Creating { made, .. } = &self.state else { return };
         let made = made.clone();
+        // Lists asked for while it was being made may show it off, or not at all.
+        self.made_at = now;
         match answer {
             Ok(()) => {
-                self.made_at = now;
                 self.enter(State::Booting { made }, now);
             }
             Err(failure) => {
@@ -851,6 +859,12 @@ impl Slot {
                 let made = made.clone();
                 self.destroy(made, Cause::BootTimeout, Phase::Booting, now);
             }
+            State::Ready { made, offline_since: Some(since) }
+                if made.runner_id.is_none() && now >= since + self.rules.boot_timeout =>
+            {
+                let made = made.clone();
+                self.destroy(made, Cause::Offline, Phase::Ready, now);
+            }
             State::Running { made, .. } if now >= self.since + self.rules.job_timeout => {
                 let made = made.clone();
                 self.destroy(made, Cause::JobTimeout, Phase::Running, now);
@@ -864,7 +878,10 @@ impl Slot {
     fn destroy(&mut self, made: Made, cause: Cause, from: Phase, now: Millis) {
         let idle = matches!(from, Phase::Booting | Phase::Ready);
         let ask_first = match cause {
-            Cause::Offline => true,
+            // A guest that is given up on time can still have got its
+            // configuration, and by now a job: a creation can hang after the VM
+            // has started, and a guest can ask between this step and its publication.
+            Cause::Offline | Cause::BootTimeout | Cause::CreateFailed => true,
             Cause::Stop => idle && self.stop == Some(Stop::Drain),
             _ => false,
         };
@@ -932,7 +949,8 @@ impl Slot {
         let State::Destroying(d) = &mut self.state else { return };
         d.attempts = d.attempts.saturating_add(1);
         let attempts = d.attempts;
-        let wait = self.back_off(attempts).max(failure.retry_after);
+        let retry_after = if self.stop.is_some() { 0 } else { failure.retry_after };
+        let wait = self.back_off(attempts).max(retry_after);
         if let State::Destroying(d) = &mut self.state {
             d.retry_at = now + wait;
         }
@@ -943,9 +961,9 @@ impl Slot {
         if !d.vm_gone || !d.runner_gone {
             return;
         }
-        // An ephemeral runner leaves GitHub by itself after its job.
-        let job_ran =
-            d.from == Phase::Running || (d.from == Phase::Ready && d.removal == Some(Removal::NotThere));
+        // An ephemeral runner leaves GitHub by itself after its job. (One that nobody ever saw was never there.)
+        let left = d.made.runner_id.is_some() && d.removal == Some(Removal::NotThere);
+        let job_ran = d.from == Phase::Running || (d.from == Phase::Ready && left);
         let wait = match &d.cause {
             Cause::CreateFailed => self.back_off(self.failures),
             Cause::Leftover | Cause::Stop => 0,
@@ -1241,7 +1259,7 @@ mod tests {
         let mut rig = Rig::booting();
         assert_eq!(rig.slot.deadline(), Some(rig.slot.since + BOOT));
         let effect = rig.tick();
-        assert_eq!(rig.finish(effect, Removal::Removed), ["vm", "runner"]);
+        assert_eq!(rig.finish(effect, Removal::Removed), ["runner", "vm"]);
         assert!(rig.slot.view().reason.unwrap().contains("within 600 s"));
         assert_eq!(rig.slot.view().failures, 1);
     }
@@ -1316,8 +1334,20 @@ mod tests {
     fn a_creation_that_fails_is_cleared_away_before_the_next() {
         let mut rig = Rig::creating();
         let effect = rig.tell(Event::Created(Err(failure())));
-        assert_eq!(rig.finish(effect, Removal::Removed), ["vm", "runner"]);
+        assert_eq!(rig.finish(effect, Removal::Removed), ["runner", "vm"]);
         assert_eq!(rig.slot.view().failures, 1);
+    }
+
+    #[test]
+    fn a_vm_given_up_while_its_guest_got_a_job_is_left_to_the_job() {
+        let mut creating = Rig::creating();
+        let mut booting = Rig::booting();
+        let given_up = [creating.tell(Event::Created(Err(failure()))), booting.tick()];
+        for (mut rig, effect) in [creating, booting].into_iter().zip(given_up) {
+            assert_eq!(effect, Some(Effect::RemoveRunner { runner_id: 7 }));
+            assert_eq!(rig.tell(Event::RunnerRemoved(Ok(Removal::Busy))), None);
+            assert_eq!(rig.phase(), Phase::Running);
+        }
     }
 
     #[test]
@@ -1388,6 +1418,56 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_waits_out_no_rate_limit() {
+        let limited = || Failure { why: "slow down".into(), retry_after: 3_600_000 };
+        for stop_first in [false, true] {
+            let mut rig = Rig::running();
+            let incarnation = rig.incarnation();
+            if stop_first {
+                rig.tell(Event::Stop(Stop::Destroy));
+            } else {
+                rig.tell(Event::Completed { incarnation });
+            }
+            rig.tell(Event::Destroyed(Ok(())));
+            assert_eq!(rig.tell(Event::RunnerRemoved(Err(limited()))), None);
+            if !stop_first {
+                assert!(rig.tell(Event::Stop(Stop::Destroy)).is_some());
+                assert_eq!(rig.tell(Event::RunnerRemoved(Err(limited()))), None);
+            }
+            while rig.phase() != Phase::Stopped {
+                assert!(rig.slot.deadline().unwrap() - rig.now < 10_000);
+                assert!(rig.tick().is_some());
+                rig.tell(Event::RunnerRemoved(Err(limited())));
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_from_before_a_failed_creation_says_nothing_about_the_vm_that_came_of_it() {
+        let mut rig = Rig::creating();
+        let asked_at = rig.now;
+        rig.tell(Event::Created(Err(failure())));
+        rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
+        let incarnation = rig.incarnation();
+        assert_eq!(rig.tell(Event::VmObserved { incarnation, sight: VmSight::Off, asked_at }), None);
+        assert_eq!(rig.phase(), Phase::Running);
+    }
+
+    #[test]
+    fn a_leftover_that_is_on_and_registers_itself_is_looked_up_by_its_name_first() {
+        let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: false };
+        let mut rig = Rig { slot: Slot::new(1, "runner-1".into(), rules, 1), now: 0 };
+        let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
+        let leftovers = vec![Leftover { vm, runner: Some((None, "runner-1".into())), on: true }];
+        let find = rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
+        assert_eq!(find, Some(Effect::FindRunner { runner_name: "runner-1".into() }));
+        let remove = rig.tell(Event::Found(Ok(Some(Found { runner_id: 9, stale: false }))));
+        assert_eq!(remove, Some(Effect::RemoveRunner { runner_id: 9 }));
+        rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
+        assert_eq!(rig.phase(), Phase::Running);
+    }
+
+    #[test]
     fn a_stop_while_registering_makes_no_vm_and_leaves_no_registration() {
         let mut rig = Rig::new(true);
         rig.tell(Event::Fill);
@@ -1415,6 +1495,22 @@ mod tests {
     }
 
     #[test]
+    fn a_runner_that_never_registers_itself_is_replaced_after_the_boot_timeout() {
+        let mut rig = Rig::new(false);
+        rig.tell(Event::Fill);
+        rig.tell(Event::Found(Ok(None)));
+        rig.tell(Event::Registered(Ok(Registered::Done(None))));
+        rig.tell(Event::Created(Ok(())));
+        let incarnation = rig.incarnation();
+        rig.tell(Event::ConfigFetched { incarnation });
+        assert_eq!(rig.slot.deadline(), Some(rig.now + BOOT));
+        assert_eq!(rig.tick(), Some(Effect::FindRunner { runner_name: "runner-1".into() }));
+        let effect = rig.tell(Event::Found(Ok(None)));
+        assert_eq!(rig.finish(effect, Removal::NotThere), ["vm"]);
+        assert_eq!((rig.slot.view().failures, rig.slot.view().jobs_completed), (1, 0));
+    }
+
+    #[test]
     fn an_adopted_job_runs_on_and_an_adopted_idle_vm_waits_on() {
         let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
         let made = Made { vm, runner_name: "runner-1".into(), runner_id: Some(9) };
@@ -1433,7 +1529,7 @@ mod tests {
         let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: true };
         let mut rig = Rig { slot: Slot::new(1, "runner-1".into(), rules, 1), now: 0 };
         let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
-        let runner = Some((9, "runner-1".into()));
+        let runner = Some((Some(9), "runner-1".into()));
         let leftovers = vec![Leftover { vm: vm.clone(), runner, on: true }];
         let effect = rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
         assert_eq!(rig.tell(Event::Fill), None);
@@ -1447,7 +1543,7 @@ mod tests {
         let rules = Rules { boot_timeout: BOOT, job_timeout: JOB, jit: true };
         let mut rig = Rig { slot: Slot::retired(5, rules, 1), now: 0 };
         let vm = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
-        let leftovers = vec![Leftover { vm, runner: Some((9, "runner-1".into())), on: true }];
+        let leftovers = vec![Leftover { vm, runner: Some((Some(9), "runner-1".into())), on: true }];
         rig.tell(Event::Reconciled(Assignment { adopt: None, leftovers }));
         rig.tell(Event::RunnerRemoved(Ok(Removal::Busy)));
         assert_eq!(rig.phase(), Phase::Running);

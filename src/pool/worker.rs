@@ -24,11 +24,7 @@ pub(crate) fn run(mut slot: Slot, index: usize, events: &Receiver<Event>, shared
             Some(effect) => {
                 let answer = worker.perform(effect, &slot.view());
                 // A call can take minutes. What it leads to must not be begun if the pool stops by now.
-                if let Some(stop) = shared.stopping()
-                    && !std::mem::replace(&mut worker.told_to_stop, true)
-                {
-                    slot.step(Event::Stop(stop), shared.now());
-                }
+                worker.stop_unless_told(&mut slot);
                 answer
             }
             None => match next_event(events, slot.deadline(), shared.now()) {
@@ -78,6 +74,16 @@ impl Worker<'_> {
             debug!("{}: destroying because of {cause:?}", made.vm);
         }
         self.shared.publish(self.index, view, self.credential.as_ref());
+    }
+
+    /// Tells the slot, whose call has just ended, of a stop that came meanwhile. (What to do is said once it has the
+    /// call's answer.)
+    fn stop_unless_told(&mut self, slot: &mut Slot) {
+        if let Some(stop) = self.shared.stopping()
+            && !std::mem::replace(&mut self.told_to_stop, true)
+        {
+            slot.step(Event::Stop(stop), self.shared.now());
+        }
     }
 
     fn perform(&mut self, effect: Effect, view: &View) -> Event {

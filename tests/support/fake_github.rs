@@ -71,6 +71,8 @@ pub enum Fault {
     Answer(Reply),
     /// Waits first.
     Slow(Duration),
+    /// Sends the answer's body byte by byte, with this wait before each.
+    Trickle(Duration),
     /// Closes the connection, and does nothing.
     Cut,
     /// Does what was asked, and closes the connection instead of answering.
@@ -218,6 +220,8 @@ impl Drop for FakeGitHub {
 
 /// Answers the requests of one connection, one after the other.
 fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Option<()> {
+    // Head and body are written apart.
+    stream.set_nodelay(true).ok()?;
     let mut received = Vec::new();
     loop {
         let seen = receive(&mut stream, &mut received)?;
@@ -253,7 +257,16 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Option<()> {
                 "Content-Type: application/json; charset=utf-8\r\nContent-Length: {length}\r\n"
             ));
         }
-        stream.write_all(format!("{answer}\r\n{body}").as_bytes()).ok()?;
+        stream.write_all(format!("{answer}\r\n").as_bytes()).ok()?;
+        match fault {
+            Some(Fault::Trickle(wait)) => {
+                for byte in body.bytes() {
+                    std::thread::sleep(wait);
+                    stream.write_all(&[byte]).ok()?;
+                }
+            }
+            _ => stream.write_all(body.as_bytes()).ok()?,
+        }
         if length > body.len() {
             return None;
         }

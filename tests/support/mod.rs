@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod fake_github;
+pub mod guest;
 pub mod http;
 pub mod mock_pool;
 pub mod standin;
@@ -11,12 +12,12 @@ pub mod whole_pool;
 
 use std::time::{Duration, Instant};
 
-/// Waits until something holds, and fails the test if it does not within ten seconds.
+/// Waits until something holds, and fails the test if it does not within a minute.
 #[track_caller]
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(10), "waited in vain: {what}");
+        assert!(began.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
