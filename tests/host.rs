@@ -469,11 +469,11 @@ fn killed_again_and_again_at_any_moment_the_last_start_is_whole_and_the_job_stil
             world.standin.set_fault_at("destroy-vm", step, FaultKind::Slow(60));
         }
         let mut random = seed;
-        for _ in 0..12 {
+        for _ in 0..8 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let idle = ["runner-1", "runner-2", "runner-4"][(random >> 60) as usize % 3];
             world.standin.power_off(idle);
-            std::thread::sleep(Duration::from_millis((random >> 33) % 1500));
+            std::thread::sleep(Duration::from_millis((random >> 33) % 1200));
             pool.kill();
             pool = world.start(&size);
         }
