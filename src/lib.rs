@@ -7,8 +7,13 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod app;
+pub mod config;
+pub mod date;
+pub mod dotenv;
 pub mod github;
 pub mod http;
 pub mod hypervisor;
+pub mod logging;
 pub mod pool;
 pub mod secret;

@@ -1,8 +1,10 @@
-//! A simulated GitHub for `USE_MOCK=true`: it registers runners and gives the
-//! jobs of `queued` webhooks to those that wait.
+//! A simulated GitHub for `USE_MOCK=true`: it registers runners, gives the jobs
+//! of `queued` webhooks to those that wait, and tells of it in signed webhooks
+//! as GitHub does.
 
 use super::{Error, GitHub, Registration, Removal, Runner};
-use crate::secret::Secret;
+use crate::secret::{Keys, Secret};
+use log::debug;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,6 +13,8 @@ use std::time::Duration;
 /// The simulated GitHub.
 pub struct MockGitHub {
     labels: Vec<String>,
+    webhook_url: String,
+    keys: Keys,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -20,12 +24,20 @@ struct Inner {
     last_id: u64,
     runners: Vec<Runner>,
     waiting: VecDeque<(u64, Vec<String>)>,
+    deliveries: u64,
 }
 
 impl MockGitHub {
-    /// A GitHub without runners, whose runners will bear `labels`.
-    pub fn new(labels: &[String]) -> MockGitHub {
-        MockGitHub { labels: labels.to_vec(), inner: Mutex::default(), changed: Condvar::new() }
+    /// A GitHub without runners, whose runners will bear `labels`, and which
+    /// delivers its webhooks to `webhook_url`, signed with `keys`.
+    pub fn new(labels: &[String], webhook_url: String, keys: Keys) -> MockGitHub {
+        MockGitHub {
+            labels: labels.to_vec(),
+            webhook_url,
+            keys,
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     /// A job waits for a runner.
@@ -71,8 +83,30 @@ impl MockGitHub {
     }
 
     /// The runner has ended its job. Being ephemeral, it is registered no more.
-    pub fn job_ended(&self, runner_id: u64) {
+    pub fn end_job(&self, runner_id: u64) {
         self.lock().runners.retain(|r| r.id != runner_id);
+    }
+
+    /// Delivers a `workflow_job` webhook. One that does not arrive is lost, as GitHub's can be.
+    pub fn deliver(&self, action: &str, job_id: u64, runner_id: u64) {
+        let mut inner = self.lock();
+        inner.deliveries += 1;
+        let delivery = format!("simulated-{}", inner.deliveries);
+        drop(inner);
+        let body = serde_json::json!({
+            "action": action,
+            "workflow_job": {"id": job_id, "labels": self.labels, "runner_id": runner_id},
+        });
+        let body = body.to_string();
+        let request = crate::hypervisor::mock::loopback_agent()
+            .post(&self.webhook_url)
+            .header("X-GitHub-Event", "workflow_job")
+            .header("X-GitHub-Delivery", delivery)
+            .header("X-Hub-Signature-256", self.keys.sign_webhook(body.as_bytes()))
+            .content_type("application/json");
+        if let Err(error) = request.send(&body) {
+            debug!("a simulated webhook was lost: {error}");
+        }
     }
 
     /// The runner's machine is gone, and with it its job, if it had one.
@@ -95,7 +129,8 @@ impl GitHub for MockGitHub {
             return Err(Error::NameTaken);
         }
         inner.last_id += 1;
-        let id = inner.last_id;
+        // Far from the small ids of example payloads, which are nobody's here.
+        let id = 1_000_000 + inner.last_id;
         let labels = self.labels.clone();
         inner.runners.push(Runner { id, name: name.into(), online: false, busy: false, labels });
         Ok(Registration { runner_id: Some(id), credential: Secret::new(format!("simulated-jit-{id}")) })
@@ -138,9 +173,14 @@ impl fmt::Debug for MockGitHub {
 mod tests {
     use super::*;
 
+    fn github(labels: &[&str]) -> MockGitHub {
+        let labels: Vec<String> = labels.iter().map(|l| l.to_string()).collect();
+        MockGitHub::new(&labels, String::new(), Keys::new(&Secret::new("s")))
+    }
+
     #[test]
     fn a_job_goes_to_one_waiting_runner_with_its_labels() {
-        let github = MockGitHub::new(&["self-hosted".into(), "Windows".into()]);
+        let github = github(&["self-hosted", "Windows"]);
         let registration = github.register("runner-1").unwrap();
         let id = github.connect(registration.credential.expose()).unwrap();
         github.offer(1, vec!["gpu".into()]);
@@ -148,13 +188,13 @@ mod tests {
         github.offer(2, vec!["windows".into()]);
         assert_eq!(github.take_job(id, Duration::ZERO), Some(2));
         assert_eq!(github.remove(id), Ok(Removal::Busy));
-        github.job_ended(id);
+        github.end_job(id);
         assert_eq!(github.remove(id), Ok(Removal::NotThere));
     }
 
     #[test]
     fn a_name_can_be_registered_once() {
-        let github = MockGitHub::new(&[]);
+        let github = github(&[]);
         let id = github.register("runner-1").unwrap().runner_id.unwrap();
         assert_eq!(github.register("runner-1").unwrap_err(), Error::NameTaken);
         assert_eq!(github.remove(id), Ok(Removal::Removed));

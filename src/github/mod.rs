@@ -1,10 +1,15 @@
 //! GitHub, as far as the pool needs it: register a runner, see which there
 //! are, remove one.
 
+pub mod auth;
+pub mod client;
 pub mod mock;
+pub mod time;
+mod transport;
 
 use crate::secret::Secret;
 use std::fmt;
+use std::time::Duration;
 
 /// What the pool asks of GitHub. Every call blocks and ends within a bounded time.
 pub trait GitHub: Send + Sync {
@@ -28,7 +33,8 @@ pub trait GitHub: Send + Sync {
     /// Removes a registration.
     fn remove(&self, id: u64) -> Result<Removal, Error>;
 
-    /// The newest version of the runner software for Windows, if GitHub says.
+    /// The newest version of the runner application for 64-bit Windows, such
+    /// as `2.328.0`; `None` when GitHub offers none.
     fn newest_runner_version(&self) -> Result<Option<String>, Error>;
 }
 
@@ -72,11 +78,12 @@ pub enum Removal {
 pub enum Error {
     /// A runner of that name is registered already (409).
     NameTaken,
-    /// GitHub takes no more requests for a while. None is sent until then.
+    /// GitHub's rate limit is used up. No request of any slot is sent before
+    /// the time is over.
     RateLimited {
-        /// How long to wait.
-        retry_after: std::time::Duration,
-        /// One sentence about it.
+        /// How long until requests are sent again.
+        retry_after: Duration,
+        /// The same in one sentence.
         why: String,
     },
     /// Anything else, in one sentence for the log, `/health` and the status page.

@@ -30,7 +30,7 @@ struct Started {
 pub(super) fn config(api: &Api, request: &Request, vm_name: &str) -> Reply {
     let config = match api.pool.runner_config(vm_name, bearer(request)) {
         Ok(config) => config,
-        Err(refusal) => return refused(refusal, vm_name, request),
+        Err(refusal) => return refused(api, refusal, vm_name, request),
     };
     if let Some(agent) = request.headers.get("user-agent") {
         api.pool.image_seen(&String::from_utf8_lossy(agent));
@@ -65,14 +65,14 @@ pub(super) fn started(api: &Api, request: &Request, vm_name: &str) -> Reply {
             );
             Reply::text(200, "OK")
         }
-        Err(refusal) => refused(refusal, vm_name, request),
+        Err(refusal) => refused(api, refusal, vm_name, request),
     }
 }
 
 pub(super) fn complete(api: &Api, request: &Request, vm_name: &str) -> Reply {
     match api.pool.runner_complete(vm_name, bearer(request)) {
         Ok(()) => Reply::text(200, "OK"),
-        Err(refusal) => refused(refusal, vm_name, request),
+        Err(refusal) => refused(api, refusal, vm_name, request),
     }
 }
 
@@ -82,11 +82,13 @@ fn bearer<'a>(request: &Request<'a>) -> Option<&'a [u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| secret.trim_ascii())
 }
 
-fn refused(refusal: Refusal, vm_name: &str, request: &Request) -> Reply {
+fn refused(api: &Api, refusal: Refusal, vm_name: &str, request: &Request) -> Reply {
     match refusal {
         Refusal::NotFound => Reply::text(404, "VM not found"),
         Refusal::Unauthorized => {
-            warn!("{}: wrong or missing secret for {}", request.peer, vm_name.escape_debug());
+            api.note_refusal(|| {
+                warn!("{}: wrong or missing secret for {}", request.peer, vm_name.escape_debug())
+            });
             Reply::text(401, "Missing or wrong VM secret").with_header("WWW-Authenticate", "Bearer")
         }
         Refusal::JobRuns => Reply::text(409, "This VM has had its job: it gets no second configuration"),

@@ -62,9 +62,13 @@ const CHUNK_LINE: usize = 256;
 /// sends, before the connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A write that has been blocked for longer than this shows a client that does
-/// not read: its connection may be cut for a new one.
-const SLOW_WRITE_MS: u64 = 250;
+/// A write that has been blocked for longer than this, in microseconds, shows a
+/// client that does not read: its connection may be cut for a new one.
+const SLOW_WRITE: u64 = 250_000;
+
+/// When descriptors run out, connections that have waited for longer than this,
+/// in microseconds, are cut.
+const STALE: u64 = 250_000;
 
 /// How long a thread on Windows waits for data before it looks whether its
 /// connection was cut.
@@ -74,6 +78,7 @@ const WINDOWS_TICK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections served at the same time, each with a thread of its own.
+    /// On Windows, as many again may be ending.
     pub max_connections: usize,
     /// The longest head (request line and header fields), in bytes. Above: 431.
     pub head_bytes: usize,
@@ -383,7 +388,7 @@ type Table = HashMap<u64, Arc<Conn>>;
 
 impl Shared {
     fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -399,7 +404,7 @@ impl Shared {
             Phase::Lingering => LINGER.min(self.limits.request_deadline),
             Phase::Handling | Phase::Cut => return None,
         };
-        Some(state.since.saturating_add(u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX)))
+        Some(state.since.saturating_add(u64::try_from(allowed.as_micros()).unwrap_or(u64::MAX)))
     }
 
     /// Cuts the longest waiting connection of the peer with the most weight
@@ -519,7 +524,7 @@ enum Phase {
     Cut,
 }
 
-/// What a connection is doing, and since when: in milliseconds after
+/// What a connection is doing, and since when: in microseconds after
 /// [`Shared::epoch`], for `Head` and `Body` of the request's first byte.
 #[derive(Clone, Copy)]
 struct State {
@@ -548,7 +553,7 @@ impl State {
     fn may_be_evicted(self, now: u64) -> bool {
         match self.phase {
             Phase::Idle | Phase::Head | Phase::Body | Phase::Lingering => true,
-            Phase::Writing => now.saturating_sub(self.since) >= SLOW_WRITE_MS,
+            Phase::Writing => now.saturating_sub(self.since) >= SLOW_WRITE,
             Phase::Handling | Phase::Cut => false,
         }
     }
@@ -580,8 +585,11 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             Ok(()) => trouble.pause = Duration::ZERO,
             Err(error) => {
                 if is_out_of_descriptors(&error) {
-                    // A waiting connection gives its descriptor to a new one.
-                    shared.cut_one(&shared.table(), |_| 1, None);
+                    // A waiting connection gives its descriptor to a new one:
+                    // but not one that has only just come.
+                    let now = shared.now();
+                    let is_stale = |conn: &Conn| now.saturating_sub(State::of(conn.word()).since) > STALE;
+                    shared.cut_one(&shared.table(), |conn| usize::from(is_stale(conn)), None);
                 }
                 thread::sleep(trouble.met(&error));
             }
@@ -629,20 +637,21 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 fn admit(shared: &Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     let most = shared.limits.max_connections.max(1);
     let mut table = shared.table();
-    if table.len() >= most {
+    // Shutting a socket down wakes its thread in microseconds, but on Windows
+    // only at its next tick: there, as many again may be ending.
+    let room = if cfg!(windows) { most * 2 } else { most };
+    let patience = Instant::now() + WINDOWS_TICK * 5;
+    while table.len() >= most {
         let live = table.values().filter(|conn| State::of(conn.word()).phase != Phase::Cut).count();
-        if live >= most {
-            shared.cut_one(&table, |_| 1, None);
+        let made_room = live < most || shared.cut_one(&table, |_| 1, None);
+        if made_room && table.len() < room {
+            break;
         }
-        // Where shutting a socket down wakes its thread, this takes microseconds.
-        let patience = Instant::now() + if cfg!(windows) { WINDOWS_TICK * 10 } else { WINDOWS_TICK };
-        while table.len() >= most && Instant::now() < patience {
-            table = wait(&shared.left, table, Duration::from_millis(10));
-        }
-        if table.len() >= most {
+        if Instant::now() >= patience {
             log::debug!("HTTP: all {most} connections are busy; one from {} is refused", peer.ip());
             return Ok(());
         }
+        table = wait(&shared.left, table, Duration::from_millis(10));
     }
     // A failure here means that the client is gone already.
     if prepare(&stream, &shared.limits).is_err() {
@@ -669,13 +678,15 @@ fn admit(shared: &Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr) -> 
     Ok(())
 }
 
-/// The socket's time-outs are set once, since setting them at each read would
-/// double the system calls. They are no deadlines: see [`reap`].
+/// Sets what a socket keeps for its whole life. Deadlines are not among it: see
+/// [`reap`]. A read time-out would make the kernel set a timer at each read, so
+/// there is one only on Windows, where shutting down does not wake a read.
 fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
-    let longest = limits.idle.max(limits.request_deadline).max(limits.body_deadline) + LINGER;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(if cfg!(windows) { WINDOWS_TICK } else { longest }))?;
-    // On Windows this is what ends a blocked write.
+    if cfg!(windows) {
+        stream.set_read_timeout(Some(WINDOWS_TICK))?;
+    }
+    // On Windows, this is also what ends a blocked write.
     stream.set_write_timeout(Some(limits.request_deadline.max(Duration::from_millis(1))))
 }
 
@@ -776,8 +787,9 @@ impl Connection {
     fn exchange(&mut self) -> Result<bool, End> {
         let head = self.read_head()?;
         let body = self.read_body(&head)?;
-        self.enter(Phase::Handling)?;
-        let shared = Arc::clone(&self.place.shared);
+        // Whole, so from here on it is answered. Handling has no deadline, so no
+        // need to ask for the time.
+        self.change(State { phase: Phase::Handling, ..State::of(self.word) })?;
         let text = &self.buffer[self.start..self.start + head.length];
         let request = Request {
             method: head.method,
@@ -789,8 +801,8 @@ impl Connection {
             peer: self.place.conn.peer,
         };
         let without_body = request.method == Method::Head;
-        let reply = (shared.handler)(&request);
-        let keep_alive = head.keep_alive && !shared.stopping.load(Ordering::SeqCst);
+        let reply = (self.place.shared.handler)(&request);
+        let keep_alive = head.keep_alive && !self.place.shared.stopping.load(Ordering::SeqCst);
         let connection = match (head.minor_version, keep_alive) {
             (1, true) => None,
             (_, true) => Some("keep-alive"),
@@ -824,9 +836,6 @@ impl Connection {
     fn read_head(&mut self) -> Result<Head, End> {
         let limit = self.place.shared.limits.head_bytes;
         let mut seen: usize = 0;
-        if self.end > self.start {
-            self.enter(Phase::Head)?;
-        }
         loop {
             let received = &self.buffer[self.start..self.end];
             // Parsing at each received byte would let a client buy much work
@@ -849,9 +858,6 @@ impl Connection {
                 self.grow((2 * self.end).min(limit + SMALL_BODY))?;
             }
             self.fill()?;
-            if State::of(self.word).phase == Phase::Idle {
-                self.enter(Phase::Head)?;
-            }
         }
     }
 
@@ -971,9 +977,11 @@ impl Connection {
 
     /// Gives a large body the longer deadline, from the same first byte.
     fn expect_body_of(&mut self, length: usize) -> Result<(), End> {
-        let state = State::of(self.word);
-        if length > SMALL_BODY && state.phase == Phase::Head {
-            self.change(State { phase: Phase::Body, since: state.since })?;
+        if length > SMALL_BODY {
+            if State::of(self.word).phase == Phase::Idle {
+                self.enter(Phase::Head)?;
+            }
+            self.change(State { phase: Phase::Body, ..State::of(self.word) })?;
         }
         Ok(())
     }
@@ -1024,8 +1032,13 @@ impl Connection {
         }
     }
 
-    /// Receives at least one byte.
+    /// Receives at least one byte. A request's time runs from the moment when
+    /// the first of its bytes are here and others are not; one that is whole at
+    /// once costs no look at the clock.
     fn fill(&mut self) -> Result<(), End> {
+        if self.end > self.start && State::of(self.word).phase == Phase::Idle {
+            self.enter(Phase::Head)?;
+        }
         let room = self.end..self.buffer.len();
         let received = receive(&self.place.conn, &mut self.buffer[room])?;
         self.end += received;
@@ -1296,23 +1309,37 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
 fn compose(answer: &mut Vec<u8>, reply: &Reply, connection: Option<&str>, without_body: bool) {
     let bodiless = matches!(reply.status, 204 | 304);
     let status = StatusCode(reply.status);
-    // Writing to a Vec cannot fail.
-    _ = write!(answer, "HTTP/1.1 {} {}\r\n", status.0, status.default_reason_phrase());
+    let mut put = |parts: [&str; 4]| parts.iter().for_each(|part| answer.extend_from_slice(part.as_bytes()));
+    // Formatted by hand: this is the hot path, and core::fmt is not fast.
+    put(["HTTP/1.1 ", decimal(&mut [0; 20], reply.status.into()), " ", status.default_reason_phrase()]);
     if !bodiless {
-        let (kind, length) = (reply.content_type, reply.body.len());
-        _ = write!(answer, "Content-Type: {kind}\r\nContent-Length: {length}\r\n");
+        put(["\r\nContent-Type: ", reply.content_type, "\r\nContent-Length: ", ""]);
+        put([decimal(&mut [0; 20], reply.body.len()), "", "", ""]);
     }
     if let Some(connection) = connection {
-        _ = write!(answer, "Connection: {connection}\r\n");
+        put(["\r\nConnection: ", connection, "", ""]);
     }
     for (name, value) in &reply.headers {
         if !value.bytes().any(|byte| byte.is_ascii_control()) {
-            _ = write!(answer, "{name}: {value}\r\n");
+            put(["\r\n", name, ": ", value]);
         }
     }
-    answer.extend_from_slice(b"\r\n");
+    put(["\r\n\r\n", "", "", ""]);
     if !bodiless && !without_body {
         answer.extend_from_slice(&reply.body);
+    }
+}
+
+/// `number` in decimal digits, written to the end of `digits`.
+fn decimal(digits: &mut [u8; 20], mut number: usize) -> &str {
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return std::str::from_utf8(&digits[start..]).unwrap_or_default();
+        }
     }
 }
 

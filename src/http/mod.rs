@@ -13,7 +13,8 @@ use crate::pool::Pool;
 use crate::secret::Keys;
 use gate::{Reply, Request};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tiny_http::Method;
 use webhook::Deliveries;
 
@@ -41,12 +42,23 @@ pub struct Api {
     facts: RunnerFacts,
     deliveries: Mutex<Deliveries>,
     simulation: Option<Arc<MockGitHub>>,
+    refusal_noted: Mutex<Option<Instant>>,
 }
 
 impl Api {
     /// The routes of `pool`. A simulated GitHub gets the queued jobs to hand out.
     pub fn new(pool: Arc<Pool>, keys: Keys, facts: RunnerFacts, simulation: Option<Arc<MockGitHub>>) -> Api {
-        Api { pool, keys, facts, deliveries: Mutex::default(), simulation }
+        Api { pool, keys, facts, deliveries: Mutex::default(), simulation, refusal_noted: Mutex::new(None) }
+    }
+
+    /// Logs a refusal, unless one was logged a moment ago: a job in a VM must not be able to fill the log.
+    fn note_refusal(&self, log: impl FnOnce()) {
+        const QUIET: Duration = Duration::from_secs(10);
+        let mut noted = self.refusal_noted.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.is_none_or(|at| at.elapsed() >= QUIET) {
+            *noted = Some(Instant::now());
+            log();
+        }
     }
 
     /// The answer to a request.

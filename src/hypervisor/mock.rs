@@ -207,23 +207,26 @@ impl Guest {
     /// What `run.cmd --jitconfig` does, and the report after it.
     fn work(&self, github: &MockGitHub, token: &str) {
         let Some(runner_id) = github.connect(token) else { return };
-        let mut job = None;
-        while job.is_none() {
+        let job_id = loop {
             if self.vm.is_off() {
                 github.disconnect(runner_id);
                 return;
             }
-            job = github.take_job(runner_id, Duration::from_millis(200));
-        }
-        if let Some(job_id) = job {
-            let body = format!(r#"{{"run_id":"{job_id}","job":"simulated","repository":"simulated"}}"#);
-            self.post("runner-started", &body);
-        }
+            if let Some(job_id) = github.take_job(runner_id, Duration::from_millis(200)) {
+                break job_id;
+            }
+        };
+        github.deliver("in_progress", job_id, runner_id);
+        self.post(
+            "runner-started",
+            &format!(r#"{{"run_id":"{job_id}","job":"simulated","repository":"simulated"}}"#),
+        );
         if !self.vm.run(self.timing.job) {
             github.disconnect(runner_id);
             return;
         }
-        github.job_ended(runner_id);
+        github.end_job(runner_id);
+        github.deliver("completed", job_id, runner_id);
         for _ in 0..5 {
             if self.post("runner-complete", r#"{"exit_code":0}"#) || !self.vm.run(Duration::from_millis(500))
             {
@@ -235,7 +238,7 @@ impl Guest {
     fn fetch_config(&self) -> Option<GuestConfig> {
         let url = format!("{}/api/runner-config/{}", self.pool_url, self.vm.id.name);
         while !self.vm.is_off() {
-            let answer = agent().get(&url).header("Authorization", self.bearer()).call();
+            let answer = loopback_agent().get(&url).header("Authorization", self.bearer()).call();
             match answer {
                 Ok(mut answer) if answer.status() == 200 => return answer.body_mut().read_json().ok(),
                 Ok(answer) if answer.status().is_client_error() => return None,
@@ -249,7 +252,7 @@ impl Guest {
     /// Returns whether the pool has taken it.
     fn post(&self, what: &str, body: &str) -> bool {
         let url = format!("{}/api/{what}/{}", self.pool_url, self.vm.id.name);
-        let request = agent().post(&url).header("Authorization", self.bearer());
+        let request = loopback_agent().post(&url).header("Authorization", self.bearer());
         request.content_type("application/json").send(body).is_ok_and(|answer| answer.status() == 200)
     }
 
@@ -258,7 +261,8 @@ impl Guest {
     }
 }
 
-fn agent() -> ureq::Agent {
+/// An HTTP client for this host alone.
+pub(crate) fn loopback_agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(10)))
         .http_status_as_error(false)

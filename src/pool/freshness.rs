@@ -8,6 +8,7 @@
 //!
 //! <https://docs.github.com/en/actions/how-tos/manage-runners/self-hosted-runners/use-in-a-workflow#about-automatic-updates>
 
+use crate::date::parse_day;
 use serde::Serialize;
 
 /// Days before an end at which the pool begins to warn.
@@ -51,8 +52,8 @@ impl Image {
                 |s: &str| s.len() <= 32 && s.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b));
             match part.split_once('/') {
                 Some(("runner", version)) if plain(version) => image.runner_version = Some(version.into()),
-                Some(("image", day)) if days(day).is_some() => image.built = Some(day.into()),
-                Some(("windows-evaluation", day)) if days(day).is_some() => {
+                Some(("image", day)) if parse_day(day).is_some() => image.built = Some(day.into()),
+                Some(("windows-evaluation", day)) if parse_day(day).is_some() => {
                     image.windows_evaluation_ends = Some(day.into());
                 }
                 _ => {}
@@ -81,7 +82,7 @@ impl Image {
             }
         }
         if let Some((day, left)) =
-            self.windows_evaluation_ends.as_ref().and_then(|day| Some((day, days(day)? - today)))
+            self.windows_evaluation_ends.as_ref().and_then(|day| Some((day, parse_day(day)? - today)))
             && left <= 30
         {
             warnings.push(if left > 0 {
@@ -94,32 +95,10 @@ impl Image {
     }
 }
 
-/// Today in days since 1970, by UTC.
-pub fn today() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |time| (time.as_secs() / 86_400) as i64)
-}
-
 /// Whether a dotted version is older than another.
 pub fn is_older(version: &str, than: &str) -> bool {
     let parts = |v: &str| -> Vec<u64> { v.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
     parts(version) < parts(than)
-}
-
-/// Days since 1970-01-01 of a day written `yyyy-mm-dd`.
-pub fn days(day: &str) -> Option<i64> {
-    let mut parts = day.splitn(3, '-');
-    let mut number = |length: usize| -> Option<i64> {
-        let part = parts.next()?;
-        (part.len() == length && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?
-    };
-    let (year, month, day) = (number(4)?, number(2)?, number(2)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Years from March, so that the leap day comes last.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    Some(365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468)
 }
 
 #[cfg(test)]
@@ -142,17 +121,9 @@ mod tests {
     }
 
     #[test]
-    fn days_are_counted_from_1970() {
-        assert_eq!(days("1970-01-01"), Some(0));
-        assert_eq!(days("2000-03-01"), Some(11_017));
-        assert_eq!(days("2026-11-24"), Some(20_781));
-        assert_eq!(days("2026-1-1"), None);
-    }
-
-    #[test]
     fn an_old_runner_is_warned_of_before_github_drops_it() {
         let image = Image::from_user_agent(AGENT).unwrap();
-        let seen = days("2026-02-01").unwrap();
+        let seen = parse_day("2026-02-01").unwrap();
         assert!(image.warnings(Some("2.331.0"), Some(seen), seen).is_empty());
         assert!(image.warnings(Some("2.331.0"), Some(seen), seen + 10)[0].contains("in 20 days"));
         assert!(image.warnings(Some("2.331.0"), Some(seen), seen + 30)[0].contains("too old"));
@@ -163,7 +134,7 @@ mod tests {
     #[test]
     fn the_end_of_an_evaluation_edition_is_warned_of_a_month_before() {
         let image = Image::from_user_agent(AGENT).unwrap();
-        let end = days("2026-07-30").unwrap();
+        let end = parse_day("2026-07-30").unwrap();
         assert!(image.warnings(None, None, end - 31).is_empty());
         assert!(image.warnings(None, None, end - 30)[0].contains("ends in 30 days, on 2026-07-30"));
         assert!(image.warnings(None, None, end)[0].contains("ended on 2026-07-30"));

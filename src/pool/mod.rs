@@ -20,6 +20,7 @@ pub mod reconcile;
 pub mod slot;
 pub mod worker;
 
+use crate::date;
 use crate::github::GitHub;
 use crate::hypervisor::Hypervisor;
 use crate::secret::{Keys, Secret};
@@ -59,7 +60,7 @@ pub struct Settings {
 /// The running pool.
 pub struct Pool {
     shared: Arc<Shared>,
-    monitor: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+    monitor: Mutex<Option<monitor::Monitor>>,
 }
 
 /// What the pool's threads share.
@@ -154,7 +155,7 @@ impl Snapshot {
     /// Why something fails, if something does: the worst slot's reason, or
     /// why GitHub or the hypervisor cannot be listed.
     pub fn reason(&self) -> Option<&str> {
-        let slot = self.slots.iter().filter(|view| view.reason.is_some()).max_by_key(|view| view.failures);
+        let slot = self.slots.iter().filter(|view| view.is_failing()).max_by_key(|view| view.failures);
         slot.and_then(|view| view.reason.as_deref())
             .or(self.github_error.as_deref())
             .or(self.hypervisor_error.as_deref())
@@ -215,11 +216,10 @@ impl Pool {
         inner.send((0..inner.channels.len()).map(|slot| (slot, Event::Stop(stop))).collect());
     }
 
-    /// Waits until every thread of the pool has ended, after [`Pool::stop`].
+    /// Waits until every slot has stopped, after [`Pool::stop`].
     pub fn join(&self) {
-        if let Some((quit, thread)) = lock(&self.monitor).take() {
-            drop(quit);
-            report_panic(thread.join());
+        if let Some(monitor) = lock(&self.monitor).take() {
+            monitor.quit();
         }
         let workers = std::mem::take(&mut *lock(&self.shared.workers));
         workers.into_iter().for_each(|worker| report_panic(worker.join()));
@@ -343,7 +343,7 @@ impl Inner {
 
     /// GitHub has named the newest version of the runner.
     pub(crate) fn newest_runner_is(&mut self, version: String) {
-        let today = freshness::today();
+        let today = date::today();
         let since = match &self.newest_runner {
             Some(known) if known.version == version => return,
             Some(_) => Some(today),
@@ -355,12 +355,12 @@ impl Inner {
 
     pub(crate) fn image_report(&self) -> freshness::Report {
         let newest = self.newest_runner.as_ref();
-        let built = self.image.built.as_deref().and_then(freshness::days);
+        let built = self.image.built.as_deref().and_then(date::parse_day);
         let since = newest.and_then(|newest| newest.since.or(built));
         let version = newest.map(|newest| newest.version.clone());
         freshness::Report {
             image: self.image.clone(),
-            warnings: self.image.warnings(version.as_deref(), since, freshness::today()),
+            warnings: self.image.warnings(version.as_deref(), since, date::today()),
             newest_runner_version: version,
         }
     }

@@ -11,7 +11,6 @@ use crate::hypervisor::Inventory;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{debug, info, warn};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long to wait between tries to find out what is there at the start: at first, and at most.
@@ -21,14 +20,32 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 /// How often the image's freshness is checked.
 const IMAGE_CHECK: Duration = Duration::from_secs(24 * 3600);
 
-/// Starts the thread. It ends when the returned sender is dropped.
-pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
+/// How long the monitor's end is waited for. A listing can take minutes, and nothing is lost by leaving it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The running thread.
+pub(crate) struct Monitor {
+    quit: Sender<()>,
+    ended: Receiver<()>,
+}
+
+impl Monitor {
+    /// Ends the thread, and waits a moment for it.
+    pub(crate) fn quit(self) {
+        drop(self.quit);
+        let _ = self.ended.recv_timeout(PATIENCE);
+    }
+}
+
+/// Starts the thread.
+pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<Monitor> {
     let (quit, quitting) = crossbeam_channel::bounded(0);
-    let thread = std::thread::Builder::new()
-        .name("monitor".into())
-        .stack_size(512 * 1024)
-        .spawn(move || run(&shared, &quitting))?;
-    Ok((quit, thread))
+    let (running, ended) = crossbeam_channel::bounded(0);
+    std::thread::Builder::new().name("monitor".into()).stack_size(512 * 1024).spawn(move || {
+        run(&shared, &quitting);
+        drop(running);
+    })?;
+    Ok(Monitor { quit, ended })
 }
 
 fn run(shared: &Arc<Shared>, quitting: &Receiver<()>) {
@@ -68,7 +85,7 @@ fn check_image(shared: &Shared) {
     match shared.github.newest_runner_version() {
         Ok(Some(version)) => shared.lock().newest_runner_is(version),
         Ok(None) => {}
-        Err(error) => debug!("cannot ask for the newest runner version: {error}"),
+        Err(error) => debug!("{error}"),
     }
     let report = shared.lock().image_report();
     report.warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -90,7 +107,7 @@ fn list_vms(shared: &Shared) -> Option<(Inventory, Millis)> {
 fn list_runners(shared: &Shared) -> Option<(Vec<Runner>, Millis)> {
     let asked_at = shared.now();
     let result = shared.github.runners();
-    let error = result.as_ref().err().map(|error| format!("cannot list the runners: {error}"));
+    let error = result.as_ref().err().map(ToString::to_string);
     note_error(&mut shared.lock().github_error, error);
     result.ok().map(|runners| (runners, asked_at))
 }
@@ -134,14 +151,14 @@ fn tell_of_runners(shared: &Shared, runners: &[Runner], asked_at: Millis) {
         match shared.github.runner_by_id(runner_id) {
             Ok(None) => shared.tell(slot, Event::RunnerGone { runner_id }),
             Ok(Some(_)) => {}
-            Err(error) => debug!("cannot look runner {runner_id} up: {error}"),
+            Err(error) => debug!("{error}"),
         }
     }
     for runner_id in round.orphans {
         match shared.github.remove(runner_id) {
             Ok(Removal::Removed) => info!("removed runner {runner_id}, which had no VM any more"),
             Ok(Removal::NotThere | Removal::Busy) => {}
-            Err(error) => warn!("cannot remove runner {runner_id}, which has no VM any more: {error}"),
+            Err(error) => warn!("{error} (it has no VM any more)"),
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use super::slot::{Assignment, Leftover, Made, Millis, Phase, View};
 use crate::github::Runner;
-use crate::hypervisor::{Inventory, Power, Vm};
+use crate::hypervisor::{Inventory, Power, Vm, VmId};
 use std::collections::{HashMap, HashSet};
 
 /// What every slot begins with: one assignment for each of the pool's slots,
@@ -57,7 +57,7 @@ pub fn assign(inventory: &Inventory, runners: &[Runner], size: u32) -> Vec<Assig
         // One VM for each slot, beyond the pool's size if need be: a slot that has
         // one counts as taken, so that no new VM is made while there are too many.
         // And a VM that turns out to be getting a job needs a slot of its own.
-        let home = home_slot(vm, size);
+        let home = home_of(vm, size);
         let free = |slot: &Assignment| slot.adopt.is_none() && slot.leftovers.is_empty();
         let slot = std::iter::once(home).chain(0..slots.len()).find(|&slot| free(&slots[slot]));
         let slot = slot.unwrap_or_else(|| {
@@ -67,9 +67,8 @@ pub fn assign(inventory: &Inventory, runners: &[Runner], size: u32) -> Vec<Assig
         slots[slot].leftovers.push(leftover);
     }
     let with_vm: HashSet<&str> = inventory.vms.iter().map(|vm| vm.id.incarnation.as_str()).collect();
-    for (i, disk) in inventory.disks.iter().filter(|d| !with_vm.contains(d.incarnation.as_str())).enumerate()
-    {
-        let home = i % size.max(1) as usize;
+    for disk in inventory.disks.iter().filter(|d| !with_vm.contains(d.incarnation.as_str())) {
+        let home = slot_of_name(disk, size);
         slots[home].leftovers.push(Leftover { vm: disk.clone(), runner: None, on: false });
     }
     slots
@@ -88,13 +87,13 @@ pub fn leftovers(inventory: &Inventory, views: &[&View], size: u32) -> Vec<(usiz
     for vm in &inventory.vms {
         if !known.contains(vm.id.incarnation.as_str()) && seen.insert(&vm.id) {
             let leftover = Leftover { vm: vm.id.clone(), runner: None, on: vm.power == Power::On };
-            found.push((home_slot(vm, size), leftover));
+            found.push((home_of(vm, size), leftover));
         }
     }
     for disk in &inventory.disks {
         if !known.contains(disk.incarnation.as_str()) && seen.insert(disk) {
             let leftover = Leftover { vm: disk.clone(), runner: None, on: false };
-            found.push((found.len() % size.max(1) as usize, leftover));
+            found.push((slot_of_name(disk, size), leftover));
         }
     }
     found
@@ -112,8 +111,23 @@ fn runner_of<'a>(vm: &Vm, runners: &'a [Runner]) -> Option<&'a Runner> {
     }
 }
 
-fn home_slot(vm: &Vm, size: u32) -> usize {
-    let slot = vm.notes.as_ref().map_or(1, |notes| notes.slot);
+/// The slot that made a VM: it makes no other before this one is gone.
+fn home_of(vm: &Vm, size: u32) -> usize {
+    match &vm.notes {
+        Some(notes) => index_of(notes.slot, size),
+        None => slot_of_name(&vm.id, size),
+    }
+}
+
+/// The slot that made a VM or disk, by the number in its name: all that is
+/// known of what was cut off in the making.
+fn slot_of_name(vm: &VmId, size: u32) -> usize {
+    let digits = vm.name.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let number = vm.name[vm.name.len() - digits..].parse().unwrap_or(1);
+    index_of(number, size)
+}
+
+fn index_of(slot: u32, size: u32) -> usize {
     (slot.saturating_sub(1) % size.max(1)) as usize
 }
 

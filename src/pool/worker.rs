@@ -24,11 +24,7 @@ pub(crate) fn run(mut slot: Slot, index: usize, events: &Receiver<Event>, shared
             Some(effect) => {
                 let answer = worker.perform(effect, &slot.view());
                 // A call can take minutes. What it leads to must not be begun if the pool stops by now.
-                if let Some(stop) = shared.stopping()
-                    && !std::mem::replace(&mut worker.told_to_stop, true)
-                {
-                    slot.step(Event::Stop(stop), shared.now());
-                }
+                worker.stop_unless_told(&mut slot);
                 answer
             }
             None => match next_event(events, slot.deadline(), shared.now()) {
@@ -80,6 +76,16 @@ impl Worker<'_> {
         self.shared.publish(self.index, view, self.credential.as_ref());
     }
 
+    /// Tells the slot, whose call has just ended, of a stop that came meanwhile. (What to do is said once it has the
+    /// call's answer.)
+    fn stop_unless_told(&mut self, slot: &mut Slot) {
+        if let Some(stop) = self.shared.stopping()
+            && !std::mem::replace(&mut self.told_to_stop, true)
+        {
+            slot.step(Event::Stop(stop), self.shared.now());
+        }
+    }
+
     fn perform(&mut self, effect: Effect, view: &View) -> Event {
         let Shared { github, hypervisor, settings, .. } = &**self.shared;
         let name = view_name(&settings.name_prefix, view);
@@ -90,21 +96,19 @@ impl Worker<'_> {
                     Ok(Registered::Done(registration.runner_id))
                 }
                 Err(github::Error::NameTaken) => Ok(Registered::NameTaken),
-                Err(error) => Err(github_failure(&name, &format!("cannot register {runner_name}"), error)),
+                Err(error) => Err(github_failure(&name, error)),
             }),
             Effect::FindRunner { runner_name } => Event::Found(match github.runner_by_name(&runner_name) {
                 Ok(runner) => {
                     Ok(runner.map(|runner| Found { runner_id: runner.id, stale: self.is_stale(&runner) }))
                 }
-                Err(error) => Err(github_failure(&name, &format!("cannot look {runner_name} up"), error)),
+                Err(error) => Err(github_failure(&name, error)),
             }),
             Effect::RemoveRunner { runner_id } => Event::RunnerRemoved(
                 github
                     .remove(runner_id)
                     .inspect(|removal| debug!("{name}: removing runner {runner_id}: {removal:?}"))
-                    .map_err(|error| {
-                        github_failure(&name, &format!("cannot remove runner {runner_id}"), error)
-                    }),
+                    .map_err(|error| github_failure(&name, error)),
             ),
             Effect::CreateVm(made) => {
                 let notes = Notes {
@@ -144,15 +148,16 @@ impl Worker<'_> {
     }
 }
 
-fn github_failure(name: &str, what: &str, error: github::Error) -> Failure {
+/// GitHub's errors say themselves what was not done.
+fn github_failure(name: &str, error: github::Error) -> Failure {
     let retry_after = match &error {
         github::Error::RateLimited { retry_after, .. } => {
             Millis::try_from(retry_after.as_millis()).unwrap_or(0)
         }
         _ => 0,
     };
-    warn!("{name}: {what}: {error}");
-    Failure { why: format!("{what}: {error}"), retry_after }
+    warn!("{name}: {error}");
+    Failure { why: error.to_string(), retry_after }
 }
 
 fn vm_failure(name: &str, what: &str, error: hypervisor::Error) -> Failure {

@@ -1,0 +1,48 @@
+// Runs the binary for a check and stops it again.
+import { spawn } from "node:child_process";
+import { mkdtempSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+export async function freePort() {
+  const server = createServer();
+  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  const { port } = server.address();
+  await new Promise((done) => server.close(done));
+  return port;
+}
+
+export async function until(what, holds, seconds = 20) {
+  const deadline = Date.now() + seconds * 1000;
+  for (;;) {
+    try {
+      if (await holds()) return;
+    } catch {
+      // Not listening yet.
+    }
+    if (Date.now() > deadline) throw new Error(`waited in vain: ${what}`);
+    await new Promise((done) => setTimeout(done, 20));
+  }
+}
+
+export async function withPool(binary, settings, use) {
+  const port = await freePort();
+  const env = { ...settings, PATH: process.env.PATH, USE_MOCK: "true", PORT: String(port), MOCK_CREATE_SECONDS: "0.05", MOCK_BOOT_SECONDS: "0.05", MOCK_JOB_SECONDS: "0.2" };
+  const child = spawn(binary, { env, cwd: mkdtempSync(join(tmpdir(), "pool-")), stdio: ["ignore", "inherit", "pipe"] });
+  let log = "";
+  child.stderr.on("data", (chunk) => (log += chunk));
+  const ended = new Promise((done) => child.on("exit", (code) => done(code)));
+  const url = `http://127.0.0.1:${port}`;
+  const health = async () => (await fetch(`${url}/health`)).json();
+  try {
+    await use({ url, health });
+    child.kill("SIGINT");
+    const code = await ended;
+    if (code !== 0) throw new Error(`the pool ended with exit code ${code}`);
+  } catch (error) {
+    child.kill("SIGKILL");
+    console.error(log);
+    throw error;
+  }
+}

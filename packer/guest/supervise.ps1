@@ -1,0 +1,29 @@
+# Runs as SYSTEM when the VM starts: starts the task of start-runner.ps1, waits until
+# it has ended, powers the VM off. A task of its own, so that the VM ends in any case:
+# when the runner's account may not shut down, when a job kills the runner and all
+# around it, when the guest's script breaks.
+Set-StrictMode -Version Latest
+$ErrorActionPreference = 'Stop'
+
+$GuestTask = 'runner-pool-guest'
+$StartSeconds = 60
+$RunSeconds = 21 * 24 * 3600 # longer than all waits of start-runner.ps1 together
+
+function Test-GuestRuns {
+    return (Get-ScheduledTask -TaskName $GuestTask).State -in 'Running', 'Queued'
+}
+
+try {
+    Start-ScheduledTask -TaskName $GuestTask
+    $watch = [System.Diagnostics.Stopwatch]::StartNew()
+    while (-not (Test-GuestRuns) -and $watch.Elapsed.TotalSeconds -lt $StartSeconds) { Start-Sleep -Milliseconds 500 }
+    while ((Test-GuestRuns) -and $watch.Elapsed.TotalSeconds -lt $RunSeconds) { Start-Sleep -Seconds 2 }
+} catch {
+    Write-Warning $_.Exception.Message
+}
+
+# Asked again, since Windows refuses while it is still starting or installing.
+for ($try = 0; $try -lt 60; $try++) {
+    & shutdown.exe /s /f /t 0
+    Start-Sleep -Seconds 10
+}

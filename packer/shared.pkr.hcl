@@ -1,0 +1,214 @@
+# What both templates share: the plugin, the variables, the VM in which an
+# image is built. `packer build .` reads every .pkr.hcl of this folder; pick one
+# image with `-only=hyperv-iso.windows-runner` or
+# `-only=hyperv-iso.windows-runner-enhanced`.
+
+packer {
+  required_version = ">= 1.9.0"
+
+  required_plugins {
+    hyperv = {
+      version = ">= 1.1.3"
+      source  = "github.com/hashicorp/hyperv"
+    }
+  }
+}
+
+variable "windows" {
+  description = "The Windows to install: server-2022, server-2025 or windows-11 (Enterprise)."
+  type        = string
+  default     = "server-2022"
+
+  validation {
+    condition     = contains(["server-2022", "server-2025", "windows-11"], var.windows)
+    error_message = "The variable windows must be server-2022, server-2025 or windows-11."
+  }
+}
+
+variable "iso_url" {
+  description = "Another installation ISO: an address or a path. Empty: the evaluation ISO of the chosen Windows. Set iso_checksum with it."
+  type        = string
+  default     = ""
+}
+
+variable "iso_checksum" {
+  description = "SHA-256 of the ISO as sha256:<64 hex digits> (Get-FileHash prints it). Empty: the one of the evaluation ISO."
+  type        = string
+  default     = ""
+}
+
+variable "image_name" {
+  description = "The edition on the ISO, by name. `dism /Get-WimInfo /WimFile:D:\\sources\\install.wim` lists them. Empty: Standard with desktop, or Windows 11 Enterprise Evaluation."
+  type        = string
+  default     = ""
+}
+
+variable "locale" {
+  description = "Language and region of Windows. The ISO must hold that language; default: English."
+  type        = string
+  default     = "en-US"
+}
+
+variable "time_zone" {
+  description = "Time zone of Windows, as `tzutil /l` names it. GitHub's own runners use UTC."
+  type        = string
+  default     = "UTC"
+}
+
+variable "switch_name" {
+  description = "The Hyper-V switch of the VM during the build. It must lead to the internet."
+  type        = string
+  default     = "Default Switch"
+}
+
+variable "build_cpus" {
+  description = "Processors of the VM during the build."
+  type        = number
+  default     = 4
+}
+
+variable "build_memory_mb" {
+  description = "Memory of the VM during the build, in MB."
+  type        = number
+  default     = 6144
+}
+
+variable "temp_path" {
+  description = "Where the VM lives during the build. Empty: %TEMP%. The drive needs room for the whole disk of the image."
+  type        = string
+  default     = ""
+}
+
+variable "headless" {
+  description = "Whether to build without opening the console of the VM."
+  type        = bool
+  default     = true
+}
+
+variable "install_updates" {
+  description = "Whether to install Windows updates. Adds 30 to 90 minutes. rebuild.ps1 switches it on."
+  type        = bool
+  default     = false
+}
+
+variable "runner_version" {
+  description = "Version of the GitHub Actions runner. GitHub refuses runners more than 30 days behind the newest."
+  type        = string
+  default     = "2.338.0"
+
+  validation {
+    condition     = length(split(".", var.runner_version)) == 3 && substr(var.runner_version, 0, 1) != "v"
+    error_message = "The variable runner_version must be like 2.338.0, without a leading v."
+  }
+}
+
+# As listed in https://github.com/actions/runner/releases for this version.
+variable "runner_sha256" {
+  description = "SHA-256 of actions-runner-win-x64-<runner_version>.zip, as its release notes list it. Change it together with runner_version."
+  type        = string
+  default     = "f48e0750a21812bca5f82de5f7f5aeae71abee647fab5a582f1742d07eba455f"
+
+  validation {
+    condition     = length(var.runner_sha256) == 64
+    error_message = "The variable runner_sha256 must have 64 hex digits."
+  }
+}
+
+variable "runner_is_administrator" {
+  description = "Whether jobs run as an administrator of their VM, as on GitHub's own runners, or as an ordinary user."
+  type        = bool
+  default     = true
+}
+
+locals {
+  # Evaluation ISOs of https://www.microsoft.com/en-us/evalcenter (180 days for
+  # Server, 90 for Windows 11). The SHA-256 of a newer one: Get-FileHash.
+  windows = {
+    "server-2022" = {
+      iso_url      = "https://software-static.download.prss.microsoft.com/sg/download/888969d5-f34g-4e03-ac9d-1f9786c66749/SERVER_EVAL_x64FRE_en-us.iso"
+      iso_checksum = "sha256:3e4fa6d8507b554856fc9ca6079cc402df11a8b79344871669f0251535255325"
+      image_name   = "Windows Server 2022 SERVERSTANDARD"
+    }
+    "server-2025" = {
+      iso_url      = "https://software-static.download.prss.microsoft.com/dbazure/998969d5-f34g-4e03-ac9d-1f9786c66749/26100.32230.260111-0550.lt_release_svc_refresh_SERVER_EVAL_x64FRE_en-us.iso"
+      iso_checksum = "sha256:7b052573ba7894c9924e3e87ba732ccd354d18cb75a883efa9b900ea125bfd51"
+      image_name   = "Windows Server 2025 SERVERSTANDARD"
+    }
+    "windows-11" = {
+      iso_url      = "https://software-static.download.prss.microsoft.com/dbazure/888969d5-f34g-4e03-ac9d-1f9786c66749/26200.6584.250915-1905.25h2_ge_release_svc_refresh_CLIENTENTERPRISEEVAL_OEMRET_x64FRE_en-us.iso"
+      iso_checksum = "sha256:a61adeab895ef5a4db436e0a7011c92a2ff17bb0357f58b13bbc4062e535e7b9"
+      image_name   = "Windows 11 Enterprise Evaluation"
+    }
+  }
+
+  iso_url      = var.iso_url != "" ? var.iso_url : local.windows[var.windows].iso_url
+  iso_checksum = var.iso_checksum != "" ? var.iso_checksum : local.windows[var.windows].iso_checksum
+  image_name   = var.image_name != "" ? var.image_name : local.windows[var.windows].image_name
+
+  # An administrator that exists during the build only; seal.ps1 locks it.
+  build_user = "packer"
+
+  # Values reach the scripts as environment variables, never as script text.
+  script_environment = [
+    "INSTALL_UPDATES=${var.install_updates}",
+    "RUNNER_VERSION=${var.runner_version}",
+    "RUNNER_SHA256=${var.runner_sha256}",
+    "RUNNER_IS_ADMINISTRATOR=${var.runner_is_administrator}",
+    "BUILD_USER=${local.build_user}",
+  ]
+}
+
+# A new one for each build, known to nobody afterwards. The prefix gives it the
+# upper-case letter and the sign that the password policy of Windows asks for.
+local "build_password" {
+  expression = "Build-${uuidv4()}"
+  sensitive  = true
+}
+
+source "hyperv-iso" "windows" {
+  iso_url      = local.iso_url
+  iso_checksum = local.iso_checksum
+
+  # Generation 2 has no floppy drive: the answer file comes on a CD. Packer makes
+  # it with oscdimg (part of the Windows ADK), xorriso or mkisofs.
+  cd_label = "answers"
+  cd_files = ["${path.root}/scripts/enable-winrm.ps1"]
+  cd_content = {
+    "autounattend.xml" = templatefile("${path.root}/autounattend.pkrtpl.xml", {
+      image_name     = local.image_name
+      locale         = var.locale
+      time_zone      = var.time_zone
+      build_user     = local.build_user
+      build_password = local.build_password
+    })
+  }
+
+  generation           = 2
+  enable_secure_boot   = true
+  secure_boot_template = "MicrosoftWindows"
+  cpus                 = var.build_cpus
+  memory               = var.build_memory_mb
+  switch_name          = var.switch_name
+  temp_path            = var.temp_path
+  headless             = var.headless
+
+  # "Press any key to boot from CD": pressed for as long as the prompt may show.
+  boot_wait    = "-1s"
+  boot_command = ["a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a"]
+
+  communicator   = "winrm"
+  winrm_username = local.build_user
+  winrm_password = local.build_password
+  winrm_use_ssl  = true
+  winrm_insecure = true # the certificate is the VM's own
+  winrm_timeout  = "2h"
+
+  # Only the disk is wanted: <output_directory>/Virtual Hard Disks/<vm_name>.vhdx
+  skip_export = true
+
+  # seal.ps1 closes WinRM and then powers off. It runs as a scheduled task, since
+  # it must outlive the connection. Where it fails, the VM stays on, and the build
+  # fails rather than give an unsealed image.
+  shutdown_command = "schtasks.exe /run /tn runner-pool-seal"
+  shutdown_timeout = "20m"
+}

@@ -1,0 +1,391 @@
+//! Hyper-V, through the embedded PowerShell scripts: one process to create a
+//! VM, one to destroy it, one to list them all.
+//!
+//! What holds:
+//! - A VM counts as the pool's only by its Notes, or, while it has none yet,
+//!   by a disk of the pool's making attached to it; never by its name.
+//! - Every file that this module asks a script to write or delete lies directly
+//!   in the storage folder, under a name that [`VmId::disk_file_name`] gives.
+//!
+//! Nothing here limits how many scripts run at once: that is at most one per
+//! slot and one for the monitor, and a queue would make the time of a call
+//! depend on how the other slots are doing.
+
+use super::powershell::{PowerShell, Script};
+use super::{Error, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec};
+pub use crate::config::HyperVConfig as Settings;
+
+use crate::config::DiskMode;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Duration;
+
+impl Settings {
+    /// The address for the scripts, which make it part of a URL; empty to have
+    /// it looked up.
+    pub(super) fn host(&self) -> String {
+        self.orchestrator_ip.map(|ip| ip.to_string()).unwrap_or_default()
+    }
+}
+
+/// After how long an operation is cut off and its processes are killed.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// Create, with a differencing disk.
+    pub create: Duration,
+    /// Create, copying the template: tens of gigabytes.
+    pub create_copy: Duration,
+    /// Destroy. Turning a VM off and deleting a disk take seconds; a disk may
+    /// stay locked for a while.
+    pub destroy: Duration,
+    /// List.
+    pub list: Duration,
+    /// The check of the host.
+    pub check: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Deadlines {
+            create: Duration::from_secs(300),
+            create_copy: Duration::from_secs(1800),
+            destroy: Duration::from_secs(300),
+            list: Duration::from_secs(60),
+            check: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The Hyper-V of this machine.
+#[derive(Debug)]
+pub struct HyperV {
+    settings: Settings,
+    pool: String,
+    powershell: PowerShell,
+    deadlines: Deadlines,
+}
+
+/// What the Notes of a VM must have as `pool` to be of the pool with this
+/// storage folder: the path, written in one way (but on Windows in any case).
+///
+/// # Errors
+/// When the path is not Unicode, and thus could not be told apart from others.
+pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
+    Ok(normal_path(&text(storage_path)?, cfg!(windows)))
+}
+
+impl HyperV {
+    /// Starts nothing yet.
+    ///
+    /// # Errors
+    /// When a path of the settings is not Unicode.
+    pub fn new(settings: Settings, powershell: PowerShell) -> Result<HyperV, Error> {
+        text(&settings.template_path)?;
+        let pool = pool_identity(&settings.storage_path)?;
+        Ok(HyperV { settings, pool, powershell, deadlines: Deadlines::default() })
+    }
+
+    /// The same with other deadlines.
+    pub fn with_deadlines(self, deadlines: Deadlines) -> HyperV {
+        HyperV { deadlines, ..self }
+    }
+
+    /// How many PowerShell processes have been started: one for each call.
+    pub fn processes(&self) -> u64 {
+        self.powershell.processes()
+    }
+
+    /// The path of a VM's disk.
+    fn disk_path(&self, vm: &VmId) -> Result<String, Error> {
+        // Notes can be edited and VMs be given any name by hand: neither may
+        // lead out of the storage folder.
+        let file = vm.disk_file_name();
+        let plain =
+            !vm.name.contains(['/', '\\', ':']) && VmId::from_disk_file_name(&file).as_ref() == Some(vm);
+        if !plain {
+            return Err(Error(format!("{vm} is not a VM of a pool: {file} cannot be the name of its disk")));
+        }
+        text(&Path::new(&self.pool).join(file))
+    }
+
+    /// Whether a VM of the host is the pool's, and which.
+    fn recognise(&self, fact: VmFact) -> Option<Vm> {
+        let notes: Option<Notes> = serde_json::from_str(&fact.notes).ok();
+        let (id, notes) = match notes {
+            Some(notes) if same_path(&notes.pool, &self.pool, cfg!(windows)) => {
+                (VmId { name: fact.name, incarnation: notes.incarnation.clone() }, Some(notes))
+            }
+            // Another pool's.
+            Some(_) => return None,
+            // No Notes, or somebody's own: ours only if it was cut off between
+            // getting its disk, which has its name, and getting its Notes.
+            None => {
+                let mut disks = fact.disks.iter().filter_map(|disk| self.disk_of_ours(disk));
+                (disks.find(|disk| disk.name == fact.name)?, None)
+            }
+        };
+        if let Err(e) = self.disk_path(&id) {
+            log::warn!("a VM is left alone although it is marked as this pool's: {e}");
+            return None;
+        }
+        Some(Vm { id, power: power(&fact.state), uptime: Duration::from_secs(fact.uptime_seconds), notes })
+    }
+
+    /// The VM for which a disk was made, if it lies directly in the storage folder.
+    fn disk_of_ours(&self, disk: &str) -> Option<VmId> {
+        let separators: &[char] = if cfg!(windows) { &['\\', '/'] } else { &['/'] };
+        let (folder, file) = disk.rsplit_once(separators)?;
+        same_path(folder, &self.pool, cfg!(windows)).then(|| VmId::from_disk_file_name(file))?
+    }
+}
+
+impl Hypervisor for HyperV {
+    fn create(&self, vm: &VmSpec) -> Result<(), Error> {
+        // A VM marked otherwise would never be found again.
+        if !same_path(&vm.notes.pool, &self.pool, cfg!(windows)) || vm.notes.incarnation != vm.id.incarnation
+        {
+            return Err(Error(format!("the Notes for {} are another VM's: not created", vm.id)));
+        }
+        let settings = &self.settings;
+        let request = CreateVm {
+            name: &vm.id.name,
+            incarnation: &vm.id.incarnation,
+            notes: serde_json::to_string(&vm.notes)
+                .map_err(|e| Error(format!("the Notes for {} cannot be written: {e}", vm.id)))?,
+            template_path: text(&settings.template_path)?,
+            disk_path: self.disk_path(&vm.id)?,
+            disk_mode: settings.disk_mode,
+            memory_mb: settings.memory_mb,
+            memory_maximum_mb: settings.memory_max_mb.unwrap_or(0),
+            cpu_count: settings.cpu_count,
+            switch: &settings.switch,
+            secure_boot_template: &settings.secure_boot,
+            nested_virtualization: settings.nested_virtualization,
+            host: settings.host(),
+            port: settings.port,
+            secret: vm.secret.expose(),
+        };
+        let deadline = match settings.disk_mode {
+            DiskMode::Differencing => self.deadlines.create,
+            DiskMode::Copy => self.deadlines.create_copy,
+        };
+        let created: Created = self.powershell.run(Script::CreateVm, &request, &[&vm.secret], deadline)?;
+        log::debug!("{} is to reach the pool at {}", vm.id, created.url);
+        Ok(())
+    }
+
+    fn destroy(&self, vm: &VmId) -> Result<(), Error> {
+        let request = DestroyVm {
+            name: &vm.name,
+            incarnation: &vm.incarnation,
+            pool: &self.pool,
+            disk_path: self.disk_path(vm)?,
+        };
+        let Done {} = self.powershell.run(Script::DestroyVm, &request, &[], self.deadlines.destroy)?;
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Inventory, Error> {
+        let request = ListVms { storage_path: &self.pool };
+        let facts: Facts = self.powershell.run(Script::ListVms, &request, &[], self.deadlines.list)?;
+        Ok(Inventory {
+            vms: facts.vms.into_iter().filter_map(|fact| self.recognise(fact)).collect(),
+            disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
+        })
+    }
+}
+
+/// What the pool makes of a value of `Microsoft.HyperV.PowerShell.VMState`.
+///
+/// Saved and hibernated VMs count as off: the pool saves none, so somebody or
+/// the host's shutdown did, and its runner has lost its connection and its job.
+/// All else counts as on, including the states on the way to another, paused
+/// (the host pauses VMs when their disk's volume is full, and they go on
+/// later), and any state unknown here: taking a VM that works for dead would
+/// cost a job, the reverse costs a time-out. Each state has a form with
+/// `Critical`, for a VM whose storage the host cannot reach.
+///
+/// The states: <https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-computersystem>
+fn power(state: &str) -> Power {
+    match state.strip_suffix("Critical").unwrap_or(state) {
+        "Off" | "Saved" | "FastSaved" | "Hibernated" => Power::Off,
+        _ => Power::On,
+    }
+}
+
+/// Whether two absolute paths name the same file or folder, by their text.
+fn same_path(a: &str, b: &str, windows: bool) -> bool {
+    let (a, b) = (normal_path(a, windows), normal_path(b, windows));
+    if windows { a.to_lowercase() == b.to_lowercase() } else { a == b }
+}
+
+/// A path with one kind of separator, and none at its end unless it is a root.
+fn normal_path(path: &str, windows: bool) -> String {
+    let separator = if windows { '\\' } else { '/' };
+    let path = if windows { path.replace('/', r"\") } else { path.to_owned() };
+    let mut normal = path.trim_end_matches(separator).to_owned();
+    if normal.is_empty() || windows && normal.ends_with(':') {
+        normal.push(separator);
+    }
+    normal
+}
+
+fn text(path: &Path) -> Result<String, Error> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Error(format!("the path {} is not valid Unicode: use another", path.display())))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CreateVm<'a> {
+    name: &'a str,
+    incarnation: &'a str,
+    notes: String,
+    template_path: String,
+    disk_path: String,
+    disk_mode: DiskMode,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u64,
+    #[serde(rename = "memoryMaximumMB")]
+    memory_maximum_mb: u64,
+    cpu_count: u32,
+    switch: &'a str,
+    secure_boot_template: &'a str,
+    nested_virtualization: bool,
+    host: String,
+    port: u16,
+    secret: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Created {
+    url: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DestroyVm<'a> {
+    name: &'a str,
+    incarnation: &'a str,
+    pool: &'a str,
+    disk_path: String,
+}
+
+#[derive(Deserialize)]
+struct Done {}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListVms<'a> {
+    storage_path: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Facts {
+    vms: Vec<VmFact>,
+    disks: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VmFact {
+    name: String,
+    state: String,
+    uptime_seconds: u64,
+    notes: String,
+    disks: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_that_a_vm_does_not_leave_by_itself_are_off() {
+        for state in ["Off", "OffCritical", "Saved", "SavedCritical", "FastSaved", "FastSavedCritical"] {
+            assert_eq!(power(state), Power::Off, "{state}");
+        }
+        for state in [
+            "Running",
+            "RunningCritical",
+            "Starting",
+            "Stopping",
+            "Paused",
+            "PausedCritical",
+            "Saving",
+            "Reset",
+            "Resuming",
+            "Other",
+            "Unheard",
+        ] {
+            assert_eq!(power(state), Power::On, "{state}");
+        }
+    }
+
+    #[test]
+    fn windows_paths_are_compared_without_case() {
+        assert!(same_path(r"C:\P\vms\Storage", r"c:/p/VMS/storage/", true));
+        assert!(!same_path(r"C:\p\vms\storage2", r"C:\p\vms\storage", true));
+        assert!(same_path("/p/vms/", "/p/vms", false));
+        assert!(!same_path("/P/vms", "/p/vms", false));
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            template_path: "/p/template.vhdx".into(),
+            storage_path: "/p/storage".into(),
+            disk_mode: DiskMode::Differencing,
+            memory_mb: 4096,
+            memory_max_mb: None,
+            cpu_count: 2,
+            switch: "Default Switch".into(),
+            secure_boot: "MicrosoftWindows".into(),
+            nested_virtualization: false,
+            orchestrator_ip: None,
+            port: 8080,
+        }
+    }
+
+    fn hyperv() -> HyperV {
+        HyperV::new(settings(), PowerShell::new("powershell".into()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_name_or_incarnation_that_leads_out_of_the_storage_folder_is_refused() {
+        let hyperv = hyperv();
+        for (name, incarnation) in [
+            ("../runner-1", "0123456789abcdef"),
+            (r"..\runner-1", "0123456789abcdef"),
+            ("c:runner-1", "0123456789abcdef"),
+            ("runner-1", "../../../../../x"),
+            ("runner-1", ""),
+            ("", "0123456789abcdef"),
+        ] {
+            let vm = VmId { name: name.into(), incarnation: incarnation.into() };
+            assert!(hyperv.disk_path(&vm).is_err(), "{vm}");
+            let notes = format!(
+                r#"{{"pool":"/p/storage","slot":1,"incarnation":"{incarnation}","runner_name":"x","created":1}}"#
+            );
+            let fact = VmFact {
+                name: name.into(),
+                state: "Off".into(),
+                uptime_seconds: 0,
+                notes,
+                disks: Vec::new(),
+            };
+            assert_eq!(hyperv.recognise(fact), None, "{vm}");
+        }
+        assert_eq!(hyperv.processes(), 0);
+    }
+
+    #[test]
+    fn a_pool_has_one_identity_however_its_folder_is_written() {
+        let identity = |path: &str, windows| normal_path(path, windows);
+        assert_eq!(identity(r"C:/p\vms/storage/", true), r"C:\p\vms\storage");
+        assert_eq!(identity("/p/vms/storage/", false), "/p/vms/storage");
+        assert_eq!((identity(r"D:\", true), identity("D:", true)), (r"D:\".into(), r"D:\".into()));
+        assert_eq!(identity("/", false), "/");
+        assert_eq!(identity(r"/p/a\b", false), r"/p/a\b", "elsewhere a backslash is a letter");
+    }
+}

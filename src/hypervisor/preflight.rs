@@ -1,0 +1,412 @@
+//! Whether this host can run the pool: facts from `check-host.ps1`, turned
+//! into findings that a person can act on.
+
+use super::Error;
+use super::hyperv::Settings;
+use super::powershell::{PowerShell, Script};
+use crate::config::DiskMode;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::Duration;
+
+/// What to say where there is no Windows.
+pub(super) const NOT_WINDOWS: &str = "This is not Windows, and Hyper-V runs on Windows only: \
+     run the pool on a Windows host, or set USE_MOCK=true to try it with simulated VMs.";
+
+/// What is set aside for each VM when disks are differencing: what a job
+/// writes. GitHub's own runners promise 14 GB of free space to a job; most
+/// jobs need far less.
+const ALLOWANCE_PER_VM: u64 = 10 << 30;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// The pool can start, but may not work.
+    Warning,
+    /// No VM can be made.
+    Fault,
+}
+
+/// One thing found out about the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// One sentence, with the mend if there is something to mend.
+    pub text: String,
+}
+
+impl Finding {
+    fn ok(text: impl Into<String>) -> Finding {
+        Finding { severity: Severity::Ok, text: text.into() }
+    }
+
+    fn warning(text: impl Into<String>) -> Finding {
+        Finding { severity: Severity::Warning, text: text.into() }
+    }
+
+    /// A finding that keeps the pool from working.
+    pub fn fault(text: impl Into<String>) -> Finding {
+        Finding { severity: Severity::Fault, text: text.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Ok => "ok",
+            Severity::Warning => "warning",
+            Severity::Fault => "fault",
+        };
+        write!(f, "{severity}: {}", self.text)
+    }
+}
+
+/// Checks the host. If it cannot even be checked, that is the one finding.
+///
+/// `deadline` is for the script; [`Deadlines`](super::hyperv::Deadlines) has
+/// one.
+pub fn run(powershell: &PowerShell, settings: &Settings, pool_size: u32, deadline: Duration) -> Vec<Finding> {
+    match facts(powershell, settings, deadline) {
+        Ok(facts) => findings(&facts, settings, pool_size),
+        Err(e) => vec![Finding::fault(format!("The host cannot be checked: {e}"))],
+    }
+}
+
+fn facts(powershell: &PowerShell, settings: &Settings, deadline: Duration) -> Result<HostFacts, Error> {
+    let request = CheckHost {
+        template_path: settings.template_path.to_string_lossy().into_owned(),
+        storage_path: settings.storage_path.to_string_lossy().into_owned(),
+        switch: &settings.switch,
+        host: settings.host(),
+        port: settings.port,
+    };
+    powershell.run(Script::CheckHost, &request, &[], deadline)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CheckHost<'a> {
+    template_path: String,
+    storage_path: String,
+    switch: &'a str,
+    host: String,
+    port: u16,
+}
+
+/// The answer of `check-host.ps1`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HostFacts {
+    /// The name and version of Windows; empty elsewhere.
+    windows: String,
+    elevated: bool,
+    hyper_v_module: bool,
+    /// `Running`, `Stopped` or another state of a service, or `missing`.
+    hyper_v_service: String,
+    /// `missing`, `unreadable`, `not-vhdx` or `ok`.
+    template: String,
+    template_bytes: u64,
+    template_read_only: bool,
+    /// `missing` or `ok`.
+    storage: String,
+    free_bytes: u64,
+    switches: Vec<String>,
+    switch_address: String,
+    /// `allowed`, `blocked`, `off` or `unknown`.
+    firewall: String,
+}
+
+fn findings(facts: &HostFacts, settings: &Settings, pool_size: u32) -> Vec<Finding> {
+    if facts.windows.is_empty() {
+        return vec![Finding::fault(NOT_WINDOWS)];
+    }
+    let mut findings = vec![Finding::ok(format!("The host runs {}.", facts.windows))];
+    findings.push(rights(facts));
+    findings.extend(hyper_v(facts));
+    findings.push(template(facts, settings));
+    findings.extend(storage(facts, settings, pool_size));
+    // Without Hyper-V there are no switches to be found.
+    if facts.hyper_v_module {
+        findings.extend(switch(facts, settings));
+    }
+    findings.push(firewall(facts, settings));
+    findings
+}
+
+fn rights(facts: &HostFacts) -> Finding {
+    if facts.elevated {
+        return Finding::ok("The pool runs as administrator.");
+    }
+    // Without rights Hyper-V does not refuse, but shows nothing.
+    if facts.switches.is_empty() {
+        return Finding::fault(
+            "The pool does not run as administrator and Hyper-V shows it nothing: \
+             start it from an elevated PowerShell.",
+        );
+    }
+    Finding::warning(
+        "The pool does not run as administrator: start it from an elevated PowerShell, \
+         or make sure that its account is in the group Hyper-V Administrators and may write to the storage folder.",
+    )
+}
+
+fn hyper_v(facts: &HostFacts) -> Vec<Finding> {
+    let module = if facts.hyper_v_module {
+        Finding::ok("The Hyper-V module for Windows PowerShell is installed.")
+    } else {
+        Finding::fault(
+            "The Hyper-V module for Windows PowerShell is missing: run bootstrap.ps1 as administrator, \
+             which enables Hyper-V with its management tools, and restart the host if it says so.",
+        )
+    };
+    let service = match facts.hyper_v_service.as_str() {
+        "Running" => Finding::ok("The Hyper-V service (vmms) is running."),
+        "missing" => Finding::fault(
+            "The Hyper-V service (vmms) is not installed: run bootstrap.ps1 as administrator, \
+             which enables Hyper-V, and restart the host.",
+        ),
+        state => Finding::fault(format!(
+            "The Hyper-V service (vmms) is not running but {state}: run `Start-Service vmms` as administrator."
+        )),
+    };
+    vec![module, service]
+}
+
+fn template(facts: &HostFacts, settings: &Settings) -> Finding {
+    let path = settings.template_path.display();
+    match facts.template.as_str() {
+        "ok" if facts.template_read_only => Finding::ok(format!(
+            "The template {path} is a VHDX of {} and read-only.",
+            gib(facts.template_bytes)
+        )),
+        "ok" => Finding::ok(format!(
+            "The template {path} is a VHDX of {}; the first VM's creation will mark it read-only.",
+            gib(facts.template_bytes)
+        )),
+        "missing" => Finding::fault(format!(
+            "The template {path} is missing: build it with Packer as the README says, \
+             or set VM_TEMPLATE_PATH to where it is."
+        )),
+        "not-vhdx" => Finding::fault(format!(
+            "The template {path} is not a VHDX file: set VM_TEMPLATE_PATH to the .vhdx that Packer has built."
+        )),
+        state => Finding::fault(format!(
+            "The template {path} cannot be read ({state}): give the pool's account read access to it, \
+             and stop any VM that uses the file itself."
+        )),
+    }
+}
+
+fn storage(facts: &HostFacts, settings: &Settings, pool_size: u32) -> Vec<Finding> {
+    let path = settings.storage_path.display();
+    if facts.storage != "ok" {
+        return vec![Finding::fault(format!(
+            "The storage folder {path} is missing: create it, or set VM_STORAGE_PATH to one that exists."
+        ))];
+    }
+    let (per_vm, what) = match settings.disk_mode {
+        DiskMode::Differencing => (ALLOWANCE_PER_VM, "for what its job writes"),
+        DiskMode::Copy => (facts.template_bytes, "for its copy of the template"),
+    };
+    let needed = per_vm.saturating_mul(pool_size.into());
+    let count = format!("POOL_SIZE={pool_size}, {} per VM {what}", gib(per_vm));
+    let free = gib(facts.free_bytes);
+    // Never a fault: disks that a former run has left may be what takes the
+    // space, and only a pool that starts can adopt or remove them.
+    let space = if facts.free_bytes >= needed {
+        Finding::ok(format!("The volume of the storage folder {path} has {free} free ({count})."))
+    } else {
+        Finding::warning(format!(
+            "The volume of the storage folder {path} has {free} free, but {} may be needed ({count}): \
+             free some space, lower POOL_SIZE, or set VM_STORAGE_PATH to another volume.",
+            gib(needed)
+        ))
+    };
+    vec![Finding::ok(format!("The storage folder {path} is there.")), space]
+}
+
+fn switch(facts: &HostFacts, settings: &Settings) -> Vec<Finding> {
+    let name = &settings.switch;
+    // Hyper-V finds switches without regard to case.
+    if !facts.switches.iter().any(|switch| switch.to_lowercase() == name.to_lowercase()) {
+        let mend = if facts.switches.is_empty() {
+            "there is none; make one in Hyper-V Manager or with New-VMSwitch".to_owned()
+        } else {
+            format!("set VM_SWITCH to one that exists ({})", facts.switches.join(", "))
+        };
+        return vec![Finding::fault(format!("The virtual switch '{name}' does not exist: {mend}."))];
+    }
+    let address = match (settings.orchestrator_ip, facts.switch_address.as_str()) {
+        (Some(ip), _) => Finding::ok(format!("VMs are told to reach the pool at {ip} (ORCHESTRATOR_IP).")),
+        (None, "") => Finding::fault(format!(
+            "The host has no IPv4 address on the virtual switch '{name}': set ORCHESTRATOR_IP to an address \
+             at which VMs reach this host, or let the host share the switch (an internal switch or the Default Switch)."
+        )),
+        (None, address) => {
+            Finding::ok(format!("VMs reach the pool at {address}, the host's address on the switch."))
+        }
+    };
+    vec![Finding::ok(format!("The virtual switch '{name}' exists.")), address]
+}
+
+fn firewall(facts: &HostFacts, settings: &Settings) -> Finding {
+    let port = settings.port;
+    match facts.firewall.as_str() {
+        "allowed" => Finding::ok(format!("The firewall lets VMs reach port {port}.")),
+        "off" => Finding::ok(format!("The firewall is off, so VMs can reach port {port}.")),
+        // As far as the rules tell; other software can have its own.
+        "blocked" => Finding::warning(format!(
+            "No firewall rule lets VMs reach port {port}, so they may not get their configuration: \
+             run bootstrap.ps1 as administrator, which adds a rule for this port."
+        )),
+        _ => Finding::warning(format!(
+            "Whether the firewall lets VMs reach port {port} could not be found out: \
+             if VMs stay in booting, run bootstrap.ps1 as administrator, which adds a rule for this port."
+        )),
+    }
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            template_path: r"C:\p\t.vhdx".into(),
+            storage_path: r"C:\p\storage".into(),
+            disk_mode: DiskMode::Differencing,
+            memory_mb: 4096,
+            memory_max_mb: None,
+            cpu_count: 2,
+            switch: "Default Switch".into(),
+            secure_boot: "MicrosoftWindows".into(),
+            nested_virtualization: false,
+            orchestrator_ip: None,
+            port: 8080,
+        }
+    }
+
+    fn good() -> HostFacts {
+        serde_json::from_str(
+            r#"{"ok":true,"windows":"Windows Server 2022","elevated":true,"hyperVModule":true,
+                "hyperVService":"Running","template":"ok","templateBytes":21474836480,"templateReadOnly":true,
+                "storage":"ok","freeBytes":107374182400,"switches":["Default Switch","LAN"],
+                "switchAddress":"172.20.0.1","firewall":"allowed"}"#,
+        )
+        .unwrap()
+    }
+
+    /// The findings that are not Ok.
+    fn complaints(facts: &HostFacts, settings: &Settings) -> Vec<Finding> {
+        findings(facts, settings, 4).into_iter().filter(|finding| finding.severity != Severity::Ok).collect()
+    }
+
+    /// What one wrong fact leads to: exactly one complaint.
+    fn complaint(spoil: impl FnOnce(&mut HostFacts, &mut Settings)) -> Finding {
+        let (mut facts, mut settings) = (good(), settings());
+        spoil(&mut facts, &mut settings);
+        let mut complaints = complaints(&facts, &settings);
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        complaints.remove(0)
+    }
+
+    fn is(finding: Finding, severity: Severity, words: &[&str]) {
+        assert_eq!(finding.severity, severity, "{finding}");
+        for word in words {
+            assert!(finding.text.contains(word), "{word} in {finding}");
+        }
+    }
+
+    #[test]
+    fn a_good_host_has_no_complaints() {
+        assert_eq!(complaints(&good(), &settings()), []);
+        assert_eq!(findings(&good(), &settings(), 4).len(), 10);
+    }
+
+    #[test]
+    fn elsewhere_than_on_windows_the_only_finding_is_that() {
+        let facts = HostFacts { windows: String::new(), elevated: false, ..good() };
+        let all = findings(&facts, &settings(), 4);
+        assert_eq!(all, [Finding::fault(NOT_WINDOWS)]);
+        assert!(all[0].text.contains("USE_MOCK=true"));
+    }
+
+    #[test]
+    fn without_rights_the_pool_is_told_to_run_elevated() {
+        is(complaint(|f, _| f.elevated = false), Severity::Warning, &["elevated", "Hyper-V Administrators"]);
+        let facts = HostFacts { elevated: false, switches: Vec::new(), ..good() };
+        is(complaints(&facts, &settings()).remove(0), Severity::Fault, &["elevated"]);
+    }
+
+    #[test]
+    fn hyper_v_that_is_not_there_or_not_running_is_a_fault() {
+        is(complaint(|f, _| f.hyper_v_module = false), Severity::Fault, &["module", "bootstrap.ps1"]);
+        is(complaint(|f, _| f.hyper_v_service = "missing".into()), Severity::Fault, &["bootstrap.ps1"]);
+        is(
+            complaint(|f, _| f.hyper_v_service = "Stopped".into()),
+            Severity::Fault,
+            &["Stopped", "Start-Service vmms"],
+        );
+    }
+
+    #[test]
+    fn a_template_that_cannot_serve_is_a_fault_that_names_it() {
+        for (state, word) in
+            [("missing", "VM_TEMPLATE_PATH"), ("not-vhdx", "VHDX"), ("unreadable", "read access")]
+        {
+            is(complaint(|f, _| f.template = state.into()), Severity::Fault, &[word, r"C:\p\t.vhdx"]);
+        }
+    }
+
+    #[test]
+    fn a_template_that_is_not_read_only_yet_is_fine() {
+        assert_eq!(complaints(&HostFacts { template_read_only: false, ..good() }, &settings()), []);
+    }
+
+    #[test]
+    fn a_missing_storage_folder_is_a_fault() {
+        is(
+            complaint(|f, _| f.storage = "missing".into()),
+            Severity::Fault,
+            &[r"C:\p\storage", "VM_STORAGE_PATH"],
+        );
+    }
+
+    #[test]
+    fn too_little_space_for_the_whole_pool_is_a_warning() {
+        is(complaint(|f, _| f.free_bytes = (40 << 30) - 1), Severity::Warning, &["40.0 GiB", "POOL_SIZE=4"]);
+        assert_eq!(complaints(&HostFacts { free_bytes: 40 << 30, ..good() }, &settings()), []);
+        let copy = Settings { disk_mode: DiskMode::Copy, ..settings() };
+        let less = HostFacts { free_bytes: 79 << 30, ..good() };
+        is(complaints(&less, &copy).remove(0), Severity::Warning, &["80.0 GiB", "copy"]);
+    }
+
+    #[test]
+    fn an_unknown_switch_is_a_fault_that_names_those_there_are() {
+        is(complaint(|_, s| s.switch = "Wan".into()), Severity::Fault, &["'Wan'", "Default Switch, LAN"]);
+        is(complaint(|f, _| f.switches.clear()), Severity::Fault, &["New-VMSwitch"]);
+        assert_eq!(complaints(&good(), &Settings { switch: "lan".into(), ..settings() }), []);
+    }
+
+    #[test]
+    fn a_host_without_an_address_on_the_switch_needs_orchestrator_ip() {
+        is(complaint(|f, _| f.switch_address.clear()), Severity::Fault, &["ORCHESTRATOR_IP"]);
+        let told = Settings { orchestrator_ip: Some("10.0.0.1".parse().unwrap()), ..settings() };
+        assert_eq!(complaints(&HostFacts { switch_address: String::new(), ..good() }, &told), []);
+    }
+
+    #[test]
+    fn a_closed_or_unknown_firewall_is_a_warning() {
+        for state in ["blocked", "unknown", "?"] {
+            is(complaint(|f, _| f.firewall = state.into()), Severity::Warning, &["8080", "bootstrap.ps1"]);
+        }
+        assert_eq!(complaints(&HostFacts { firewall: "off".into(), ..good() }, &settings()), []);
+    }
+}

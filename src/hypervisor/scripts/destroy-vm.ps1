@@ -1,0 +1,197 @@
+# Removes one VM that the pool made, and its disk, from whatever state they are in.
+# Standard input: one JSON object. Standard output: one line, {"ok":true} or
+# {"ok":false,"error":...,"at":...}. Succeeds when nothing is there.
+# Runs under Windows PowerShell 5.1 and PowerShell 7.
+
+Set-StrictMode -Version Latest
+$ErrorActionPreference = 'Stop'
+$ProgressPreference = 'SilentlyContinue'
+$WarningPreference = 'SilentlyContinue'
+# Nobody is there to answer a question.
+$ConfirmPreference = 'None'
+
+$script:step = 'input'
+
+# How long Hyper-V may take over turning a VM off, removing it, and letting go
+# of its disk: each, in seconds.
+$Patience = 30
+
+function Read-Request {
+    # Not [Console]::In: Windows PowerShell decodes that with the OEM code page.
+    $utf8 = [System.Text.UTF8Encoding]::new($false)
+    $reader = [System.IO.StreamReader]::new([Console]::OpenStandardInput(), $utf8)
+    $text = $reader.ReadToEnd()
+    return (ConvertFrom-Json -InputObject $text)
+}
+
+function Write-Answer($Answer) {
+    $line = (ConvertTo-Json -InputObject $Answer -Depth 5 -Compress) + "`n"
+    $bytes = [System.Text.UTF8Encoding]::new($false).GetBytes($line)
+    $stdout = [Console]::OpenStandardOutput()
+    $stdout.Write($bytes, 0, $bytes.Length)
+    $stdout.Flush()
+}
+
+function Get-OneLine($ErrorRecord) {
+    return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
+}
+
+# Whose mark these Notes are: 'ours' (this pool, this incarnation), 'other'
+# (another pool's or incarnation's), or 'none'.
+function Get-MarkOwner($Notes, $Request) {
+    try {
+        $mark = ConvertFrom-Json -InputObject ([string]$Notes)
+        if ($null -eq $mark) {
+            return 'none'
+        }
+        if ($mark.pool -eq $Request.pool -and $mark.incarnation -eq $Request.incarnation) {
+            return 'ours'
+        }
+        return 'other'
+    } catch {
+        # No JSON, or JSON without these two: somebody's own words.
+        return 'none'
+    }
+}
+
+function Get-DiskPath($Vm) {
+    try {
+        return @($Vm.HardDrives | ForEach-Object { [string]$_.Path })
+    } catch {
+        # The VM went away under our eyes.
+        return @()
+    }
+}
+
+# Ours is a VM with our mark, or one of our name on our disk that never came
+# to bear a mark. No other, whatever it is called.
+function Test-OursToRemove($Vm, $Request) {
+    $owner = Get-MarkOwner $Vm.Notes $Request
+    if ($owner -ne 'none') {
+        return ($owner -eq 'ours')
+    }
+    return ($Vm.Name -eq $Request.name -and @(Get-DiskPath $Vm) -contains $Request.diskPath)
+}
+
+# The VM as it is now, or nothing. (Get-VM -Id fails for one that is gone.)
+function Get-Now($Id) {
+    return (Get-VM | Where-Object { $_.Id -eq $Id })
+}
+
+function Stop-RunnerVM($Id) {
+    $clock = [System.Diagnostics.Stopwatch]::StartNew()
+    while ($true) {
+        $vm = Get-Now $Id
+        if ($null -eq $vm) {
+            return
+        }
+        $state = [string]$vm.State
+        if ($state -like 'Off*') {
+            return
+        }
+        $problem = "it is still '$state'"
+        try {
+            if ($state -like '*Saved*') {
+                Remove-VMSavedState -VM $vm
+            } else {
+                Stop-VM -VM $vm -TurnOff -Force
+            }
+        } catch {
+            # A VM that is starting, saving or stopping refuses for a while.
+            $problem = Get-OneLine $_
+        }
+        if ($clock.Elapsed.TotalSeconds -gt $Patience) {
+            throw "The VM '$($vm.Name)' could not be turned off within $Patience seconds: $problem"
+        }
+        Start-Sleep -Milliseconds 200
+    }
+}
+
+function Remove-RunnerVM($Id) {
+    $clock = [System.Diagnostics.Stopwatch]::StartNew()
+    while ($true) {
+        $vm = Get-Now $Id
+        if ($null -eq $vm) {
+            return
+        }
+        $problem = 'it is still there'
+        try {
+            Remove-VM -VM $vm -Force
+        } catch {
+            $problem = Get-OneLine $_
+        }
+        if ($null -eq (Get-Now $Id)) {
+            return
+        }
+        if ($clock.Elapsed.TotalSeconds -gt $Patience) {
+            throw "The VM '$($vm.Name)' could not be removed within $Patience seconds: $problem"
+        }
+        Start-Sleep -Milliseconds 500
+    }
+}
+
+# Deletes a file, waiting while something still holds it.
+function Remove-Disk($Path) {
+    $clock = [System.Diagnostics.Stopwatch]::StartNew()
+    while (Test-Path -LiteralPath $Path) {
+        $problem = 'it is still there'
+        try {
+            Remove-Item -LiteralPath $Path -Force
+        } catch {
+            $problem = Get-OneLine $_
+        }
+        if (-not (Test-Path -LiteralPath $Path)) {
+            return
+        }
+        if ($clock.Elapsed.TotalSeconds -gt $Patience) {
+            throw "The disk '$Path' could not be deleted within $Patience seconds: $problem"
+        }
+        Start-Sleep -Milliseconds 500
+    }
+}
+
+function Remove-Everything($Request) {
+    $script:step = 'find'
+    $disk = [string]$Request.diskPath
+    $folder = [System.IO.Path]::GetDirectoryName($disk)
+    $base = [System.IO.Path]::GetFileNameWithoutExtension($disk)
+    # The one guard between a wrong request and a file that is not the pool's.
+    if ($base -ne "$($Request.name)-$($Request.incarnation)" -or [System.IO.Path]::GetExtension($disk) -ne '.vhdx') {
+        throw "'$disk' is not the disk of $($Request.name), incarnation $($Request.incarnation), so nothing was touched."
+    }
+    $ids = @(Get-VM | Where-Object { Test-OursToRemove $_ $Request } | ForEach-Object { $_.Id })
+
+    $script:step = 'stop'
+    foreach ($id in $ids) {
+        Stop-RunnerVM $id
+    }
+
+    $script:step = 'remove'
+    foreach ($id in $ids) {
+        Remove-RunnerVM $id
+    }
+
+    $script:step = 'disk'
+    if (Test-Path -LiteralPath $folder -PathType Container) {
+        # A checkpoint that somebody took by hand leaves a disk on our disk;
+        # a backup leaves its notes of what has changed.
+        $others = @(Get-ChildItem -LiteralPath $folder -File | Where-Object {
+                $_.Name.StartsWith($base, [System.StringComparison]::OrdinalIgnoreCase) -and
+                @('.avhdx', '.rct', '.mrt') -contains $_.Extension
+            })
+        foreach ($file in $others) {
+            Remove-Disk $file.FullName
+        }
+        Remove-Disk $disk
+    }
+}
+
+try {
+    $request = Read-Request
+    # Whatever the cmdlets print, nothing but the answer may reach standard output.
+    Remove-Everything $request *> $null
+    $answer = [ordered]@{ ok = $true }
+} catch {
+    $answer = [ordered]@{ ok = $false; error = (Get-OneLine $_); at = $script:step }
+}
+Write-Answer $answer

@@ -1,0 +1,618 @@
+# The checks of the pool's scripts on a simulated Hyper-V host, for run.ps1 and
+# for Pester. Each script runs in a process of its own, as the pool runs it:
+# a request in on standard input, one line of JSON out.
+# Works in Windows PowerShell 5.1 and PowerShell 7, on Windows and on Linux.
+
+Set-StrictMode -Version Latest
+$ErrorActionPreference = 'Stop'
+
+. (Join-Path -Path (Join-Path -Path (Join-Path -Path $PSScriptRoot -ChildPath 'modules') -ChildPath 'Hyper-V') -ChildPath 'Record.ps1')
+
+function Assert-True($Condition, [string]$What) {
+    if (-not $Condition) {
+        throw $What
+    }
+}
+
+function Assert-Equal($Actual, $Expected, [string]$What) {
+    if ([string]$Actual -cne [string]$Expected) {
+        throw "${What}: expected '$Expected', found '$Actual'"
+    }
+}
+
+function Assert-Like($Actual, [string]$Pattern, [string]$What) {
+    if (-not ([string]$Actual -like $Pattern)) {
+        throw "${What}: expected something like '$Pattern', found '$Actual'"
+    }
+}
+
+# The PowerShell that runs these checks, to start another of the same kind.
+function Get-PowerShellPath {
+    foreach ($name in 'pwsh', 'pwsh.exe', 'powershell.exe') {
+        $path = Join-Path -Path $PSHOME -ChildPath $name
+        if (Test-Path -LiteralPath $path -PathType Leaf) {
+            return $path
+        }
+    }
+    return 'pwsh'
+}
+
+# A new simulated host: a template, a storage folder, two switches. The space
+# in the folder's name is on purpose.
+function New-FakeHost {
+    $folder = Join-Path -Path ([System.IO.Path]::GetTempPath()) -ChildPath ('runner pool ' + [guid]::NewGuid().ToString())
+    $templates = Join-Path -Path $folder -ChildPath 'templates'
+    $storage = Join-Path -Path $folder -ChildPath 'storage'
+    New-Item -Path $templates -ItemType Directory -Force | Out-Null
+    New-Item -Path $storage -ItemType Directory -Force | Out-Null
+    $fake = [pscustomobject]@{
+        Folder   = $folder
+        Storage  = $storage
+        Template = Join-Path -Path $templates -ChildPath 'runner-template.vhdx'
+    }
+    [System.IO.File]::WriteAllText($fake.Template, 'vhdxfile the template')
+    Set-FakeHost $fake @{}
+    return $fake
+}
+
+function Set-FakeHost($Fake, $Changes) {
+    $facts = @{
+        service   = 'Running'
+        switches  = @('Default Switch', 'Lan')
+        addresses = @(
+            @{ alias = 'Ethernet'; ip = '10.0.0.7' },
+            @{ alias = 'vEthernet (Default Switch)'; ip = '169.254.9.9' },
+            @{ alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
+        )
+        firewall  = @{ enabled = 'True'; rules = @() }
+    }
+    foreach ($key in @($Changes.Keys)) {
+        $facts[$key] = $Changes[$key]
+    }
+    $path = Join-Path -Path $Fake.Folder -ChildPath 'host.json'
+    [System.IO.File]::WriteAllText($path, (ConvertTo-Json -InputObject $facts -Depth 6))
+}
+
+function Remove-FakeHost($Fake) {
+    foreach ($file in @(Get-ChildItem -LiteralPath $Fake.Folder -Recurse -File)) {
+        $file.IsReadOnly = $false
+    }
+    Remove-Item -LiteralPath $Fake.Folder -Recurse -Force
+}
+
+# The VMs on the simulated host. Wrap the call in @( ).
+function Get-FakeVM($Fake) {
+    Read-FakeRecord $Fake.Folder
+}
+
+function Add-FakeVM($Fake, [string]$Name, [string]$State, [string]$Notes, [string]$Disk) {
+    if ($Disk -ne '') {
+        [System.IO.File]::WriteAllText($Disk, 'vhdxfile a disk')
+    }
+    Save-FakeRecord $Fake.Folder (New-FakeRecord $Name $State $Notes $Disk)
+}
+
+# How often a function of the simulated host was called.
+function Get-CallCount($Fake, [string]$Command) {
+    $path = Join-Path -Path $Fake.Folder -ChildPath 'calls.log'
+    if (-not (Test-Path -LiteralPath $path)) {
+        return 0
+    }
+    return @([System.IO.File]::ReadAllLines($path) | Where-Object { $_ -eq $Command }).Count
+}
+
+# Sends a text to a script and gives back the line that it answers.
+function Invoke-ScriptText($Fake, [string]$Script, [string]$Text, [string]$Fault) {
+    $root = Split-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -Parent
+    $file = Join-Path -Path $root -ChildPath "src/hypervisor/scripts/$Script.ps1"
+    $runner = Join-Path -Path $PSScriptRoot -ChildPath 'host.ps1'
+    $utf8 = [System.Text.UTF8Encoding]::new($false)
+
+    $env:FAKE_HYPERV = $Fake.Folder
+    $env:FAKE_HYPERV_FAULT = $Fault
+    $start = [System.Diagnostics.ProcessStartInfo]::new()
+    $start.FileName = Get-PowerShellPath
+    $start.Arguments = "-NoProfile -NonInteractive -ExecutionPolicy Bypass -File `"$runner`" `"$file`""
+    $start.UseShellExecute = $false
+    $start.CreateNoWindow = $true
+    $start.RedirectStandardInput = $true
+    $start.RedirectStandardOutput = $true
+    $start.RedirectStandardError = $true
+    $start.StandardOutputEncoding = $utf8
+    $process = [System.Diagnostics.Process]::Start($start)
+    $errors = $process.StandardError.ReadToEndAsync()
+    $bytes = $utf8.GetBytes($Text)
+    $process.StandardInput.BaseStream.Write($bytes, 0, $bytes.Length)
+    $process.StandardInput.Close()
+    $output = $process.StandardOutput.ReadToEnd()
+    $process.WaitForExit()
+    $env:FAKE_HYPERV_FAULT = ''
+
+    $all = "$Script wrote '$output' and, as errors, '$($errors.Result)'"
+    Assert-Equal $process.ExitCode 0 "$Script's exit code ($all)"
+    Assert-True ($output.EndsWith("`n")) "$Script did not end its line: $all"
+    $lines = @($output.TrimEnd() -split "`n")
+    Assert-Equal $lines.Count 1 "the lines that $Script wrote ($all)"
+    return $lines[0].Trim()
+}
+
+# Sends a request to a script and gives back its answer.
+function Invoke-PoolScript($Fake, [string]$Script, $Request, [string]$Fault) {
+    $text = ConvertTo-Json -InputObject $Request -Depth 5 -Compress
+    return (ConvertFrom-Json -InputObject (Invoke-ScriptText $Fake $Script $text $Fault))
+}
+
+function Assert-Success($Answer) {
+    if (-not $Answer.ok) {
+        throw "the script failed at '$($Answer.at)': $($Answer.error)"
+    }
+}
+
+function Assert-Failure($Answer, [string]$At, [string]$ErrorPattern) {
+    Assert-True (-not $Answer.ok) 'the script should have failed, and did not'
+    Assert-Equal $Answer.at $At "the step of '$($Answer.error)'"
+    Assert-Like $Answer.error $ErrorPattern 'the error'
+}
+
+# The pool's mark, as it stands in a VM's Notes.
+function Get-Mark($Fake, [string]$Incarnation) {
+    $mark = [ordered]@{
+        pool        = $Fake.Storage
+        slot        = 1
+        incarnation = $Incarnation
+        runner_name = 'runner-1'
+        runner_id   = 7
+        created     = 1700000000
+    }
+    return (ConvertTo-Json -InputObject $mark -Compress)
+}
+
+function Get-DiskPath($Fake, [string]$Incarnation) {
+    return (Join-Path -Path $Fake.Storage -ChildPath "runner-1-$Incarnation.vhdx")
+}
+
+function Get-CreateRequest($Fake, $Changes) {
+    $request = @{
+        'name'                 = 'runner-1'
+        'incarnation'          = '0123456789abcdef'
+        'notes'                = Get-Mark $Fake '0123456789abcdef'
+        'templatePath'         = $Fake.Template
+        'diskPath'             = Get-DiskPath $Fake '0123456789abcdef'
+        'diskMode'             = 'differencing'
+        'memoryMB'             = 4096
+        'memoryMaximumMB'      = 0
+        'cpuCount'             = 2
+        'switch'               = 'Default Switch'
+        'secureBootTemplate'   = 'MicrosoftWindows'
+        'nestedVirtualization' = $false
+        'host'                 = ''
+        'port'                 = 8080
+        'secret'               = 'f00dfeed'
+    }
+    foreach ($key in @($Changes.Keys)) {
+        $request[$key] = $Changes[$key]
+    }
+    return $request
+}
+
+function Get-DestroyRequest($Fake) {
+    return @{
+        name        = 'runner-1'
+        incarnation = '0123456789abcdef'
+        pool        = $Fake.Storage
+        diskPath    = Get-DiskPath $Fake '0123456789abcdef'
+    }
+}
+
+function Get-CheckRequest($Fake) {
+    return @{
+        'templatePath' = $Fake.Template
+        'storagePath'  = $Fake.Storage
+        'switch'       = 'Default Switch'
+        'host'         = ''
+        'port'         = 8080
+    }
+}
+
+# Nothing of the pool's is left, and what was there before still is.
+function Assert-NothingLeft($Fake, [int]$Others) {
+    Assert-Equal @(Get-FakeVM $Fake).Count $Others 'the VMs left'
+    $disks = @(Get-ChildItem -LiteralPath $Fake.Storage -File | Where-Object { $_.Name -like 'runner-1-0123456789abcdef*' })
+    Assert-Equal $disks.Count 0 'the disks left'
+}
+
+# The value of a key-value item of a VM.
+function Get-HostItem($Vm, [string]$Name) {
+    foreach ($text in @($Vm.hostItems)) {
+        $document = [System.Xml.XmlDocument]::new()
+        $document.LoadXml([string]$text)
+        $key = $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Name"]/VALUE').InnerText
+        if ($key -ceq $Name) {
+            return $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Data"]/VALUE').InnerText
+        }
+    }
+    return ''
+}
+
+# Every check: its name and what it does with a new simulated host. One that
+# needs more than the host has it beside it, as Data. (Not as a closure: those
+# do not see the functions of this file.)
+function Get-Check {
+    $checks = [ordered]@{}
+
+    $checks['create makes a VM as asked, and starts it'] = {
+        param($Fake)
+        $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) ''
+        Assert-Success $answer
+        Assert-Equal $answer.url 'http://172.20.0.1:8080' 'the URL'
+        $vms = @(Get-FakeVM $Fake)
+        Assert-Equal $vms.Count 1 'the number of VMs'
+        $vm = $vms[0]
+        Assert-Equal $vm.name 'runner-1' 'the name'
+        Assert-Equal $vm.state 'Running' 'the state'
+        Assert-Equal $vm.notes (Get-Mark $Fake '0123456789abcdef') 'the Notes'
+        Assert-Equal $vm.generation 2 'the generation'
+        Assert-Equal $vm.memory 4294967296 'the memory'
+        Assert-Equal $vm.dynamicMemory $false 'dynamic memory'
+        Assert-Equal $vm.processors 2 'the processors'
+        Assert-Equal $vm.nested $false 'nested virtualization'
+        Assert-Equal $vm.switchName 'Default Switch' 'the switch'
+        Assert-Equal $vm.secureBoot 'On' 'secure boot'
+        Assert-Equal $vm.secureBootTemplate 'MicrosoftWindows' 'the secure boot template'
+        Assert-Equal $vm.checkpoints 'Disabled' 'checkpoints'
+        Assert-Equal $vm.automaticCheckpoints $false 'automatic checkpoints'
+        Assert-Equal $vm.startAction 'Nothing' 'the start action'
+        Assert-Equal $vm.stopAction 'TurnOff' 'the stop action'
+        Assert-Equal $vm.kvpEnabled $true 'the key-value pair exchange service'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolUrl') 'http://172.20.0.1:8080' 'the URL for the guest'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolVmName') 'runner-1' 'the name for the guest'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolVmSecret') 'f00dfeed' 'the secret for the guest'
+        $disk = Get-DiskPath $Fake '0123456789abcdef'
+        Assert-Equal @($vm.disks).Count 1 'the number of disks'
+        Assert-Equal @($vm.disks)[0] $disk 'the disk'
+        Assert-Like ([System.IO.File]::ReadAllText($disk)) "vhdxfile child of *runner-template.vhdx" 'the disk'
+    }
+
+    $checks['create makes the template read-only'] = {
+        param($Fake)
+        Assert-Equal (Get-Item -LiteralPath $Fake.Template).IsReadOnly $false 'read-only before'
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
+        Assert-Equal (Get-Item -LiteralPath $Fake.Template).IsReadOnly $true 'read-only after'
+    }
+
+    $checks['create can copy the template, and the copy can be written to'] = {
+        param($Fake)
+        (Get-Item -LiteralPath $Fake.Template).IsReadOnly = $true
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'diskMode' = 'copy' }) '')
+        $disk = Get-DiskPath $Fake '0123456789abcdef'
+        Assert-Equal ([System.IO.File]::ReadAllText($disk)) 'vhdxfile the template' 'the disk'
+        Assert-Equal (Get-Item -LiteralPath $disk).IsReadOnly $false 'read-only'
+        Assert-Equal (Get-CallCount $Fake 'New-VHD') 0 'the calls of New-VHD'
+    }
+
+    $checks['create takes dynamic memory, nested virtualization and no secure boot'] = {
+        param($Fake)
+        $changes = @{ 'memoryMaximumMB' = 8192; 'nestedVirtualization' = $true; 'secureBootTemplate' = 'off' }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake $changes) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal $vm.dynamicMemory $true 'dynamic memory'
+        Assert-Equal $vm.memory 4294967296 'the startup memory'
+        Assert-Equal $vm.memoryMinimum 4294967296 'the least memory'
+        Assert-Equal $vm.memoryMaximum 8589934592 'the most memory'
+        Assert-Equal $vm.nested $true 'nested virtualization'
+        Assert-Equal $vm.secureBoot 'Off' 'secure boot'
+    }
+
+    $checks['create uses the address that it is given'] = {
+        param($Fake)
+        $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'host' = 'fd00::1'; 'switch' = 'Lan' }) ''
+        Assert-Success $answer
+        Assert-Equal $answer.url 'http://[fd00::1]:8080' 'the URL'
+        Assert-Equal (Get-HostItem @(Get-FakeVM $Fake)[0] 'RunnerPoolUrl') 'http://[fd00::1]:8080' 'the URL for the guest'
+    }
+
+    $checks['create makes the storage folder if it is missing'] = {
+        param($Fake)
+        Remove-Item -LiteralPath $Fake.Storage -Recurse -Force
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
+        Assert-True (Test-Path -LiteralPath (Get-DiskPath $Fake '0123456789abcdef')) 'there is no disk'
+    }
+
+    $checks['create keeps letters beyond ASCII and XML characters as they are'] = {
+        param($Fake)
+        $notes = '{"runner_name":"caf' + [char]0x00E9 + ' ' + [char]0x65E5 + '"}'
+        $request = Get-CreateRequest $Fake @{ 'notes' = $notes; 'secret' = '<a&"b''c>' }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' $request '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal $vm.notes $notes 'the Notes'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolVmSecret') '<a&"b''c>' 'the secret'
+    }
+
+    $checks['create refuses a template that is missing or no VHDX'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'templatePath' = $Fake.Template + '.gone.vhdx' }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'template' '*does not exist*VM_TEMPLATE_PATH*'
+        [System.IO.File]::WriteAllText($Fake.Template, 'conectix')
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '') 'template' '*is not a VHDX*'
+        [System.IO.File]::WriteAllText($Fake.Template, 'not a disk')
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '') 'template' '*cannot be read as a VHDX*'
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create names the switches that exist when its own is missing'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'switch' = 'Nat' }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'vm' "*'Nat'*Default Switch, Lan*VM_SWITCH*"
+        Assert-NothingLeft $Fake 0
+        Set-FakeHost $Fake @{ switches = @() }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'vm' "*'Nat'*has none*"
+    }
+
+    $checks['create fails when the host has no address on the switch'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'switch' = 'Lan' }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'key-values' '*vEthernet (Lan)*ORCHESTRATOR_IP*'
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create never uses or deletes a disk that is there already'] = {
+        param($Fake)
+        $disk = Get-DiskPath $Fake '0123456789abcdef'
+        [System.IO.File]::WriteAllText($disk, 'vhdxfile of another')
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '') 'disk' '*exists already*'
+        Assert-Equal ([System.IO.File]::ReadAllText($disk)) 'vhdxfile of another' 'the disk'
+        Assert-Equal @(Get-FakeVM $Fake).Count 0 'the VMs'
+    }
+
+    $faults = [ordered]@{
+        'Get-VHD'                     = 'template'
+        'New-VHD'                     = 'disk'
+        'New-VM'                      = 'vm'
+        'New-VM-after'                = 'vm'
+        'Set-VM'                      = 'notes'
+        'Set-VMMemory'                = 'settings'
+        'Set-VMProcessor'             = 'settings'
+        'Set-VMFirmware'              = 'settings'
+        'Enable-VMIntegrationService' = 'settings'
+        'Invoke-CimMethod'            = 'key-values'
+        'Job'                         = 'key-values'
+        'KvpLost'                     = 'key-values'
+        'Start-VM'                    = 'start'
+        'Start-VM-after'              = 'start'
+    }
+    foreach ($fault in @($faults.Keys)) {
+        $at = $faults[$fault]
+        $checks["create undoes everything when $fault fails"] = @{ Data = @($fault, $at); Body = {
+            param($Fake, $Data)
+            Add-FakeVM $Fake 'runner-1' 'Running' 'mine, hands off' (Join-Path -Path $Fake.Folder -ChildPath 'other.vhdx')
+            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) $Data[0]
+            Assert-Failure $answer $Data[1] '*'
+            Assert-True (-not $answer.error.Contains('f00dfeed')) 'the error holds the secret'
+            Assert-NothingLeft $Fake 1
+            Assert-Equal @(Get-FakeVM $Fake)[0].notes 'mine, hands off' 'the other VM'
+            Assert-Equal @(Get-FakeVM $Fake)[0].state 'Running' 'the other VM'
+        } }
+    }
+
+    $checks['destroy succeeds when nothing is there'] = {
+        param($Fake)
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+        Remove-Item -LiteralPath $Fake.Storage -Recurse -Force
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+    }
+
+    foreach ($state in 'Running', 'Off', 'Saved', 'Paused', 'Starting', 'Stopping') {
+        $checks["destroy removes a VM that is $state, and its disk"] = @{ Data = $state; Body = {
+            param($Fake, $Data)
+            Add-FakeVM $Fake 'runner-1' $Data (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+            Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+            Assert-NothingLeft $Fake 0
+        } }
+    }
+
+    $checks['destroy waits for a VM that cannot be stopped yet and a disk that is locked'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) 'Stop-VM:2,Remove-VM:1,Remove-Item:2')
+        Assert-NothingLeft $Fake 0
+        Assert-Equal (Get-CallCount $Fake 'Stop-VM') 3 'the calls of Stop-VM'
+        Assert-Equal (Get-CallCount $Fake 'Remove-Item') 3 'the calls of Remove-Item'
+    }
+
+    $checks['destroy removes a VM that was cut off before it was marked'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Off' '' (Get-DiskPath $Fake '0123456789abcdef')
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['destroy removes a VM without its disk, and a disk without its VM'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') ''
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+        Assert-NothingLeft $Fake 0
+        [System.IO.File]::WriteAllText((Get-DiskPath $Fake '0123456789abcdef'), 'vhdxfile')
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['destroy removes what checkpoints and backups left of the disk too'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Off' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+        foreach ($end in '_5B1D2F0A.avhdx', '-AutoRecovery.avhdx', '.vhdx.rct', '.vhdx.mrt') {
+            $path = Join-Path -Path $Fake.Storage -ChildPath ('runner-1-0123456789abcdef' + $end)
+            [System.IO.File]::WriteAllText($path, 'vhdxfile')
+        }
+        $copy = Join-Path -Path $Fake.Storage -ChildPath 'runner-2-0123456789abcdef_5B1D2F0A.avhdx'
+        [System.IO.File]::WriteAllText($copy, 'vhdxfile')
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+        Assert-NothingLeft $Fake 0
+        Assert-True (Test-Path -LiteralPath $copy) 'the disk of another VM is gone'
+    }
+
+    $checks['destroy touches no other VM and no other disk'] = {
+        param($Fake)
+        $later = Get-DiskPath $Fake 'fedcba9876543210'
+        $own = Join-Path -Path $Fake.Folder -ChildPath 'own.vhdx'
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake 'fedcba9876543210') $later
+        Add-FakeVM $Fake 'runner-1' 'Running' 'somebody else made this' $own
+        Add-FakeVM $Fake 'runner-1' 'Running' '{"pool":"elsewhere","incarnation":"0123456789abcdef"}' ''
+        Add-FakeVM $Fake 'runner-1' 'Running' '{"slot":1}' ''
+        Add-FakeVM $Fake 'runner-1' 'Running' '' ''
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+        Assert-Equal @(Get-FakeVM $Fake | Where-Object { $_.state -eq 'Running' }).Count 5 'the VMs left'
+        Assert-True (Test-Path -LiteralPath $later) 'the disk of the later VM is gone'
+        Assert-True (Test-Path -LiteralPath $own) 'the disk of the other VM is gone'
+    }
+
+    $checks['destroy refuses a disk that does not bear the name of the VM'] = {
+        param($Fake)
+        $request = Get-DestroyRequest $Fake
+        $request['diskPath'] = $Fake.Template
+        Assert-Failure (Invoke-PoolScript $Fake 'destroy-vm' $request '') 'find' '*nothing was touched*'
+        Assert-True (Test-Path -LiteralPath $Fake.Template) 'the template is gone'
+    }
+
+    $checks['list of nothing is two empty lists'] = {
+        param($Fake)
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
+        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer'
+        $gone = $Fake.Storage + ' gone'
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $gone } -Compress) ''
+        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer without a folder'
+    }
+
+    $checks['list of one VM with one disk is still lists'] = {
+        param($Fake)
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
+        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":5,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`]}' 'the answer'
+        $vm = @((ConvertFrom-Json -InputObject $text).vms)[0]
+        Assert-Equal $vm.notes (Get-Mark $Fake '0123456789abcdef') 'the Notes'
+        Assert-Equal @($vm.disks)[0] (Get-DiskPath $Fake '0123456789abcdef') 'the disk'
+    }
+
+    $checks['list tells of every VM and disk, whosever they are'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'web' 'Saved' 'my web server' ''
+        Add-FakeVM $Fake 'runner-1' 'Off' '' (Get-DiskPath $Fake '0123456789abcdef')
+        foreach ($name in 'notes.txt', 'left.avhdx', 'other.vhdx') {
+            [System.IO.File]::WriteAllText((Join-Path -Path $Fake.Storage -ChildPath $name), 'x')
+        }
+        $answer = Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage } ''
+        Assert-Success $answer
+        $names = @($answer.vms | ForEach-Object { $_.name + ' ' + $_.state } | Sort-Object)
+        Assert-Equal ($names -join ', ') 'runner-1 Off, web Saved' 'the VMs'
+        $web = @($answer.vms | Where-Object { $_.name -eq 'web' })[0]
+        Assert-Equal $web.notes 'my web server' 'the Notes'
+        Assert-Equal @($web.disks).Count 0 'the disks of a VM without one'
+        $disks = @($answer.disks | Sort-Object)
+        Assert-Equal ($disks -join ', ') 'left.avhdx, other.vhdx, runner-1-0123456789abcdef.vhdx' 'the disks'
+    }
+
+    $checks['list says so when Hyper-V does not answer'] = {
+        param($Fake)
+        Assert-Failure (Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage } 'Get-VM') 'vms' '*Get-VM failed*'
+    }
+
+    $checks['check-host finds the facts of a good host'] = {
+        param($Fake)
+        (Get-Item -LiteralPath $Fake.Template).IsReadOnly = $true
+        $answer = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) ''
+        Assert-Success $answer
+        Assert-Equal $answer.windows 'Simulated Windows Server' 'Windows'
+        Assert-Equal $answer.hyperVModule $true 'the module'
+        Assert-Equal $answer.hyperVService 'Running' 'the service'
+        Assert-Equal $answer.template 'ok' 'the template'
+        Assert-Equal $answer.templateBytes 21 'the size of the template'
+        Assert-Equal $answer.templateReadOnly $true 'read-only'
+        Assert-Equal $answer.storage 'ok' 'the storage folder'
+        Assert-True ($answer.freeBytes -gt 0) 'no free space was found'
+        Assert-Equal (@($answer.switches) -join ', ') 'Default Switch, Lan' 'the switches'
+        Assert-Equal $answer.switchAddress '172.20.0.1' 'the address'
+        Assert-Equal $answer.firewall 'blocked' 'the firewall'
+    }
+
+    $checks['check-host finds what is missing'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ service = ''; switches = @('Lan'); addresses = @() }
+        Remove-Item -LiteralPath $Fake.Storage -Recurse -Force
+        $request = Get-CheckRequest $Fake
+        $request['templatePath'] = $Fake.Template + ' gone'
+        $text = Invoke-ScriptText $Fake 'check-host' (ConvertTo-Json -InputObject $request -Compress) ''
+        Assert-Like $text '*"switches":`["Lan"`]*' 'the answer'
+        $answer = ConvertFrom-Json -InputObject $text
+        Assert-Success $answer
+        Assert-Equal $answer.hyperVService 'missing' 'the service'
+        Assert-Equal $answer.template 'missing' 'the template'
+        Assert-Equal $answer.storage 'missing' 'the storage folder'
+        Assert-Equal $answer.switchAddress '' 'the address'
+        [System.IO.File]::WriteAllText($Fake.Template, 'conectix and more')
+        $answer = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) 'Get-VMSwitch,Get-NetFirewallRule'
+        Assert-Equal $answer.template 'not-vhdx' 'the template'
+        Assert-Equal @($answer.switches).Count 0 'the switches'
+        Assert-Equal $answer.firewall 'unknown' 'the firewall'
+    }
+
+    $rule = @{
+        id = 'r1'; action = 'Allow'; profile = 'Any'; protocol = 'TCP'; port = '8080'
+        program = 'Any'; adapter = 'vEthernet (Default Switch)'; service = 'Any'
+    }
+    $cases = @(
+        @('allowed', 'a rule for the port', @{}),
+        @('allowed', 'a rule for a range with the port', @{ port = '8000-9000'; adapter = 'Any' }),
+        @('allowed', 'a rule for all ports', @{ port = 'Any'; protocol = 'Any' }),
+        @('blocked', 'a rule for another port', @{ port = '8081' }),
+        @('blocked', 'a rule for another adapter', @{ adapter = 'Ethernet' }),
+        @('blocked', 'a rule for another program', @{ program = 'C:\other.exe' }),
+        @('blocked', 'a rule for a service', @{ service = 'wuauserv' }),
+        @('blocked', 'a rule for another kind of network', @{ profile = 'Domain, Private' }),
+        @('blocked', 'a rule that blocks', @{ action = 'Block' })
+    )
+    foreach ($case in $cases) {
+        $expected = $case[0]
+        $one = $rule.Clone()
+        foreach ($key in @($case[2].Keys)) {
+            $one[$key] = $case[2][$key]
+        }
+        $checks["check-host sees that $($case[1]) leaves the port $expected"] = @{ Data = @($one, $expected); Body = {
+            param($Fake, $Data)
+            Set-FakeHost $Fake @{ firewall = @{ enabled = 'True'; rules = @($Data[0]) } }
+            $answer = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) ''
+            Assert-Success $answer
+            Assert-Equal $answer.firewall $Data[1] 'the firewall'
+        } }
+    }
+
+    $checks['check-host sees that the firewall is off'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ firewall = @{ enabled = 'False'; rules = @() } }
+        $answer = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) ''
+        Assert-Equal $answer.firewall 'off' 'the firewall'
+    }
+
+    foreach ($file in 'create-vm', 'destroy-vm', 'list-vms', 'check-host') {
+        $checks["$file answers a request that it cannot read"] = @{ Data = $file; Body = {
+            param($Fake, $Data)
+            $answer = ConvertFrom-Json -InputObject (Invoke-ScriptText $Fake $Data 'this is no JSON' '')
+            Assert-Failure $answer 'input' '*'
+        } }
+    }
+
+    return $checks
+}
+
+# Runs one check on a new simulated host. Throws if it fails.
+function Invoke-Check([string]$Name) {
+    $check = (Get-Check)[$Name]
+    $fake = New-FakeHost
+    try {
+        if ($check -is [scriptblock]) {
+            & $check $fake
+        } else {
+            & $check.Body $fake $check.Data
+        }
+    } finally {
+        Remove-FakeHost $fake
+    }
+}

@@ -1,0 +1,463 @@
+# A simulated Hyper-V host: functions with the names and parameters of the real
+# cmdlets, as far as the pool's scripts use them, and the few cmdlets of other
+# modules that PowerShell has on Windows only.
+#
+# The host lives in the folder that the environment variable FAKE_HYPERV names:
+#   host.json    switches, addresses, service, firewall; the checks write it
+#   vms/ID.json  one file for each VM, see Record.ps1
+#   calls.log    the names of the functions called, in order
+# FAKE_HYPERV_FAULT makes calls fail: "New-VHD" always, "Stop-VM:2" the first
+# two times; several with commas. "New-VM-after" fails when the work is done.
+
+Set-StrictMode -Version Latest
+$ErrorActionPreference = 'Stop'
+
+. (Join-Path -Path $PSScriptRoot -ChildPath 'Record.ps1')
+
+$KvpServiceId = '2A34B1C2-FD73-4043-8A5B-DD2159BC743F'
+
+function Get-FakeFolder {
+    if ([string]$env:FAKE_HYPERV -eq '') {
+        throw 'FAKE_HYPERV is not set.'
+    }
+    return $env:FAKE_HYPERV
+}
+
+function Get-FakeHost {
+    $path = Join-Path -Path (Get-FakeFolder) -ChildPath 'host.json'
+    return (ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($path)))
+}
+
+function Test-Fault([string]$Command) {
+    foreach ($fault in @(([string]$env:FAKE_HYPERV_FAULT) -split ',')) {
+        $parts = @($fault -split ':')
+        if ($parts[0] -ne $Command) {
+            continue
+        }
+        if ($parts.Count -eq 1) {
+            return $true
+        }
+        $counter = Join-Path -Path (Get-FakeFolder) -ChildPath "fault-$Command.count"
+        $times = 0
+        if (Test-Path -LiteralPath $counter) {
+            $times = [int]([System.IO.File]::ReadAllText($counter).Trim())
+        }
+        if ($times -lt [int]$parts[1]) {
+            [System.IO.File]::WriteAllText($counter, [string]($times + 1))
+            return $true
+        }
+    }
+    return $false
+}
+
+# Notes the call, and fails if it was told to.
+function Enter-Call([string]$Command) {
+    $log = Join-Path -Path (Get-FakeFolder) -ChildPath 'calls.log'
+    [System.IO.File]::AppendAllText($log, $Command + "`n")
+    if (Test-Fault $Command) {
+        throw "$Command failed, as it was told to."
+    }
+}
+
+function Find-FakeRecord($VM) {
+    $id = ([string]$VM.Id).ToLowerInvariant()
+    $found = @(Read-FakeRecord (Get-FakeFolder) | Where-Object { $_.id -eq $id })
+    if ($found.Count -eq 0) {
+        throw "Hyper-V was unable to find the virtual machine $id."
+    }
+    return $found[0]
+}
+
+function Update-FakeRecord($VM, $Changes) {
+    $record = Find-FakeRecord $VM
+    foreach ($key in @($Changes.Keys)) {
+        $record.$key = $Changes[$key]
+    }
+    Save-FakeRecord (Get-FakeFolder) $record
+}
+
+# What Get-VM gives for a VM.
+function ConvertTo-FakeVM($Record) {
+    $drives = @($Record.disks | ForEach-Object { [pscustomobject]@{ Path = [string]$_ } })
+    return [pscustomobject]@{
+        Id         = [guid]$Record.id
+        Name       = [string]$Record.name
+        State      = [string]$Record.state
+        Notes      = [string]$Record.notes
+        Uptime     = [timespan]::FromSeconds([double]$Record.uptime)
+        HardDrives = $drives
+    }
+}
+
+function Get-VM {
+    [CmdletBinding()]
+    param([string]$Name)
+    Enter-Call 'Get-VM'
+    $found = @(Read-FakeRecord (Get-FakeFolder) | Where-Object { $Name -eq '' -or $_.name -eq $Name })
+    if ($Name -ne '' -and $found.Count -eq 0) {
+        throw "Hyper-V was unable to find a virtual machine with name `"$Name`"."
+    }
+    foreach ($record in $found) {
+        ConvertTo-FakeVM $record
+    }
+}
+
+function New-VM {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)][string]$Name,
+        [int]$Generation = 1,
+        [int64]$MemoryStartupBytes,
+        [string]$VHDPath,
+        [ValidateSet('Floppy', 'CD', 'IDE', 'LegacyNetworkAdapter', 'NetworkAdapter', 'VHD')][string]$BootDevice,
+        [string]$SwitchName
+    )
+    Enter-Call 'New-VM'
+    if (-not (Test-Path -LiteralPath $VHDPath)) {
+        throw "The disk $VHDPath does not exist."
+    }
+    $users = @(Read-FakeRecord (Get-FakeFolder) | Where-Object { @($_.disks) -contains $VHDPath })
+    if ($users.Count -gt 0) {
+        throw "The disk $VHDPath is in use."
+    }
+    $record = New-FakeRecord $Name 'Off' '' $VHDPath
+    $record.generation = $Generation
+    $record.memory = $MemoryStartupBytes
+    $record.bootDevice = $BootDevice
+    $record.switchName = $SwitchName
+    Save-FakeRecord (Get-FakeFolder) $record
+    Enter-Call 'New-VM-after'
+    return (ConvertTo-FakeVM $record)
+}
+
+function Set-VM {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)]$VM,
+        [string]$Notes,
+        [ValidateSet('Disabled', 'Production', 'ProductionOnly', 'Standard')][string]$CheckpointType,
+        [bool]$AutomaticCheckpointsEnabled,
+        [ValidateSet('Nothing', 'StartIfRunning', 'Start')][string]$AutomaticStartAction,
+        [ValidateSet('TurnOff', 'Save', 'ShutDown')][string]$AutomaticStopAction
+    )
+    Enter-Call 'Set-VM'
+    $changes = @{}
+    if ($PSBoundParameters.ContainsKey('Notes')) {
+        $changes['notes'] = $Notes
+    }
+    if ($PSBoundParameters.ContainsKey('CheckpointType')) {
+        $changes['checkpoints'] = $CheckpointType
+    }
+    if ($PSBoundParameters.ContainsKey('AutomaticCheckpointsEnabled')) {
+        $changes['automaticCheckpoints'] = $AutomaticCheckpointsEnabled
+    }
+    if ($PSBoundParameters.ContainsKey('AutomaticStartAction')) {
+        $changes['startAction'] = $AutomaticStartAction
+    }
+    if ($PSBoundParameters.ContainsKey('AutomaticStopAction')) {
+        $changes['stopAction'] = $AutomaticStopAction
+    }
+    Update-FakeRecord $VM $changes
+}
+
+function Set-VMMemory {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)]$VM,
+        [bool]$DynamicMemoryEnabled,
+        [int64]$StartupBytes,
+        [int64]$MinimumBytes,
+        [int64]$MaximumBytes
+    )
+    Enter-Call 'Set-VMMemory'
+    Update-FakeRecord $VM @{
+        dynamicMemory = $DynamicMemoryEnabled
+        memory        = $StartupBytes
+        memoryMinimum = $MinimumBytes
+        memoryMaximum = $MaximumBytes
+    }
+}
+
+function Set-VMProcessor {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM, [int64]$Count, [bool]$ExposeVirtualizationExtensions)
+    Enter-Call 'Set-VMProcessor'
+    Update-FakeRecord $VM @{ processors = $Count; nested = $ExposeVirtualizationExtensions }
+}
+
+function Set-VMFirmware {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)]$VM,
+        [ValidateSet('On', 'Off')][string]$EnableSecureBoot,
+        [string]$SecureBootTemplate = ''
+    )
+    Enter-Call 'Set-VMFirmware'
+    Update-FakeRecord $VM @{ secureBoot = $EnableSecureBoot; secureBootTemplate = $SecureBootTemplate }
+}
+
+# With the names of a German host: the scripts must not go by the name.
+function Get-VMIntegrationService {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM)
+    Enter-Call 'Get-VMIntegrationService'
+    $record = Find-FakeRecord $VM
+    [pscustomobject]@{
+        Name    = 'Takt'
+        Id      = "Microsoft:$($record.id)\84EAAE65-2F2E-45F5-9BB5-0E857DC8EB47"
+        VMId    = [guid]$record.id
+        Enabled = $true
+    }
+    [pscustomobject]@{
+        Name    = 'Austausch von Schluesselwertpaaren'
+        Id      = "Microsoft:$($record.id)\$KvpServiceId"
+        VMId    = [guid]$record.id
+        Enabled = [bool]$record.kvpEnabled
+    }
+}
+
+function Enable-VMIntegrationService {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VMIntegrationService)
+    Enter-Call 'Enable-VMIntegrationService'
+    if ($VMIntegrationService.Id -like "*$KvpServiceId") {
+        Update-FakeRecord ([pscustomobject]@{ Id = $VMIntegrationService.VMId }) @{ kvpEnabled = $true }
+    }
+}
+
+function Start-VM {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM)
+    Enter-Call 'Start-VM'
+    Update-FakeRecord $VM @{ state = 'Running'; uptime = 5 }
+    Enter-Call 'Start-VM-after'
+}
+
+function Stop-VM {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM, [switch]$TurnOff, [switch]$Force)
+    Enter-Call 'Stop-VM'
+    $record = Find-FakeRecord $VM
+    if ($record.state -eq 'Saved') {
+        throw 'The operation cannot be performed while the virtual machine is in its current state.'
+    }
+    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+}
+
+function Remove-VMSavedState {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM)
+    Enter-Call 'Remove-VMSavedState'
+    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+}
+
+function Remove-VM {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM, [switch]$Force)
+    Enter-Call 'Remove-VM'
+    $record = Find-FakeRecord $VM
+    if ($record.state -ne 'Off') {
+        throw 'The operation cannot be performed while the virtual machine is in its current state.'
+    }
+    $vms = Join-Path -Path (Get-FakeFolder) -ChildPath 'vms'
+    [System.IO.File]::Delete((Join-Path -Path $vms -ChildPath "$($record.id).json"))
+}
+
+function New-VHD {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$Path, [string]$ParentPath, [switch]$Differencing)
+    Enter-Call 'New-VHD'
+    if (-not (Test-Path -LiteralPath $ParentPath)) {
+        throw "The parent $ParentPath does not exist."
+    }
+    [System.IO.File]::WriteAllText($Path, "vhdxfile child of $ParentPath")
+    return [pscustomobject]@{ Path = $Path; VhdFormat = 'VHDX'; ParentPath = $ParentPath }
+}
+
+function Get-VHD {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$Path)
+    Enter-Call 'Get-VHD'
+    $text = [System.IO.File]::ReadAllText($Path)
+    if ($text.StartsWith('vhdxfile')) {
+        return [pscustomobject]@{ Path = $Path; VhdFormat = 'VHDX' }
+    }
+    if ($text.StartsWith('conectix')) {
+        return [pscustomobject]@{ Path = $Path; VhdFormat = 'VHD' }
+    }
+    throw "Getting the mounted storage instance for the path '$Path' failed. The file or directory is corrupted and unreadable."
+}
+
+function Get-VMSwitch {
+    [CmdletBinding()]
+    param()
+    Enter-Call 'Get-VMSwitch'
+    foreach ($name in @((Get-FakeHost).switches)) {
+        [pscustomobject]@{ Name = [string]$name }
+    }
+}
+
+function Get-NetIPAddress {
+    [CmdletBinding()]
+    param([string]$AddressFamily)
+    Enter-Call 'Get-NetIPAddress'
+    foreach ($address in @((Get-FakeHost).addresses)) {
+        [pscustomobject]@{ InterfaceAlias = [string]$address.alias; IPAddress = [string]$address.ip }
+    }
+}
+
+function Get-CimInstance {
+    [CmdletBinding()]
+    param([string]$ClassName, [string]$Namespace, [string]$Filter, $InputObject)
+    if ($null -ne $InputObject) {
+        Enter-Call 'Get-CimInstance'
+        # A job: under way at the first look, done at the second.
+        $InputObject.Looks = $InputObject.Looks + 1
+        $state = 4
+        if ($InputObject.Looks -ge 2) {
+            $state = 7
+            if (Test-Fault 'Job') {
+                $state = 10
+            }
+        }
+        return [pscustomobject]@{ JobState = $state; ErrorDescription = 'The job failed, as it was told to.' }
+    }
+    Enter-Call "Get-CimInstance $ClassName"
+    if ($ClassName -eq 'Win32_OperatingSystem') {
+        return [pscustomobject]@{ Caption = 'Simulated Windows Server' }
+    }
+    if ($Namespace -ne 'root\virtualization\v2') {
+        throw "There is no class $ClassName in the namespace $Namespace."
+    }
+    if ($ClassName -eq 'Msvm_VirtualSystemManagementService') {
+        return [pscustomobject]@{ Name = 'vmms' }
+    }
+    if ($ClassName -eq 'Msvm_ComputerSystem') {
+        foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
+            if ($Filter -eq "Name = '$($record.id)'") {
+                [pscustomobject]@{ Name = ([string]$record.id).ToUpperInvariant() }
+            }
+        }
+        return
+    }
+    if ($ClassName -eq 'Msvm_KvpExchangeComponentSettingData') {
+        # The one of the definition comes first, and belongs to no VM.
+        [pscustomobject]@{ InstanceID = "Microsoft:Definition\$KvpServiceId\Default"; HostExchangeItems = @() }
+        foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
+            $id = ([string]$record.id).ToUpperInvariant()
+            [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = @($record.hostItems) }
+        }
+        return
+    }
+    throw "There is no class $ClassName in the simulated host."
+}
+
+function Invoke-CimMethod {
+    [CmdletBinding()]
+    param($InputObject, [string]$MethodName, $Arguments)
+    Enter-Call 'Invoke-CimMethod'
+    if ($InputObject.Name -ne 'vmms' -or $MethodName -ne 'AddKvpItems') {
+        throw "The simulated host has no method $MethodName there."
+    }
+    $vm = [pscustomobject]@{ Id = $Arguments['TargetSystem'].Name }
+    $items = @((Find-FakeRecord $vm).hostItems)
+    foreach ($text in @($Arguments['DataItems'])) {
+        $document = [System.Xml.XmlDocument]::new()
+        $document.LoadXml($text)
+        $source = $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Source"]/VALUE')
+        if ($null -eq $source -or $source.InnerText -ne '0') {
+            return [pscustomobject]@{ ReturnValue = 32773; Job = $null }
+        }
+        # Hyper-V gives an item back with more properties than it was given.
+        $caption = '<PROPERTY NAME="Caption" TYPE="string"><VALUE>Key-Value Pair Exchange Data Item</VALUE></PROPERTY>'
+        $items += $text.Replace('<PROPERTY NAME="Name"', $caption + '<PROPERTY NAME="Name"')
+    }
+    if (-not (Test-Fault 'KvpLost')) {
+        Update-FakeRecord $vm @{ hostItems = @($items) }
+    }
+    return [pscustomobject]@{ ReturnValue = 4096; Job = [pscustomobject]@{ Looks = 0 } }
+}
+
+function Get-Service {
+    [CmdletBinding()]
+    param([string]$Name)
+    Enter-Call 'Get-Service'
+    $status = [string](Get-FakeHost).service
+    if ($Name -eq 'vmms' -and $status -ne '') {
+        [pscustomobject]@{ Name = 'vmms'; Status = $status }
+    }
+}
+
+function Get-NetConnectionProfile {
+    [CmdletBinding()]
+    param()
+    Enter-Call 'Get-NetConnectionProfile'
+    [pscustomobject]@{ InterfaceAlias = 'Ethernet'; NetworkCategory = 'Private' }
+}
+
+function Get-NetFirewallProfile {
+    [CmdletBinding()]
+    param([string]$PolicyStore)
+    Enter-Call 'Get-NetFirewallProfile'
+    $enabled = [string](Get-FakeHost).firewall.enabled
+    foreach ($name in 'Domain', 'Private', 'Public') {
+        [pscustomobject]@{ Name = $name; Enabled = $enabled; DefaultInboundAction = 'NotConfigured' }
+    }
+}
+
+function Get-NetFirewallRule {
+    [CmdletBinding()]
+    param([string]$PolicyStore, [string]$Direction, [string]$Enabled)
+    Enter-Call 'Get-NetFirewallRule'
+    foreach ($rule in @((Get-FakeHost).firewall.rules)) {
+        [pscustomobject]@{ InstanceID = [string]$rule.id; Action = [string]$rule.action; Profile = [string]$rule.profile }
+    }
+}
+
+function Get-NetFirewallPortFilter {
+    [CmdletBinding()]
+    param([string]$PolicyStore)
+    Enter-Call 'Get-NetFirewallPortFilter'
+    foreach ($rule in @((Get-FakeHost).firewall.rules)) {
+        [pscustomobject]@{ InstanceID = [string]$rule.id; Protocol = [string]$rule.protocol; LocalPort = $rule.port }
+    }
+}
+
+function Get-NetFirewallApplicationFilter {
+    [CmdletBinding()]
+    param([string]$PolicyStore)
+    Enter-Call 'Get-NetFirewallApplicationFilter'
+    foreach ($rule in @((Get-FakeHost).firewall.rules)) {
+        [pscustomobject]@{ InstanceID = [string]$rule.id; Program = [string]$rule.program; Package = $null }
+    }
+}
+
+function Get-NetFirewallInterfaceFilter {
+    [CmdletBinding()]
+    param([string]$PolicyStore)
+    Enter-Call 'Get-NetFirewallInterfaceFilter'
+    foreach ($rule in @((Get-FakeHost).firewall.rules)) {
+        [pscustomobject]@{ InstanceID = [string]$rule.id; InterfaceAlias = [string]$rule.adapter }
+    }
+}
+
+function Get-NetFirewallServiceFilter {
+    [CmdletBinding()]
+    param([string]$PolicyStore)
+    Enter-Call 'Get-NetFirewallServiceFilter'
+    foreach ($rule in @((Get-FakeHost).firewall.rules)) {
+        [pscustomobject]@{ InstanceID = [string]$rule.id; Service = [string]$rule.service }
+    }
+}
+
+# The real one, but for disks that a VM holds and for faults.
+function Remove-Item {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$LiteralPath, [switch]$Force)
+    Enter-Call 'Remove-Item'
+    $users = @(Read-FakeRecord (Get-FakeFolder) | Where-Object { @($_.disks) -contains $LiteralPath })
+    if ($users.Count -gt 0) {
+        throw "The process cannot access the file '$LiteralPath' because it is being used by another process."
+    }
+    Microsoft.PowerShell.Management\Remove-Item -LiteralPath $LiteralPath -Force:$Force
+}
