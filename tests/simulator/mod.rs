@@ -158,6 +158,8 @@ pub enum Ev {
     GiveUp(u64),
     /// GitHub forgets an ephemeral runner that has had its job. (runner)
     Deregister(u64),
+    /// GitHub looks whether an ephemeral runner has been offline for a day. (runner)
+    Expire(u64),
     /// A fault on its own clock.
     Disturb,
     /// The process dies, if it is still this one.
@@ -398,6 +400,7 @@ impl Sim {
             Ev::Offline(runner) => self.runner_offline(runner),
             Ev::GiveUp(job) => self.give_up(job),
             Ev::Deregister(runner) => self.deregister(runner),
+            Ev::Expire(runner) => self.expire(runner),
             Ev::Disturb => self.disturb(),
             Ev::Kill(generation) => {
                 if self.process.as_ref().is_some_and(|p| p.generation == generation) {

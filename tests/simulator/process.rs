@@ -578,12 +578,11 @@ impl Sim {
             return 0;
         }
         let Some(next) = self.next_due() else { return 0 };
-        let settled = p.workers.iter().enumerate().all(|(index, w)| {
+        let settled = p.workers.iter().zip(p.book.views()).enumerate().all(|(index, (w, view))| {
             let owned = self.vms.iter().find(|vm| vm.owner == (p.generation, index));
-            let phase = w.slot.view().phase;
             w.at == At::Waiting
                 && w.queue.is_empty()
-                && match phase {
+                && match view.phase {
                     Phase::Empty => owned.is_none(),
                     Phase::Ready => {
                         owned.is_some_and(|vm| vm.job.is_none() && vm.runner_online(&self.runners))

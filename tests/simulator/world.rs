@@ -179,7 +179,8 @@ impl Sim {
             Act::Create(..) => {
                 let at = self.rng.below(5) as u8;
                 if self.fault(Fault::CreateFails) {
-                    Outcome::FailsClean(at)
+                    // The start is the last step: once it is done, nothing is undone.
+                    Outcome::FailsClean(at.min(3))
                 } else if self.fault(Fault::CreateHalf) {
                     Outcome::FailsDirty(at)
                 } else if self.fault(Fault::CreateHangs) {
@@ -720,6 +721,7 @@ impl Sim {
     fn register(&mut self, name: String) -> u64 {
         self.last_runner += 1;
         self.world_version += 1;
+        self.after(DAY, Ev::Expire(self.last_runner));
         self.runners.push(SimRunner {
             id: self.last_runner,
             name,
@@ -785,6 +787,17 @@ impl Sim {
         }
         if let Some(at) = self.runners.iter().position(|r| r.id == id) {
             self.set_status(at, |r| r.online = false);
+        }
+    }
+
+    /// GitHub removes an ephemeral runner that has not been connected for a day:
+    /// <https://docs.github.com/en/actions/hosting-your-own-runners/managing-self-hosted-runners/removing-self-hosted-runners>
+    pub(crate) fn expire(&mut self, id: u64) {
+        let Some(at) = self.runners.iter().position(|r| r.id == id) else { return };
+        if self.runners[at].online || self.runners[at].job.is_some() {
+            self.after(DAY, Ev::Expire(id));
+        } else {
+            self.deregister(id);
         }
     }
 
