@@ -5,6 +5,7 @@
 pub mod fake_github;
 pub mod http;
 pub mod mock_pool;
+pub mod process;
 pub mod standin;
 
 use std::time::{Duration, Instant};
