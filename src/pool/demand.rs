@@ -4,7 +4,7 @@
 //! queued that this pool serves, and are not refilled once demand is gone.
 
 use super::slot::{Millis, Phase, View};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// A job that no webhook speaks of again within this time is taken to be gone:
 /// GitHub itself gives a queued job up after 24 hours.
@@ -14,6 +14,9 @@ const FORGET_AFTER: Millis = 24 * 3600 * 1000;
 
 /// How many queued jobs are remembered. More than any pool serves within [`FORGET_AFTER`].
 const MOST_REMEMBERED: usize = 100_000;
+
+/// How many jobs are remembered as waiting no more. GitHub's deliveries come in any order, but not hours apart.
+const MOST_OVER: usize = 8192;
 
 /// The jobs that wait, and what they mean for the pool.
 #[derive(Debug)]
@@ -26,13 +29,26 @@ pub struct Demand {
     arrivals: VecDeque<(Millis, u64)>,
     /// Jobs that have arrived and for which no slot has been filled yet.
     new: usize,
+    /// Jobs that a runner has had or that have ended, so that a `queued` that comes late does not revive them.
+    over: HashSet<u64>,
+    /// The same, the oldest first.
+    over_in_order: VecDeque<u64>,
 }
 
 impl Demand {
     /// A pool of `size` slots, of which `warm` always have a VM, with runners that bear `labels`.
     pub fn new(labels: &[String], size: u32, warm: u32) -> Demand {
         let labels = labels.iter().map(|l| l.to_lowercase()).collect();
-        Demand { labels, size, warm, waiting: HashMap::new(), arrivals: VecDeque::new(), new: 0 }
+        Demand {
+            labels,
+            size,
+            warm,
+            waiting: HashMap::new(),
+            arrivals: VecDeque::new(),
+            new: 0,
+            over: HashSet::new(),
+            over_in_order: VecDeque::new(),
+        }
     }
 
     /// Whether a job that asks for these labels can run here: every one of
@@ -44,7 +60,9 @@ impl Demand {
     /// A job waits for a runner. One that was heard of before changes nothing.
     pub fn queued(&mut self, job_id: u64, now: Millis) {
         self.forget_old(now);
-        if self.waiting.len() < MOST_REMEMBERED && self.waiting.insert(job_id, now).is_none() {
+        let known = self.waiting.contains_key(&job_id) || self.over.contains(&job_id);
+        if self.waiting.len() < MOST_REMEMBERED && !known {
+            self.waiting.insert(job_id, now);
             self.arrivals.push_back((now, job_id));
             self.new += 1;
         }
@@ -54,6 +72,14 @@ impl Demand {
     pub fn taken(&mut self, job_id: u64) {
         if self.waiting.remove(&job_id).is_some() {
             self.new = self.new.min(self.waiting.len());
+        }
+        if self.over.insert(job_id) {
+            self.over_in_order.push_back(job_id);
+            if self.over_in_order.len() > MOST_OVER
+                && let Some(oldest) = self.over_in_order.pop_front()
+            {
+                self.over.remove(&oldest);
+            }
         }
     }
 
@@ -184,6 +210,26 @@ mod tests {
         let empty = view(1, Phase::Empty);
         assert!(demand.fills(&[&empty], FORGET_AFTER).is_empty());
         assert_eq!(demand.waiting(), 0);
+    }
+
+    #[test]
+    fn a_job_that_is_heard_of_again_is_still_forgotten_a_day_after_it_came() {
+        let mut demand = demand(1, 0);
+        demand.queued(1, 0);
+        demand.queued(1, 5);
+        assert!(demand.fills(&[&view(1, Phase::Empty)], FORGET_AFTER + 10).is_empty());
+        assert_eq!(demand.waiting(), 0);
+    }
+
+    #[test]
+    fn a_queued_that_comes_after_the_jobs_start_or_end_asks_for_nothing() {
+        let mut demand = demand(2, 0);
+        demand.taken(1);
+        demand.queued(1, 0);
+        assert_eq!(demand.waiting(), 0);
+        assert!(fills(&mut demand, &[view(1, Phase::Empty), view(2, Phase::Empty)]).is_empty());
+        (2..3 + MOST_OVER as u64).for_each(|job| demand.taken(job));
+        assert_eq!((demand.over.len(), demand.over_in_order.len()), (MOST_OVER, MOST_OVER));
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl Connection {
         Connection { stream, host, unread: Vec::new() }
     }
 
+    /// Waits for an answer this long instead of ten seconds.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+    }
+
     pub fn post(&mut self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.request("POST", path, headers, body)
     }

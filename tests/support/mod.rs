@@ -6,6 +6,7 @@ pub mod fake_github;
 pub mod guest;
 pub mod http;
 pub mod mock_pool;
+pub mod process;
 pub mod standin;
 #[cfg(unix)]
 pub mod whole_pool;

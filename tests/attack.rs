@@ -1,0 +1,509 @@
+//! The program under load, and against clients that mean harm: the real
+//! binary, with its real limits, over real sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+use support::process::Process;
+use support::wait_until;
+
+const MIB: usize = 1024 * 1024;
+
+/// One slot that never gets beyond making its VM, so that nothing but the test changes anything.
+const INERT: [(&str, &str); 2] = [("POOL_SIZE", "1"), ("MOCK_CREATE_SECONDS", "3600")];
+
+/// One VM that waits for a job.
+const ONE_READY: [(&str, &str); 3] = [("POOL_SIZE", "1"), ("MOCK_BOOT_SECONDS", "0"), ("POLL_SECONDS", "1")];
+
+fn one_ready() -> Process {
+    let pool = Process::start(&ONE_READY);
+    wait_until("a VM is ready", || pool.health()["ready"] == 1);
+    pool
+}
+
+fn event(action: &str, job: u64, runner: u64) -> String {
+    let runner = if runner == 0 { "null".into() } else { runner.to_string() };
+    format!(
+        r#"{{"action":"{action}","workflow_job":{{"id":{job},"labels":["windows","x64"],"runner_id":{runner}}}}}"#
+    )
+}
+
+/// A signed delivery, as bytes to send.
+fn delivery(pool: &Process, id: &str, body: &str) -> Vec<u8> {
+    let signature = pool.keys.sign_webhook(body.as_bytes());
+    format!(
+        "POST /webhook HTTP/1.1\r\nHost: h\r\nX-Hub-Signature-256: {signature}\r\nX-GitHub-Delivery: {id}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Sends all at once, and reads until the server closes or has said no more for a while.
+fn talk(pool: &Process, request: &[u8]) -> String {
+    let mut stream = connect(pool);
+    _ = stream.write_all(request);
+    _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut answer = Vec::new();
+    // A reset after the answer is an answer, too.
+    _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn connect(pool: &Process) -> TcpStream {
+    let stream = TcpStream::connect(pool.url.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+}
+
+fn status(answer: &str) -> u16 {
+    answer.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {answer:?}")).parse().unwrap()
+}
+
+/// A fixed order that looks like none.
+fn shuffle<T>(items: &mut [T], mut seed: u64) {
+    for i in (1..items.len()).rev() {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        items.swap(i, (seed >> 33) as usize % (i + 1));
+    }
+}
+
+/// What must hold after an attack: the pool is as it was, and nothing broke inside.
+fn assert_unmoved(pool: Process, before: &serde_json::Value) {
+    assert_eq!(pool.slot(1)["incarnation"], before["incarnation"], "the VM was replaced");
+    assert_eq!(pool.slot(1)["state"], before["state"]);
+    assert_eq!(pool.health()["jobs_waiting"], 0);
+    let log = pool.kill();
+    assert!(!log.contains("panicked"), "{log}");
+    assert!(!log.contains("mock-secret"), "{log}");
+}
+
+#[test]
+fn a_burst_of_10_000_deliveries_in_any_order_and_again_has_one_outcome() {
+    let pool = Process::start(&INERT);
+    // 4,000 jobs wait for a runner; 2,000 were run by runners of another pool.
+    let mut events: Vec<String> = (1..=4_000).map(|job| event("queued", job, 0)).collect();
+    for job in 4_001..=6_000 {
+        events.push(event("queued", job, 0));
+        events.push(event("in_progress", job, job + 9_000_000));
+        events.push(event("completed", job, job + 9_000_000));
+    }
+    assert_eq!(events.len(), 10_000);
+    for round in ["first", "again"] {
+        shuffle(&mut events, 7 + round.len() as u64);
+        std::thread::scope(|scope| {
+            for (thread, share) in events.chunks(events.len() / 50).enumerate() {
+                let pool = &pool;
+                scope.spawn(move || {
+                    let mut connection = pool.connect();
+                    for (i, body) in share.iter().enumerate() {
+                        connection.send(&delivery(pool, &format!("{round}-{thread}-{i}"), body));
+                        let answer = connection.read();
+                        assert_eq!((answer.status, &*answer.body), (200, "OK"));
+                    }
+                });
+            }
+        });
+        assert_eq!(pool.health()["jobs_waiting"], 4_000, "{round}");
+    }
+    let log = pool.kill();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn a_delivery_replayed_on_many_connections_at_once_counts_once() {
+    let pool = Process::start(&INERT);
+    for round in 0..20 {
+        let message = delivery(&pool, &format!("same-{round}"), &event("queued", 100 + round, 0));
+        let answers: Vec<String> = std::thread::scope(|scope| {
+            let replays: Vec<_> = (0..32)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut connection = pool.connect();
+                        connection.send(&message);
+                        connection.read().body
+                    })
+                })
+                .collect();
+            replays.into_iter().map(|replay| replay.join().unwrap()).collect()
+        });
+        assert_eq!(answers.iter().filter(|answer| *answer == "OK").count(), 1, "{answers:?}");
+        assert_eq!(pool.health()["jobs_waiting"], round + 1);
+    }
+    pool.kill();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn three_thousand_half_sent_requests_are_cut_in_time_and_do_not_pile_up() {
+    const CLIENTS: usize = 3_000;
+    /// The longest that the pool waits for a request, and a moment for the machine.
+    const LIMIT: Duration = Duration::from_secs(10 + 4);
+    // SAFETY: plain calls on a local structure.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        limit.rlim_cur = limit.rlim_max.min(20_000).max(limit.rlim_cur);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
+    }
+    let pool = one_ready();
+    let before = pool.slot(1);
+    let (threads, memory) = (pool.fact("Threads"), pool.fact("VmRSS"));
+
+    let mut times = Vec::new();
+    let mut ask_for_health = || {
+        let began = Instant::now();
+        assert_eq!(pool.get("/health").status, 200);
+        times.push(began.elapsed());
+    };
+    let halves: [&[u8]; 4] = [
+        b"",
+        b"POST /webhook HTTP/1.1\r\nHost: h\r\nX-Hub-Signature-256: sha256=",
+        b"POST /webhook HTTP/1.1\r\nHost: h\r\nContent-Length: 26214400\r\n\r\n{\"action\":",
+        b"POST /api/runner-complete/runner-1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+    ];
+    let mut most_threads = 0;
+    let mut flood = |ask_for_health: &mut dyn FnMut()| {
+        let mut clients: Vec<TcpStream> = Vec::new();
+        for n in 0..CLIENTS {
+            let mut client = connect(&pool);
+            // Its place may have gone to the next one already.
+            _ = client.write_all(halves[n % halves.len()]);
+            clients.push(client);
+            if n % 30 == 0 {
+                ask_for_health();
+                most_threads = most_threads.max(pool.fact("Threads"));
+            }
+        }
+        clients
+    };
+    let clients = flood(&mut ask_for_health);
+    let began = Instant::now();
+    for client in &clients {
+        client.set_nonblocking(true).unwrap();
+    }
+    let is_open = |client: &TcpStream| {
+        let answer = client.peek(&mut [0]);
+        matches!(answer, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    // The first half-sent kind has sent nothing, and an idle connection may stay for longer.
+    let half_sent = |clients: &[TcpStream]| {
+        let sent: Vec<&TcpStream> = clients.iter().skip(1).step_by(2).collect();
+        sent.into_iter().filter(|client| is_open(client)).count()
+    };
+    assert!(half_sent(&clients) > 0, "none is open: this test tests nothing");
+    while half_sent(&clients) > 0 {
+        assert!(began.elapsed() < LIMIT, "{} are still open", half_sent(&clients));
+        ask_for_health();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let took = began.elapsed();
+    drop(clients);
+    wait_until("its threads are gone", || pool.fact("Threads") <= threads + 1);
+    let memory_after = pool.fact("VmRSS");
+    // glibc keeps the stacks of ended threads (at most 40 MiB) and their heaps for the next ones, so memory is back
+    // to where it was but for what 256 threads have touched of those; and the same once more takes no more.
+    drop(flood(&mut ask_for_health));
+    wait_until("its threads are gone", || pool.fact("Threads") <= threads + 1);
+    let memory_again = pool.fact("VmRSS");
+
+    times.sort();
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    println!(
+        "{} answers of /health: median {median:?}, worst {worst:?}; at most {most_threads} threads; cut after {took:?}; {memory} KiB before, {memory_after} KiB after, {memory_again} KiB after the next",
+        times.len()
+    );
+    // The median, since tests share the machine.
+    assert!(median < Duration::from_millis(50), "{median:?}");
+    assert!(most_threads <= threads + 256 + 1, "{most_threads} threads");
+    assert!(memory_after <= memory + 12 * 1024, "{memory} KiB before, {memory_after} KiB after");
+    assert!(
+        memory_again <= memory_after + 2 * 1024,
+        "{memory_after} KiB after, {memory_again} KiB after the next"
+    );
+    assert_unmoved(pool, &before);
+}
+
+#[test]
+fn what_never_ends_is_refused_or_cut() {
+    let pool = one_ready();
+    let before = pool.slot(1);
+    std::thread::scope(|scope| {
+        // Endless, as fast as it goes: refused as soon as it is too much.
+        let endless: [(&str, String, u16); 4] = [
+            ("GET / HTTP/1.1\r\nHost: h\r\n", "X-More: and more\r\n".repeat(100), 431),
+            ("GET / HTTP/1.1\r\nHost: h\r\nX-Long: ", "x".repeat(4096), 431),
+            ("GET /", "x".repeat(4096), 431),
+            (
+                "POST /webhook HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+                format!("10000\r\n{}\r\n", "x".repeat(65_536)),
+                413,
+            ),
+        ];
+        for (begin, more, expected) in endless {
+            let pool = &pool;
+            scope.spawn(move || {
+                let mut stream = connect(pool);
+                stream.write_all(begin.as_bytes()).unwrap();
+                let mut sent = 0;
+                while stream.write_all(more.as_bytes()).is_ok() && sent < 200 * MIB {
+                    sent += more.len();
+                }
+                assert!(sent < 200 * MIB, "{begin:?} may go on for ever");
+                let mut answer = Vec::new();
+                _ = stream.read_to_end(&mut answer);
+                // Who sends on regardless may lose the answer to a reset.
+                let answer = String::from_utf8_lossy(&answer).into_owned();
+                assert!(answer.is_empty() || status(&answer) == expected, "{begin:?}: {answer}");
+            });
+        }
+        // Endless, a byte at a time: cut, for all its progress, at the deadline of 10 s.
+        let trickles = [
+            ("POST /webhook HTTP/1.1\r\nHost: h\r\n", "X: y\r\n"),
+            ("POST /webhook HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n", "x"),
+            ("POST /webhook HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"),
+        ];
+        for (begin, more) in trickles {
+            let pool = &pool;
+            scope.spawn(move || {
+                let mut stream = connect(pool);
+                let began = Instant::now();
+                stream.write_all(begin.as_bytes()).unwrap();
+                // Slow enough for 10 s of it to stay under the limits for headers.
+                while stream.write_all(more.as_bytes()).is_ok() {
+                    assert!(began.elapsed() < Duration::from_secs(15), "{begin:?} is not cut");
+                    std::thread::sleep(Duration::from_millis(250));
+                }
+                assert!(began.elapsed() > Duration::from_secs(9), "{begin:?} after {:?}", began.elapsed());
+            });
+        }
+    });
+    assert_unmoved(pool, &before);
+}
+
+#[test]
+fn a_body_of_25_mib_is_taken_and_one_byte_more_is_not() {
+    let pool = Process::start(&INERT);
+    let message = |length: usize| {
+        let mut body = event("queued", 5, 0);
+        body.insert_str(1, &format!(r#""padding":"{}","#, "x".repeat(length - body.len() - 13)));
+        assert_eq!(body.len(), length);
+        delivery(&pool, "large", &body)
+    };
+    let mut too_long = connect(&pool);
+    too_long.write_all(&message(25 * MIB + 1)).unwrap();
+    let mut answer = Vec::new();
+    too_long.read_to_end(&mut answer).unwrap();
+    assert_eq!(status(&String::from_utf8_lossy(&answer)), 413);
+    assert_eq!(pool.health()["jobs_waiting"], 0);
+
+    let mut fits = pool.connect();
+    fits.set_patience(Duration::from_secs(60));
+    fits.send(&message(25 * MIB));
+    let answer = fits.read();
+    assert_eq!((answer.status, &*answer.body), (200, "OK"));
+    assert_eq!(pool.health()["jobs_waiting"], 1);
+    #[cfg(target_os = "linux")]
+    wait_until("its memory is given back", || pool.fact("VmRSS") < 16 * 1024);
+    pool.kill();
+}
+
+#[test]
+fn nonsense_gets_an_answer_that_says_so_and_moves_nothing() {
+    let pool = one_ready();
+    let before = pool.slot(1);
+    let signature = pool.keys.sign_webhook(b"{}");
+    let chunked = |chunks: &str| {
+        format!(
+            "POST /webhook HTTP/1.1\r\nHost: h\r\nConnection: close\r\nX-Hub-Signature-256: {signature}\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
+        )
+        .into_bytes()
+    };
+    let mut noise = vec![0; 100_000];
+    let mut seed = 1u64;
+    noise.fill_with(|| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 56) as u8
+    });
+    let cases: Vec<(&str, Vec<u8>, u16)> = vec![
+        ("chunks that are right, of a body that is none", chunked("1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"), 400),
+        ("a chunk without a size", chunked("\r\n{}\r\n0\r\n\r\n"), 400),
+        ("a negative chunk", chunked("-2\r\n{}\r\n0\r\n\r\n"), 400),
+        ("a chunk longer than it says", chunked("1\r\n{}\r\n0\r\n\r\n"), 400),
+        ("a chunk of all the bytes there are", chunked("ffffffffffffffff\r\n{}"), 413),
+        ("a chunk of more than that", chunked("10000000000000000000\r\n{}"), 400),
+        ("noise for chunks", [chunked(""), noise.clone()].concat(), 400),
+        ("noise", noise.clone(), 400),
+        ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400),
+        ("a path that is not UTF-8", b"GET /\xff\xfe HTTP/1.1\r\nHost: h\r\n\r\n".to_vec(), 400),
+        (
+            "a VM's name that is not UTF-8",
+            b"GET /api/runner-config/\xc3\x28 HTTP/1.1\r\nHost: h\r\n\r\n".to_vec(),
+            400,
+        ),
+        (
+            "a signature that is not UTF-8",
+            b"POST /webhook HTTP/1.1\r\nHost: h\r\nX-Hub-Signature-256: sha256=\xff\xfe\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}".to_vec(),
+            401,
+        ),
+        (
+            "a secret that is not UTF-8",
+            b"POST /api/runner-complete/runner-1 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer \xff\r\nConnection: close\r\n\r\n".to_vec(),
+            401,
+        ),
+        (
+            "a scheme cut in the middle of a character",
+            b"POST /api/runner-complete/runner-1 HTTP/1.1\r\nHost: h\r\nAuthorization: Beare\xc3\xa9x\r\nConnection: close\r\n\r\n".to_vec(),
+            401,
+        ),
+        ("a name that is nobody's, not UTF-8", b"GET /health HTTP/1.1\r\nHost: \xff\r\nConnection: close\r\n\r\n".to_vec(), 200),
+    ];
+    for (what, request, expected) in cases {
+        let answer = talk(&pool, &request);
+        assert_eq!(status(&answer), expected, "{what}: {answer}");
+    }
+    // Every beginning of the noise, each for itself.
+    for piece in noise.chunks(997) {
+        let answer = talk(&pool, piece);
+        assert!(answer.is_empty() || status(&answer) == 400, "{answer}");
+    }
+    assert_unmoved(pool, &before);
+}
+
+#[test]
+fn a_signature_of_any_wrong_length_is_refused_over_http_too() {
+    let pool = Process::start(&INERT);
+    let body = event("queued", 1, 0);
+    let right = pool.keys.sign_webhook(body.as_bytes());
+    let mut connection = pool.connect();
+    for length in (0..right.len()).chain([72, 80, 100, 1000, 10_000]) {
+        let mut wrong = right.repeat(length / right.len() + 1);
+        wrong.truncate(length);
+        let answer = connection.post("/webhook", &[("X-Hub-Signature-256", &wrong)], body.as_bytes());
+        assert_eq!((answer.status, &*answer.body), (401, "Invalid signature"), "{length}");
+    }
+    assert_eq!(pool.health()["jobs_waiting"], 0);
+    let answer = connection.post("/webhook", &[("X-Hub-Signature-256", &right)], body.as_bytes());
+    assert_eq!(answer.status, 200);
+    assert_eq!(pool.health()["jobs_waiting"], 1);
+    pool.kill();
+}
+
+#[test]
+fn http_1_0_and_pipelining_work_for_every_route() {
+    let pool = one_ready();
+    let secret = pool.vm_secret(1);
+    for path in ["/health", "/metrics", "/api/status"] {
+        let answer = talk(&pool, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+        assert_eq!(status(&answer), 200, "{path}");
+        assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+    }
+    let body = event("waiting", 1, 0);
+    let old = String::from_utf8(delivery(&pool, "old", &body)).unwrap().replace("HTTP/1.1", "HTTP/1.0");
+    assert!(talk(&pool, old.as_bytes()).ends_with("\r\n\r\nOK"));
+
+    // One write with deliveries, a VM's question, a refusal and health, over and over: answered in this order.
+    let config = format!(
+        "GET /api/runner-config/runner-1 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {secret}\r\n\r\n"
+    );
+    let wrong = "POST /api/runner-complete/runner-1 HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}";
+    let health = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut all = Vec::new();
+    for n in 0..200 {
+        all.extend(delivery(&pool, &format!("pipelined-{n}"), &body));
+        all.extend([config.as_bytes(), wrong.as_bytes(), health.as_bytes()].concat());
+    }
+    let mut connection = pool.connect();
+    connection.send(&all);
+    for n in 0..200 {
+        let answers = [connection.read(), connection.read(), connection.read(), connection.read()];
+        assert_eq!(answers.each_ref().map(|a| a.status), [200, 200, 401, 200], "round {n}");
+        assert_eq!(answers[0].body, "OK");
+        assert!(answers[1].body.contains("\"token\":\"simulated-jit-"), "{}", answers[1].body);
+        assert!(answers[3].body.contains("\"ready\":1"), "{}", answers[3].body);
+    }
+    pool.kill();
+}
+
+#[test]
+fn no_spelling_of_a_vms_name_leads_anywhere_else() {
+    let pool = one_ready();
+    let before = pool.slot(1);
+    let secret = pool.vm_secret(1);
+    let long = "a".repeat(15_000);
+    let names = [
+        "..",
+        ".",
+        "../runner-1",
+        "..%2frunner-1",
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "..\\..\\windows\\win.ini",
+        "..%5c..%5cwindows%5cwin.ini",
+        "%72unner-1",
+        "runner-1%00",
+        "runner-1%20",
+        "runner-1.",
+        "Runner-1",
+        "runner-1/",
+        "runner-1/..",
+        "runner-01",
+        "runner-1;x",
+        "runner-1%0d%0aX-Injected:%20yes",
+        "C:",
+        "%",
+        "%zz",
+        "*",
+        "$(whoami)",
+        "r\u{fc}nner-1",
+        &long,
+    ];
+    let mut connection = pool.connect();
+    let bearer = format!("Bearer {secret}");
+    for name in names {
+        for (method, route) in [("GET", "config"), ("POST", "started"), ("POST", "complete")] {
+            let path = format!("/api/runner-{route}/{name}");
+            let answer = connection.request(method, &path, &[("Authorization", &bearer)], b"");
+            assert_eq!(answer.status, 404, "{method} {path}");
+            assert!(!answer.head.contains("X-Injected"), "{}", answer.head);
+        }
+    }
+    assert_unmoved(pool, &before);
+}
+
+#[test]
+fn a_proxy_cannot_reach_a_private_route_by_another_spelling() {
+    let pool = one_ready();
+    let before = pool.slot(1);
+    let bearer = format!("Bearer {}", pool.vm_secret(1));
+    let marks =
+        ["X-FORWARDED-FOR", "forwarded", "x-forwarded-", "X-Forwarded-Made-Up", "TAILSCALE-X", "cf-x"];
+    let paths = [
+        ("GET", "/api/status"),
+        ("GET", "/api/status?x=/webhook"),
+        ("GET", "http://h/api/status"),
+        ("GET", "/webhook/../api/status"),
+        ("GET", "//api/status"),
+        ("HEAD", "/metrics"),
+        ("GET", "/health/../metrics"),
+        ("GET", "/"),
+        ("GET", "http://h"),
+        ("OPTIONS", "*"),
+        ("GET", "/api/runner-config/runner-1"),
+        ("POST", "/api/runner-started/runner-1"),
+        ("POST", "/api/runner-complete/runner-1?"),
+        ("POST", "/webhook/"),
+    ];
+    for mark in marks {
+        for (method, path) in paths {
+            // An empty value marks as well as any other.
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: h\r\nAuthorization: {bearer}\r\n{mark}:\r\nConnection: close\r\n\r\n"
+            );
+            assert_eq!(status(&talk(&pool, request.as_bytes())), 403, "{method} {path} with {mark}");
+        }
+    }
+    assert_unmoved(pool, &before);
+}
