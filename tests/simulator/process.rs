@@ -229,10 +229,12 @@ impl Sim {
 
     /// The process is there again, unless all its threads have ended.
     fn put_back(&mut self, p: Box<Process>) {
-        let ended = p.stop.is_some()
-            && matches!(p.monitor, Monitor::Ended)
-            && p.workers.iter().all(|w| w.at == At::Ended);
-        if ended {
+        let ended = p.stop.is_some() && p.workers.iter().all(|w| w.at == At::Ended);
+        if ended && !matches!(p.monitor, Monitor::Ended) {
+            // The monitor is in the midst of a call, and is not waited for long.
+            self.after(SECOND, Ev::Kill(p.generation));
+        }
+        if ended && matches!(p.monitor, Monitor::Ended) {
             self.known.stop = None;
             self.trace(|_| "the pool has stopped".into());
             self.restart_later();
