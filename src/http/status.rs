@@ -107,7 +107,7 @@ pub(super) fn metrics(api: &Api) -> Reply {
             snapshot.count(phase)
         );
     }
-    let failing = snapshot.slots.iter().filter(|view| view.is_failing()).count();
+    let failing = snapshot.slots.iter().filter(|view| view.reason.is_some()).count();
     let values = [
         ("size", "gauge", "POOL_SIZE.", u64::from(snapshot.size)),
         ("failing_slots", "gauge", "Slots whose last try failed.", failing as u64),

@@ -28,6 +28,10 @@ struct Page {
     view: View,
     /// The slot has been told to make a VM, and has not shown yet that it knows.
     filling: bool,
+    /// Since its last failure a slot has come to serve jobs.
+    outlived: bool,
+    /// Its last failure is over: it was outlived, and no VM was needed here.
+    forgiven: bool,
     /// What this VM's guest has told: each is passed on to the slot once.
     fetched: bool,
     /// What it has fetched makes a runner each time it is used, as a registration token does.
@@ -77,6 +81,8 @@ impl Book {
         self.slots.push(Page {
             view,
             filling: false,
+            outlived: false,
+            forgiven: false,
             fetched: false,
             single_use: false,
             started: false,
@@ -111,10 +117,20 @@ impl Book {
         if let Some(id) = view.made.as_ref().and_then(|made| made.runner_id) {
             self.orphans.made(id);
         }
+        if view.failures > page.view.failures {
+            (page.outlived, page.forgiven) = (false, false);
+        }
         let before = page.view.phase;
         page.view = view;
+        if page.forgiven {
+            page.view.reason = None;
+        }
         page.filling &= page.view.phase == Phase::Empty && !page.view.wanted;
         page.view.wanted |= page.filling;
+        let serves = matches!(page.view.phase, Phase::Ready | Phase::Running);
+        if serves && page.view.phase != before {
+            self.slots.iter_mut().for_each(|page| page.outlived = true);
+        }
         before
     }
 
@@ -125,6 +141,13 @@ impl Book {
         for &slot in &fills {
             self.slots[slot].filling = true;
             self.slots[slot].view.wanted = true;
+        }
+        // Else a slot that is not needed any more would count as failing for ever.
+        for page in &mut self.slots {
+            if page.outlived && page.view.phase == Phase::Empty && !page.view.wanted {
+                page.forgiven = true;
+                page.view.reason = None;
+            }
         }
         fills.into_iter().map(|slot| (slot, Event::Fill)).collect()
     }

@@ -155,7 +155,7 @@ impl Snapshot {
     /// Why something fails, if something does: the worst slot's reason, or
     /// why GitHub or the hypervisor cannot be listed.
     pub fn reason(&self) -> Option<&str> {
-        let slot = self.slots.iter().filter(|view| view.is_failing()).max_by_key(|view| view.failures);
+        let slot = self.slots.iter().filter(|view| view.reason.is_some()).max_by_key(|view| view.failures);
         slot.and_then(|view| view.reason.as_deref())
             .or(self.github_error.as_deref())
             .or(self.hypervisor_error.as_deref())

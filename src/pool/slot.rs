@@ -388,18 +388,6 @@ pub struct View {
     pub jobs_completed: u64,
 }
 
-impl View {
-    /// Whether the last try failed and another is to come. A slot that needs
-    /// no VM any more keeps its reason, but nothing is wrong with it.
-    pub fn is_failing(&self) -> bool {
-        let tries = match self.phase {
-            Phase::Empty => self.wanted,
-            phase => phase != Phase::Stopped,
-        };
-        tries && self.reason.is_some()
-    }
-}
-
 impl Slot {
     /// A slot that waits for [`Event::Reconciled`]. `seed` feeds jitter and
     /// incarnations and must differ from every other slot's, ever.
