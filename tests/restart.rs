@@ -5,6 +5,7 @@
 mod support;
 
 use hyperv_runner_pool::github::{GitHub, Removal};
+use hyperv_runner_pool::hypervisor::mock::Faults;
 use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, VmId, VmSpec};
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
 use hyperv_runner_pool::secret::Secret;
@@ -32,6 +33,23 @@ fn a_vm_with_a_job_is_adopted_and_its_guest_is_still_known() {
     assert_eq!(pool.get(&format!("/api/runner-config/{}", vm.vm.name), &headers).status, 409);
     assert_eq!(pool.post(&format!("/api/runner-complete/{}", vm.vm.name), &headers, b"{}").status, 200);
     wait_until("the VM is replaced", || world.hypervisor.list().unwrap().vms.iter().all(|v| v.id != vm.vm));
+    pool.stop(Stop::Drain);
+}
+
+#[test]
+fn a_first_list_that_leaves_vms_out_costs_no_running_job() {
+    let world = world_with_jobs_of(Duration::from_secs(3600));
+    let pool = world.start(settings(1, 1));
+    pool.wait_for(Phase::Ready, 1);
+    pool.queue_job(1);
+    pool.wait_for(Phase::Running, 1);
+    let vm = pool.slot(1).made;
+    pool.stop(Stop::Drain);
+
+    world.hypervisor.set_faults(Faults { lists_without_vms: 1, ..Faults::default() });
+    let pool = world.start(settings(1, 1));
+    pool.wait_for(Phase::Running, 1);
+    assert_eq!(pool.slot(1).made, vm);
     pool.stop(Stop::Drain);
 }
 

@@ -41,6 +41,8 @@ pub struct Faults {
     pub failing_destroys: u32,
     /// So many VMs never boot from now on.
     pub dead_guests: u32,
+    /// So many lists leave out the VMs, but not their disks.
+    pub lists_without_vms: u32,
 }
 
 struct SimulatedVm {
@@ -156,10 +158,12 @@ impl Hypervisor for MockHypervisor {
     }
 
     fn list(&self) -> Result<Inventory, Error> {
+        let leave_out = self.strikes(|faults| &mut faults.lists_without_vms);
         let vms = self.lock();
         Ok(Inventory {
             vms: vms
                 .iter()
+                .filter(|_| !leave_out)
                 .map(|vm| Vm {
                     id: vm.id.clone(),
                     power: if vm.is_off() { Power::Off } else { Power::On },

@@ -7,7 +7,7 @@
 use super::Shared;
 use super::slot::{Event, Millis};
 use crate::github::{Removal, Runner};
-use crate::hypervisor::Inventory;
+use crate::hypervisor::{Inventory, VmId};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{debug, info, warn};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ fn run(shared: &Arc<Shared>, quitting: &Receiver<()>) {
         if shared.stopping().is_some() {
             return;
         }
-        if let (Some((inventory, _)), Some((runners, _))) = (list_vms(shared), list_runners(shared)) {
+        if let (Some(inventory), Some((runners, _))) = (list_vms_surely(shared), list_runners(shared)) {
             take_stock(shared, &inventory, &runners);
             break;
         }
@@ -102,6 +102,20 @@ fn list_vms(shared: &Shared) -> Option<(Inventory, Millis)> {
     let error = result.as_ref().err().map(|error| format!("cannot list the VMs: {error}"));
     note_error(&mut shared.lock().hypervisor_error, error);
     result.ok().map(|inventory| (inventory, asked_at))
+}
+
+/// The list that decides what becomes of everything an earlier start left. A list can leave a VM out, whose disk is
+/// then a disk without a VM and would be cleared away under a running job: so what lacks its VM is looked at twice.
+fn list_vms_surely(shared: &Shared) -> Option<Inventory> {
+    let (mut inventory, _) = list_vms(shared)?;
+    let lacks_its_vm = |disk: &VmId| !inventory.vms.iter().any(|vm| vm.id == *disk);
+    if inventory.disks.iter().any(lacks_its_vm) {
+        let (second, _) = list_vms(shared)?;
+        let missed = second.vms.into_iter().filter(|vm| !inventory.vms.iter().any(|known| known.id == vm.id));
+        let missed: Vec<_> = missed.collect();
+        inventory.vms.extend(missed);
+    }
+    Some(inventory)
 }
 
 fn list_runners(shared: &Shared) -> Option<(Vec<Runner>, Millis)> {
