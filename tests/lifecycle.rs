@@ -145,7 +145,7 @@ fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks() {
         let foreign = format!(
             r#"{{"action":"completed","workflow_job":{{"id":{},"labels":[],"runner_id":{},"runner_name":"runner-{}"}}}}"#,
             job + 100_000,
-            job + 1_000_000,
+            job + 5_000_000,
             job % 64 + 1
         );
         pool.deliver(&format!("foreign-{job}"), &foreign);
