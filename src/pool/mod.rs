@@ -446,7 +446,9 @@ impl Shared {
         inner.fill(self);
         drop(inner);
         if before != phase {
-            let because = why.map(|why| format!(" ({why})")).unwrap_or_default();
+            // A failure is told when it happens, and not again at every step of what makes up for it.
+            let because =
+                why.filter(|_| phase == Phase::Empty).map(|why| format!(" ({why})")).unwrap_or_default();
             info!("{name}: {} -> {}{because}", before.name(), phase.name());
         }
     }

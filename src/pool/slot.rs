@@ -954,7 +954,13 @@ impl Slot {
         let job_ran = d.from == Phase::Running || (d.from == Phase::Ready && left);
         let wait = match &d.cause {
             Cause::CreateFailed => self.back_off(self.failures),
-            Cause::Leftover | Cause::Stop => 0,
+            Cause::Leftover | Cause::Stop => {
+                // What could not be destroyed before is destroyed now.
+                if self.failures == 0 {
+                    self.reason = None;
+                }
+                0
+            }
             _ if job_ran => {
                 self.failures = 0;
                 self.reason = None;
