@@ -119,6 +119,8 @@ fn what_came_through_a_proxy_reaches_the_webhook_and_health_alone() {
         "Tailscale-User-Login",
         "CF-Connecting-IP",
         "Cf-Ray",
+        "Via",
+        "X-Real-IP",
     ] {
         for path in ["/api/runner-config/runner-1", "/metrics", "/api/status", "/"] {
             let answer = pool.get(path, &[(header, "203.0.113.9"), ("Authorization", &secret)]);

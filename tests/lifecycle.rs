@@ -7,7 +7,9 @@ use hyperv_runner_pool::github::GitHub;
 use hyperv_runner_pool::hypervisor::Hypervisor;
 use hyperv_runner_pool::hypervisor::mock::Faults;
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use support::http::Connection;
 use support::mock_pool::{settings, world, world_with_jobs_of};
 use support::wait_until;
 
@@ -136,7 +138,7 @@ fn a_forced_stop_destroys_every_vm() {
 }
 
 #[test]
-fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks() {
+fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks_and_callbacks() {
     let world = world();
     let pool = world.start(settings(64, 64));
     for job in 1..=200u64 {
@@ -150,8 +152,42 @@ fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks() {
         );
         pool.deliver(&format!("foreign-{job}"), &foreign);
     }
-    wait_until("200 jobs have run", || {
-        pool.snapshot().slots.iter().map(|s| s.jobs_completed).sum::<u64>() >= 200
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Guests that ask twice, and what is left of earlier ones that still talk.
+        for thread in 0..4u64 {
+            let (pool, over) = (&pool, &over);
+            scope.spawn(move || {
+                let mut connection = Connection::open(&pool.url);
+                let mut seed = thread + 1;
+                while !over.load(Ordering::Relaxed) {
+                    seed =
+                        seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let view = pool.slot((seed >> 40) as u32 % 64 + 1);
+                    let Some(vm) = view.made.map(|made| made.vm) else { continue };
+                    let present = seed >> 63 == 1;
+                    let incarnation = if present { &*vm.incarnation } else { "00ff00ff00ff00ff" };
+                    let secret = format!("Bearer {}", pool.keys.vm_secret(&vm.name, incarnation).expose());
+                    let headers = [("Authorization", &*secret)];
+                    if present {
+                        let path = format!("/api/runner-config/{}", vm.name);
+                        let status = connection.request("GET", &path, &headers, b"").status;
+                        assert!([200, 401, 404, 409].contains(&status), "{status}");
+                    } else {
+                        let path = format!("/api/runner-complete/{}", vm.name);
+                        let status = connection.post(&path, &headers, b"{}").status;
+                        assert!([401, 404].contains(&status), "{status}");
+                    }
+                }
+            });
+        }
+        let served = || pool.snapshot().slots.iter().map(|s| s.jobs_completed).sum::<u64>() >= 200;
+        let began = Instant::now();
+        while !served() && began.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(served(), "200 jobs have run");
     });
     pool.wait_for(Phase::Ready, 64);
     assert_eq!(pool.snapshot().slots.iter().map(|s| s.jobs_completed).sum::<u64>(), 200);

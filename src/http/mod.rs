@@ -114,7 +114,7 @@ fn came_through_a_proxy(request: &Request) -> bool {
         name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
     request.headers.iter().any(|(name, _)| {
-        name.eq_ignore_ascii_case("forwarded")
+        ["forwarded", "via", "x-real-ip"].iter().any(|whole| name.eq_ignore_ascii_case(whole))
             || ["x-forwarded-", "tailscale-", "cf-"].iter().any(|prefix| starts_with(name, prefix))
     })
 }

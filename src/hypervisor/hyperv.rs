@@ -132,6 +132,21 @@ impl HyperV {
         Some(Vm { id, power: power(&fact.state), uptime: Duration::from_secs(fact.uptime_seconds), notes })
     }
 
+    /// What the pool makes of the raw facts.
+    fn inventory(&self, facts: Facts) -> Inventory {
+        Inventory {
+            vms: facts.vms.into_iter().filter_map(|fact| self.recognise(fact)).collect(),
+            disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
+        }
+    }
+
+    /// For fuzzing: what [`Hypervisor::list`] makes of the output of its script.
+    #[cfg(fuzzing)]
+    pub fn inventory_of(&self, stdout: &str) -> Option<Inventory> {
+        let (answer, _) = super::powershell::fuzzing::read(stdout)?;
+        serde_json::from_value(answer).ok().map(|facts| self.inventory(facts))
+    }
+
     /// The VM for which a disk was made, if it lies directly in the storage folder.
     fn disk_of_ours(&self, disk: &str) -> Option<VmId> {
         let separators: &[char] = if cfg!(windows) { &['\\', '/'] } else { &['/'] };
@@ -188,11 +203,8 @@ impl Hypervisor for HyperV {
 
     fn list(&self) -> Result<Inventory, Error> {
         let request = ListVms { storage_path: &self.pool };
-        let facts: Facts = self.powershell.run(Script::ListVms, &request, &[], self.deadlines.list)?;
-        Ok(Inventory {
-            vms: facts.vms.into_iter().filter_map(|fact| self.recognise(fact)).collect(),
-            disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
-        })
+        let facts = self.powershell.run(Script::ListVms, &request, &[], self.deadlines.list)?;
+        Ok(self.inventory(facts))
     }
 }
 

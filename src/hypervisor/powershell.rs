@@ -580,6 +580,22 @@ mod tree {
     }
 }
 
+/// What reads a script's output, without a script.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use super::{Secret, Value};
+
+    /// The answer in what a script wrote, and the rest of it.
+    pub fn read(stdout: &str) -> Option<(Value, String)> {
+        super::find_answer(stdout)
+    }
+
+    /// How a script's words are shown to a reader who may not know `secret`.
+    pub fn shown(output: &str, secret: &Secret) -> String {
+        super::quote(&super::redact(&super::readable_stderr(output), &[secret]))
+    }
+}
+
 /// Compact JSON in ASCII, so that the code page in which PowerShell reads its
 /// input does not matter.
 fn ascii_json(value: &impl Serialize) -> serde_json::Result<String> {

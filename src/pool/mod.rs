@@ -6,11 +6,36 @@
 //! are never waited for, so that an HTTP handler costs microseconds whatever
 //! the hypervisor is doing.
 //!
-//! There is one lock, held for no call that blocks, and nothing else is taken
-//! while it is held. A slot's state is touched by its own thread alone. That
-//! is why the order in which threads run cannot matter beyond the order in
-//! which events reach a slot, and every such order is tried by driving
-//! [`slot`] directly.
+//! # Why no schedule of the threads has to be tried
+//!
+//! What the threads share is small enough to be gone through:
+//!
+//! - A slot's state machine is its worker's own. Others know only the [`View`]
+//!   that the worker published, before it began what follows from it; it can be
+//!   out of date, so every message names the incarnation, runner or job that it
+//!   is about, and the slot ignores one that is about another. What a message
+//!   does thus depends on the order in which messages are received, and on
+//!   nothing else; any order is right, and they are tried by driving [`slot`]
+//!   and [`book`] directly, from seeds.
+//! - [`Inner`] is under one lock. No other lock of the pool is taken, nothing
+//!   blocks, and nobody else's code runs while it is held (a channel without a
+//!   bound takes a message at once). So there is no deadlock, and each use of
+//!   it is one step. Where a decision and the messages that follow from it must
+//!   be one step, as in filling slots, both are under it.
+//! - `stop` is set before [`Pool::stop`] takes the lock to tell the slots, and a
+//!   slot that begins looks at it under the same lock: it is told either way, or
+//!   twice. A worker looks at it again after every call that may have taken
+//!   long, since its channel is not read in between.
+//! - The HTTP server's deliveries and its note of refusals, and the simulated
+//!   GitHub's and hypervisor's locks, are taken with no other lock held, and
+//!   none is taken under them.
+//!
+//! A model checker of schedules (loom, shuttle) would try the orders of lock
+//! and channel, and of those the above leaves only orders of messages. Orders of
+//! effects in the world outside, such as a callback that comes while its VM is
+//! being made, are the simulator's to try. The gate's connections do not fit
+//! this: their state is one atomic word, changed by compare-and-swap alone, see
+//! [`gate`](crate::http::gate).
 
 pub mod book;
 pub mod demand;
@@ -480,4 +505,86 @@ fn random_seed() -> u64 {
     let nanos =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos());
     RandomState::new().hash_one(nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::github::mock::MockGitHub;
+    use crate::hypervisor::{Error, Inventory, Notes, Power, Vm, VmId, VmSpec};
+    use crossbeam_channel::{Receiver, bounded};
+
+    /// A host that takes its time to say what is there: two VMs, of which one is past the pool's size.
+    struct Slow {
+        asked: Sender<()>,
+        answer: Receiver<()>,
+    }
+
+    impl Hypervisor for Slow {
+        fn create(&self, _: &VmSpec) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn destroy(&self, _: &VmId) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn list(&self) -> Result<Inventory, Error> {
+            self.asked.send(()).unwrap();
+            self.answer.recv().unwrap();
+            let vm = |slot: u32| {
+                let id =
+                    VmId { name: format!("runner-{slot}"), incarnation: format!("00ff00ff00ff00f{slot}") };
+                let notes = Notes {
+                    pool: "test".into(),
+                    slot,
+                    incarnation: id.incarnation.clone(),
+                    runner_name: id.name.clone(),
+                    runner_id: Some(1_000_000 + u64::from(slot)),
+                    created: 0,
+                };
+                Vm { id, power: Power::On, uptime: Duration::from_secs(60), notes: Some(notes) }
+            };
+            let vms = vec![vm(1), vm(2)];
+            Ok(Inventory { disks: vms.iter().map(|vm| vm.id.clone()).collect(), vms })
+        }
+    }
+
+    #[test]
+    fn a_stop_while_the_first_stock_is_taken_also_stops_the_slots_that_come_of_it() {
+        let (asked, was_asked) = bounded(1);
+        let (answer, answers) = bounded(1);
+        let keys = Keys::new(&Secret::new("s"));
+        let github = Arc::new(MockGitHub::new(&[], String::new(), keys.clone()));
+        // Both runners have a job, so that their VMs are adopted and left alone.
+        for (job, name) in [(1, "runner-1"), (2, "runner-2")] {
+            let runner = github.register(name).unwrap();
+            let id = github.connect(runner.credential.expose()).unwrap();
+            github.offer(job, Vec::new());
+            assert_eq!(github.take_job(id, Duration::ZERO), Some(job));
+        }
+        let settings = Settings {
+            name_prefix: "runner-".into(),
+            size: 1,
+            warm: 1,
+            labels: Vec::new(),
+            boot_timeout: Duration::from_secs(600),
+            job_timeout: Duration::from_secs(600),
+            poll: Duration::from_secs(600),
+            jit: true,
+            identity: "test".into(),
+        };
+        let pool =
+            Arc::new(Pool::start(settings, github, Arc::new(Slow { asked, answer: answers }), keys).unwrap());
+        was_asked.recv().unwrap();
+        pool.stop(Stop::Drain);
+        answer.send(()).unwrap();
+        let (done, joined) = bounded(1);
+        let joining = Arc::clone(&pool);
+        std::thread::spawn(move || {
+            joining.join();
+            done.send(()).unwrap();
+        });
+        joined.recv_timeout(Duration::from_secs(10)).expect("the pool stops");
+    }
 }

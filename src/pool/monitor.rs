@@ -100,7 +100,8 @@ fn list_vms(shared: &Shared) -> Option<(Inventory, Millis)> {
     let asked_at = shared.now();
     let result = shared.hypervisor.list();
     let error = result.as_ref().err().map(|error| format!("cannot list the VMs: {error}"));
-    note_error(&mut shared.lock().hypervisor_error, error);
+    let before = std::mem::replace(&mut shared.lock().hypervisor_error, error.clone());
+    note_change(before, error);
     result.ok().map(|inventory| (inventory, asked_at))
 }
 
@@ -122,19 +123,19 @@ fn list_runners(shared: &Shared) -> Option<(Vec<Runner>, Millis)> {
     let asked_at = shared.now();
     let result = shared.github.runners();
     let error = result.as_ref().err().map(ToString::to_string);
-    note_error(&mut shared.lock().github_error, error);
+    let before = std::mem::replace(&mut shared.lock().github_error, error.clone());
+    note_change(before, error);
     result.ok().map(|runners| (runners, asked_at))
 }
 
-/// Logs an error when it is new, and its end.
-fn note_error(last: &mut Option<String>, error: Option<String>) {
-    match (&last, &error) {
+/// Logs an error when it is new, and its end. Not under the lock: a log can be slow.
+fn note_change(before: Option<String>, now: Option<String>) {
+    match (before, now) {
         (None, Some(why)) => warn!("{why}"),
         (Some(before), Some(why)) if before != why => warn!("{why}"),
         (Some(before), None) => info!("no longer: {before}"),
         _ => {}
     }
-    *last = error;
 }
 
 fn take_stock(shared: &Arc<Shared>, inventory: &Inventory, runners: &[Runner]) {

@@ -4,7 +4,7 @@ use hyperv_runner_pool::secret::{Keys, Secret};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,6 +23,32 @@ impl Process {
     /// Starts the program on a free port, with these settings more, and waits until it listens.
     /// It says so at `LOG_LEVEL` info, which is the default.
     pub fn start(settings: &[(&str, &str)]) -> Process {
+        let mut pool = Process::spawn(settings);
+        let mut lines = BufReader::new(pool.child.stderr.take().unwrap());
+        let mut heard = String::new();
+        while pool.url.is_empty() {
+            let before = heard.len();
+            assert!(lines.read_line(&mut heard).unwrap() > 0, "it ended: {heard}");
+            if let Some((_, address)) = heard[before..].split_once("listening on ") {
+                pool.url = format!("http://{}", address.trim());
+            }
+        }
+        pool.follow(heard, lines);
+        pool
+    }
+
+    /// Starts the program on this port of these settings, and waits until it answers: for when it logs nothing.
+    pub fn start_at(settings: &[(&str, &str)], port: &str) -> Process {
+        let mut pool = Process::spawn(settings);
+        let lines = BufReader::new(pool.child.stderr.take().unwrap());
+        pool.follow(String::new(), lines);
+        let address = format!("127.0.0.1:{port}");
+        super::wait_until("it listens", || std::net::TcpStream::connect(&address).is_ok());
+        pool.url = format!("http://{address}");
+        pool
+    }
+
+    fn spawn(settings: &[(&str, &str)]) -> Process {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         // A folder without a .env.
@@ -35,24 +61,20 @@ impl Process {
         command.envs([("USE_MOCK", "true"), ("PORT", "0"), ("BIND", "127.0.0.1")]);
         command.envs(settings.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        let (mut heard, mut url) = (String::new(), None);
-        while url.is_none() {
-            let before = heard.len();
-            assert!(lines.read_line(&mut heard).unwrap() > 0, "it ended: {heard}");
-            url = heard[before..].split_once("listening on ").map(|(_, at)| format!("http://{}", at.trim()));
-        }
-        let log = Arc::new(Mutex::new(heard));
-        let shared = Arc::clone(&log);
-        let reader = std::thread::spawn(move || {
-            for line in lines.lines().map_while(Result::ok) {
-                *shared.lock().unwrap() += &(line + "\n");
-            }
-        });
+        let child = command.spawn().unwrap();
         let keys = Keys::new(&Secret::new("mock-secret"));
-        Process { child, url: url.unwrap(), keys, log, reader: Some(reader), folder }
+        Process { child, url: String::new(), keys, log: Arc::default(), reader: None, folder }
+    }
+
+    /// Keeps what it logs, which must be read or it would block.
+    fn follow(&mut self, heard: String, lines: BufReader<ChildStderr>) {
+        *self.log.lock().unwrap() = heard;
+        let log = Arc::clone(&self.log);
+        self.reader = Some(std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                *log.lock().unwrap() += &(line + "\n");
+            }
+        }));
     }
 
     pub fn id(&self) -> u32 {
