@@ -118,7 +118,7 @@ fn dispatch(api: &Api, delivery: Delivery) {
                     simulation.offer(job_id, job.labels);
                 }
             } else {
-                debug!("job {job_id} is queued for other runners");
+                debug!("job {job_id} is queued for other runners, or was before");
             }
         }
         "in_progress" => {

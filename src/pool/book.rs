@@ -178,13 +178,9 @@ impl Book {
         Some(if known { Vec::new() } else { vec![(slot, event)] })
     }
 
-    /// A job waits. Answers whether this pool serves it.
+    /// A job waits. Answers whether this pool serves it and had not heard of it before.
     pub fn job_queued(&mut self, job_id: u64, labels: &[String], now: Millis) -> bool {
-        let serves = self.demand.serves(labels);
-        if serves {
-            self.demand.queued(job_id, now);
-        }
-        serves
+        self.demand.serves(labels) && self.demand.queued(job_id, now)
     }
 
     /// A runner, of this pool or another, has got a job.

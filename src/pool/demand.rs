@@ -57,8 +57,8 @@ impl Demand {
         labels.iter().all(|label| self.labels.contains(&label.to_lowercase()))
     }
 
-    /// A job waits for a runner. One that was heard of before changes nothing.
-    pub fn queued(&mut self, job_id: u64, now: Millis) {
+    /// A job waits for a runner. Answers whether it was not heard of before; if it was, nothing changes.
+    pub fn queued(&mut self, job_id: u64, now: Millis) -> bool {
         self.forget_old(now);
         let known = self.waiting.contains_key(&job_id) || self.over.contains(&job_id);
         if self.waiting.len() < MOST_REMEMBERED && !known {
@@ -66,6 +66,7 @@ impl Demand {
             self.arrivals.push_back((now, job_id));
             self.new += 1;
         }
+        !known
     }
 
     /// A job waits no more: a runner has it, or it was cancelled.
@@ -194,7 +195,7 @@ mod tests {
     #[test]
     fn the_surplus_is_refilled_while_more_jobs_wait_than_vms_are_idle() {
         let mut demand = demand(2, 0);
-        (1..=5).for_each(|job| demand.queued(job, 0));
+        (1..=5).for_each(|job| assert!(demand.queued(job, 0)));
         assert_eq!(fills(&mut demand, &[view(1, Phase::Empty), view(2, Phase::Empty)]), [1, 2]);
         demand.taken(1);
         demand.taken(2);

@@ -295,14 +295,14 @@ impl Pool {
         Ok(())
     }
 
-    /// A job waits for a runner with these labels. Returns whether this pool serves it.
+    /// A job waits for a runner with these labels. Answers whether this pool serves it and had not heard of it before.
     pub fn job_queued(&self, job_id: u64, labels: &[String]) -> bool {
         let mut inner = self.shared.lock();
-        let serves = inner.book.job_queued(job_id, labels, self.shared.now());
-        if serves {
+        let news = inner.book.job_queued(job_id, labels, self.shared.now());
+        if news {
             inner.fill(&self.shared);
         }
-        serves
+        news
     }
 
     /// A runner, of this pool or another, has got a job.
