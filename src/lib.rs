@@ -2,8 +2,19 @@
 //! registers with GitHub, runs exactly one job, is destroyed, and is replaced
 //! by a fresh one.
 //!
+//! | module | what it is |
+//! |---|---|
+//! | [`app`] | the parts put together: what `main` runs |
+//! | [`pool`] | slots, their threads, the monitor; [`pool::slot`] and [`pool::book`] decide, without I/O |
+//! | [`http`] | webhooks from GitHub, calls from the VMs, health; [`http::gate`] owns the connections |
+//! | [`github`] | the REST client, and a simulated GitHub |
+//! | [`hypervisor`] | Hyper-V through PowerShell, the check of the host, and simulated VMs |
+//! | [`config`], [`dotenv`] | the settings |
+//! | [`secret`] | values that are never shown, and the keys made from them |
+//! | [`logging`], [`date`] | the log, and the little that is needed of a calendar |
+//!
 //! Dependencies between the modules point one way:
-//! `main -> http, pool -> github, hypervisor -> config, secret`.
+//! `main -> app -> http, pool -> github, hypervisor -> config, secret`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
