@@ -16,7 +16,7 @@
 //! How it works:
 //! - One thread accepts. One blocking thread serves one connection. One thread,
 //!   the reaper, cuts the connections whose deadline has passed.
-//! - What a connection is doing, and since when, is one atomic word ([`State`]).
+//! - What a connection is doing, and since when, is one atomic word (`State`).
 //!   Its thread and whoever wants to cut it both change the word by
 //!   compare-and-swap, so a connection is never cut once its handler runs.
 //! - To cut is to mark the word and to shut the socket down, which wakes a
@@ -365,7 +365,7 @@ struct Shared {
     limits: Limits,
     handler: Arc<Handler>,
     thread_name: String,
-    /// The zero of all times in [`State`].
+    /// The zero of all times in `State`.
     epoch: Instant,
     /// No new connections, no new requests.
     stopping: AtomicBool,

@@ -17,7 +17,7 @@
 //!   does thus depends on the order in which messages are received, and on
 //!   nothing else; any order is right, and they are tried by driving [`slot`]
 //!   and [`book`] directly, from seeds.
-//! - [`Inner`] is under one lock. No other lock of the pool is taken, nothing
+//! - `Inner` is under one lock. No other lock of the pool is taken, nothing
 //!   blocks, and nobody else's code runs while it is held (a channel without a
 //!   bound takes a message at once). So there is no deadlock, and each use of
 //!   it is one step. Where a decision and the messages that follow from it must
