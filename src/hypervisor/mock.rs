@@ -230,13 +230,13 @@ impl Guest {
             return;
         }
         github.end_job(runner_id);
-        github.deliver("completed", job_id, runner_id);
         for _ in 0..5 {
             if self.post("runner-complete", r#"{"exit_code":0}"#) || !self.vm.run(Duration::from_millis(500))
             {
                 break;
             }
         }
+        github.deliver("completed", job_id, runner_id);
     }
 
     fn fetch_config(&self) -> Option<GuestConfig> {
