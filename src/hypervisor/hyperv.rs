@@ -311,7 +311,7 @@ struct VmFact {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     #[test]
@@ -344,7 +344,7 @@ mod tests {
         assert!(!same_path("/P/vms", "/p/vms", false));
     }
 
-    fn settings() -> Settings {
+    pub fn settings() -> Settings {
         Settings {
             template_path: "/p/template.vhdx".into(),
             storage_path: "/p/storage".into(),

@@ -278,19 +278,8 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings {
-            template_path: r"C:\p\t.vhdx".into(),
-            storage_path: r"C:\p\storage".into(),
-            disk_mode: DiskMode::Differencing,
-            memory_mb: 4096,
-            memory_max_mb: None,
-            cpu_count: 2,
-            switch: "Default Switch".into(),
-            secure_boot: "MicrosoftWindows".into(),
-            nested_virtualization: false,
-            orchestrator_ip: None,
-            port: 8080,
-        }
+        let usual = crate::hypervisor::hyperv::tests::settings();
+        Settings { template_path: r"C:\p\t.vhdx".into(), storage_path: r"C:\p\storage".into(), ..usual }
     }
 
     fn good() -> HostFacts {
