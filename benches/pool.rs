@@ -11,11 +11,11 @@ mod support;
 use hyperv_runner_pool::date;
 use hyperv_runner_pool::http::gate::{self, Limits, Request};
 use hyperv_runner_pool::http::{Api, RunnerFacts};
-use hyperv_runner_pool::hypervisor::mock::{Faults, MockHypervisor, Timing};
 use hyperv_runner_pool::hypervisor::{Error, Hypervisor, Inventory, VmId, VmSpec};
 use hyperv_runner_pool::pool::Pool;
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -200,7 +200,7 @@ fn inside(slots: u32, poll: Duration) -> Inside {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let keys = Keys::new(&Secret::new(SECRET));
-    let github = Arc::new(hyperv_runner_pool::github::mock::MockGitHub::new(
+    let github = Arc::new(hyperv_runner_pool::sim::github::MockGitHub::new(
         &labels(),
         format!("{url}/webhook"),
         keys.clone(),

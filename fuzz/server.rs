@@ -1,10 +1,10 @@
 //! A pool with one silent simulated VM, and its HTTP server, for the targets
 //! that send it something.
 
-use hyperv_runner_pool::github::mock::MockGitHub;
+use hyperv_runner_pool::sim::github::MockGitHub;
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
 use hyperv_runner_pool::http::{Api, RunnerFacts};
-use hyperv_runner_pool::hypervisor::mock::{Faults, MockHypervisor, Timing};
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
 use hyperv_runner_pool::pool::slot::Phase;
 use hyperv_runner_pool::pool::{Pool, Settings};
 use hyperv_runner_pool::secret::{Keys, Secret};

@@ -3,18 +3,18 @@
 use crate::config::RegistrationMode;
 use crate::config::{Config, GitHubConfig, Shutdown};
 use crate::github::client::Client;
-use crate::github::mock::MockGitHub;
 use crate::github::{GitHub, client};
 use crate::http::gate::{self, Gate, Limits};
 use crate::http::{Api, RunnerFacts};
 use crate::hypervisor::Hypervisor;
+use crate::hypervisor::host_check::{self, Finding, Severity};
 use crate::hypervisor::hyperv::{self, Deadlines, HyperV};
-use crate::hypervisor::mock::{MockHypervisor, Timing};
 use crate::hypervisor::powershell::PowerShell;
-use crate::hypervisor::preflight::{self, Finding, Severity};
 use crate::pool::slot::Stop;
 use crate::pool::{self, Pool};
 use crate::secret::Keys;
+use crate::sim::github::MockGitHub;
+use crate::sim::hypervisor::{MockHypervisor, Timing};
 use log::{error, info, warn};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -68,7 +68,7 @@ impl App {
             let powershell = powershell()?;
             let settings = config.hyperv.clone();
             let deadline = Deadlines::default().check;
-            preflight::run(&powershell, &settings, config.pool.size, deadline).iter().for_each(log_finding);
+            host_check::run(&powershell, &settings, config.pool.size, deadline).iter().for_each(log_finding);
             let hyperv = HyperV::new(settings, powershell).map_err(|err| err.to_string())?;
             (Arc::new(hyperv), Some(lock))
         };
@@ -132,7 +132,7 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
         let settings = &config.hyperv;
         let deadline = Deadlines::default().check;
         findings = match powershell() {
-            Ok(powershell) => preflight::run(&powershell, settings, config.pool.size, deadline),
+            Ok(powershell) => host_check::run(&powershell, settings, config.pool.size, deadline),
             Err(why) => vec![Finding::fault(why)],
         };
     }

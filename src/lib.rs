@@ -28,3 +28,4 @@ pub mod hypervisor;
 pub mod logging;
 pub mod pool;
 pub mod secret;
+pub mod sim;

@@ -4,7 +4,7 @@
 
 use hyperv_runner_pool::app::{self, App};
 use hyperv_runner_pool::config::{self, Config};
-use hyperv_runner_pool::hypervisor::preflight::Severity;
+use hyperv_runner_pool::hypervisor::host_check::Severity;
 use hyperv_runner_pool::logging;
 use log::{info, warn};
 use std::io::{self, Write};

@@ -4,8 +4,8 @@
 mod support;
 
 use hyperv_runner_pool::github::GitHub;
-use hyperv_runner_pool::hypervisor::mock::Faults;
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
+use hyperv_runner_pool::sim::hypervisor::Faults;
 use std::time::Duration;
 use support::http::Connection;
 use support::mock_pool::{MockPool, World, settings, world, world_with_jobs_of};

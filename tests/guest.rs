@@ -427,8 +427,8 @@ fn completion_is_reported_after_any_failure() {
 /// The harness makes the script's requests (see above), so what a running pool answers to it, it answers to the script.
 #[test]
 fn a_running_pool_takes_the_guests_requests_from_boot_to_replacement() {
-    use hyperv_runner_pool::hypervisor::mock::Faults;
     use hyperv_runner_pool::pool::slot::{Phase, Stop};
+    use hyperv_runner_pool::sim::hypervisor::Faults;
 
     let world = support::mock_pool::world();
     world.hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });

@@ -8,9 +8,9 @@
 mod support;
 
 use hyperv_runner_pool::config::DiskMode;
+use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
 use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, Settings, pool_identity};
 use hyperv_runner_pool::hypervisor::powershell::PowerShell;
-use hyperv_runner_pool::hypervisor::preflight::{self, Severity};
 use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, Power, VmId, VmSpec};
 use hyperv_runner_pool::secret::Secret;
 use std::fs;
@@ -341,7 +341,7 @@ fn every_operation_ends_at_its_deadline() {
         scope.spawn(|| has(&hyperv.list().unwrap_err().0, &["list-vms", "3 s"]));
         scope.spawn(|| {
             let findings =
-                preflight::run(&powershell(&standin), &settings(&standin), 1, Duration::from_millis(300));
+                host_check::run(&powershell(&standin), &settings(&standin), 1, Duration::from_millis(300));
             assert_eq!(findings.len(), 1);
             has(&findings[0].text, &["cannot be checked", "check-host", "0.3 s"]);
         });
@@ -567,7 +567,7 @@ fn ctrl_c_on_the_pool_does_not_reach_a_script() {
 #[test]
 fn the_check_of_a_good_host_finds_no_fault() {
     let standin = Standin::new();
-    let findings = preflight::run(&powershell(&standin), &settings(&standin), 4, Deadlines::default().check);
+    let findings = host_check::run(&powershell(&standin), &settings(&standin), 4, Deadlines::default().check);
     assert!(findings.len() > 5);
     for finding in findings {
         assert_eq!(finding.severity, Severity::Ok, "{finding}");
@@ -583,11 +583,12 @@ fn the_check_finds_what_is_missing_on_the_host() {
         switch: "Isolated".into(),
         ..settings(&standin)
     };
-    let faults: Vec<String> = preflight::run(&powershell(&standin), &settings, 4, Deadlines::default().check)
-        .into_iter()
-        .filter(|finding| finding.severity == Severity::Fault)
-        .map(|finding| finding.text)
-        .collect();
+    let faults: Vec<String> =
+        host_check::run(&powershell(&standin), &settings, 4, Deadlines::default().check)
+            .into_iter()
+            .filter(|finding| finding.severity == Severity::Fault)
+            .map(|finding| finding.text)
+            .collect();
     assert_eq!(faults.len(), 3, "{faults:?}");
     has(&faults[0], &["template", "VM_TEMPLATE_PATH"]);
     has(&faults[1], &["storage folder", "VM_STORAGE_PATH"]);

@@ -5,8 +5,8 @@ mod support;
 
 use hyperv_runner_pool::github::GitHub;
 use hyperv_runner_pool::hypervisor::Hypervisor;
-use hyperv_runner_pool::hypervisor::mock::Faults;
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
+use hyperv_runner_pool::sim::hypervisor::Faults;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::http::Connection;

@@ -5,10 +5,10 @@
 mod support;
 
 use hyperv_runner_pool::github::{GitHub, Removal};
-use hyperv_runner_pool::hypervisor::mock::Faults;
 use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, VmId, VmSpec};
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
 use hyperv_runner_pool::secret::Secret;
+use hyperv_runner_pool::sim::hypervisor::Faults;
 use std::time::Duration;
 use support::mock_pool::{settings, world, world_with_jobs_of};
 use support::wait_until;

@@ -6,14 +6,14 @@
 //! version 2022-11-28.
 
 use super::auth::Auth;
+pub use super::http::Timeouts;
+use super::http::{Answer, Call, Transport, one_line};
+use super::scope::{Scope, encode};
 use super::time::{Clock, SystemClock, parse_rfc3339};
-pub use super::transport::Timeouts;
-use super::transport::{Answer, Call, Transport, one_line};
 use super::{Error, GitHub, Registration, Removal, Runner};
 use crate::config::RegistrationMode;
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,7 +74,11 @@ impl Client {
     pub fn with(settings: Settings, timeouts: Timeouts, clock: Arc<dyn Clock>) -> Client {
         Client {
             transport: Transport::new(&settings.api_url, Auth::Pat(settings.pat), timeouts, clock),
-            scope: Scope { org: settings.org, repo: settings.repo },
+            scope: Scope {
+                api_url: settings.api_url.clone(),
+                owner: settings.org,
+                repository: settings.repo,
+            },
             registration: settings.registration,
             runner_group: settings.runner_group,
             labels: settings.labels,
@@ -174,7 +178,7 @@ impl Client {
 
     /// The id of the runner group, looked up once.
     fn group_id(&self, what: &str) -> Result<u64, Error> {
-        if self.scope.is_repository() || self.runner_group.eq_ignore_ascii_case("Default") {
+        if self.scope.repository.is_some() || self.runner_group.eq_ignore_ascii_case("Default") {
             return Ok(DEFAULT_GROUP);
         }
         self.group_id.get(
@@ -288,34 +292,6 @@ impl GitHub for Client {
         let call = self.call(what, Method::GET, "/runners/downloads");
         let downloads: Vec<Download> = self.ask(&call, self.transport.request_deadline())?;
         Ok(downloads.iter().find(|d| d.os == "win" && d.architecture == "x64").and_then(Download::version))
-    }
-}
-
-/// Whose runners.
-pub(super) struct Scope {
-    org: String,
-    repo: Option<String>,
-}
-
-impl Scope {
-    pub fn is_repository(&self) -> bool {
-        self.repo.is_some()
-    }
-
-    fn path(&self) -> String {
-        match &self.repo {
-            Some(repo) => format!("/repos/{}/{}", encode(&self.org), encode(repo)),
-            None => format!("/orgs/{}", encode(&self.org)),
-        }
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.repo {
-            Some(repo) => write!(f, "repository {}/{repo}", self.org),
-            None => write!(f, "organization {}", self.org),
-        }
     }
 }
 
@@ -483,20 +459,6 @@ impl Download {
     }
 }
 
-/// Percent-encodes what is not unreserved in a URL (RFC 3986, section 2.3).
-fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                encoded.push(char::from(byte))
-            }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -517,12 +479,6 @@ mod tests {
         assert_eq!(version("actions-runner-win-x64-2.328.0.zip", url).as_deref(), Some("2.328.0"));
         assert_eq!(version("runner.zip", url).as_deref(), Some("2.329.1"));
         assert_eq!(version("actions-runner-win-x64-beta.zip", "https://example.com/vx/latest"), None);
-    }
-
-    #[test]
-    fn reserved_characters_and_other_scripts_are_percent_encoded() {
-        assert_eq!(encode("runner-1_a.b~"), "runner-1_a.b~");
-        assert_eq!(encode("a b/c?d&e#\u{e9}"), "a%20b%2Fc%3Fd%26e%23%C3%A9");
     }
 
     #[test]

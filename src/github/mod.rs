@@ -3,9 +3,9 @@
 
 pub mod auth;
 pub mod client;
-pub mod mock;
+mod http;
+pub mod scope;
 pub mod time;
-mod transport;
 
 use crate::secret::Secret;
 use std::fmt;

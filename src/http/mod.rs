@@ -8,9 +8,9 @@ pub mod gate;
 mod status;
 mod webhook;
 
-use crate::github::mock::MockGitHub;
 use crate::pool::Pool;
 use crate::secret::Keys;
+use crate::sim::github::MockGitHub;
 use gate::{Reply, Request};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,10 +3,9 @@
 //! [`Hypervisor`] is everything the pool asks of it: make a VM, remove it, say
 //! what is there. `hyperv` is the real one; `mock` simulates VMs.
 
+pub mod host_check;
 pub mod hyperv;
-pub mod mock;
 pub mod powershell;
-pub mod preflight;
 
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};

@@ -132,7 +132,7 @@ impl PowerShell {
             .flat_map(std::env::split_paths)
             .map(|folder| folder.join("powershell"))
             .find(|program| program.is_file())
-            .ok_or_else(|| Error(super::preflight::NOT_WINDOWS.into()))
+            .ok_or_else(|| Error(super::host_check::NOT_WINDOWS.into()))
     }
 
     /// How many processes have been started so far.

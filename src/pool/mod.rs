@@ -510,8 +510,8 @@ fn random_seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::github::mock::MockGitHub;
     use crate::hypervisor::{Error, Inventory, Notes, Power, Vm, VmId, VmSpec};
+    use crate::sim::github::MockGitHub;
     use crossbeam_channel::{Receiver, bounded};
 
     /// A host that takes its time to say what is there: two VMs, of which one is past the pool's size.

@@ -2,13 +2,13 @@
 //! GitHub, in which everything takes milliseconds.
 
 use super::wait_until;
-use hyperv_runner_pool::github::mock::MockGitHub;
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
 use hyperv_runner_pool::http::{Api, RunnerFacts};
-use hyperv_runner_pool::hypervisor::mock::{MockHypervisor, Timing};
 use hyperv_runner_pool::pool::slot::{Phase, Stop, View};
 use hyperv_runner_pool::pool::{Pool, Settings, Snapshot};
 use hyperv_runner_pool::secret::{Keys, Secret};
+use hyperv_runner_pool::sim::github::MockGitHub;
+use hyperv_runner_pool::sim::hypervisor::{MockHypervisor, Timing};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;

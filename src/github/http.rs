@@ -178,7 +178,7 @@ impl Transport {
     }
 
     /// The error for an answer that is not the one hoped for.
-    pub fn refusal(&self, call: &Call, answer: &Answer, scope: &super::client::Scope) -> Error {
+    pub fn refusal(&self, call: &Call, answer: &Answer, scope: &super::scope::Scope) -> Error {
         let token = self.auth.name();
         let why = match answer.status {
             401 => format!("GitHub refuses {token} (401): renew it, and set GITHUB_PAT to the new one"),
@@ -193,11 +193,11 @@ impl Transport {
                     format!(
                         "GitHub does not allow it to {token} (403): it needs {}, and its owner must be an \
                          administrator of the {scope}",
-                        self.auth.needs(scope.is_repository())
+                        self.auth.needs(scope.repository.is_some())
                     )
                 }
             }
-            404 if scope.is_repository() => format!(
+            404 if scope.repository.is_some() => format!(
                 "GitHub does not find the {scope}, or {token} has no access to it (404): check GITHUB_ORG and \
                  GITHUB_REPO, and that the token has {}",
                 self.auth.needs(true)

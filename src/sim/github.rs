@@ -2,7 +2,7 @@
 //! of `queued` webhooks to those that wait, and tells of it in signed webhooks
 //! as GitHub does.
 
-use super::{Error, GitHub, Registration, Removal, Runner};
+use crate::github::{Error, GitHub, Registration, Removal, Runner};
 use crate::secret::{Keys, Secret};
 use log::debug;
 use std::collections::VecDeque;
@@ -98,7 +98,7 @@ impl MockGitHub {
             "workflow_job": {"id": job_id, "labels": self.labels, "runner_id": runner_id},
         });
         let body = body.to_string();
-        let request = crate::hypervisor::mock::loopback_agent()
+        let request = super::hypervisor::loopback_agent()
             .post(&self.webhook_url)
             .header("X-GitHub-Event", "workflow_job")
             .header("X-GitHub-Delivery", delivery)

@@ -2,8 +2,8 @@
 //! over real HTTP: they fetch their configuration, run the job that the
 //! simulated GitHub gives them, report, and power off.
 
-use super::{Error, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec};
-use crate::github::mock::MockGitHub;
+use super::github::MockGitHub;
+use crate::hypervisor::{Error, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec};
 use crate::secret::Secret;
 use serde::Deserialize;
 use std::fmt;

@@ -1,0 +1,63 @@
+//! Whose runners: an organization's or one repository's, at one GitHub.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Where a runner is registered. GitHub's runner ids count per scope, so an id
+/// means nothing without it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Scope {
+    /// Base of the REST API, without a slash at its end.
+    pub api_url: String,
+    /// The organization, or the owner of the repository.
+    pub owner: String,
+    /// The repository, for runners of one repository only.
+    pub repository: Option<String>,
+}
+
+impl Scope {
+    /// The part of a REST path that names the scope:
+    /// `/orgs/ORG` or `/repos/OWNER/REPOSITORY`, percent-encoded.
+    ///
+    /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
+    pub(super) fn path(&self) -> String {
+        match &self.repository {
+            Some(repository) => format!("/repos/{}/{}", encode(&self.owner), encode(repository)),
+            None => format!("/orgs/{}", encode(&self.owner)),
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.repository {
+            Some(repository) => write!(f, "repository {}/{repository}", self.owner),
+            None => write!(f, "organization {}", self.owner),
+        }
+    }
+}
+
+/// Percent-encodes what is not unreserved in a URL (RFC 3986, section 2.3).
+pub(super) fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte))
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_characters_and_other_scripts_are_percent_encoded() {
+        assert_eq!(encode("runner-1_a.b~"), "runner-1_a.b~");
+        assert_eq!(encode("a b/c?d&e#\u{e9}"), "a%20b%2Fc%3Fd%26e%23%C3%A9");
+    }
+}
