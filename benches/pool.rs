@@ -180,9 +180,17 @@ impl Hypervisor for Watched {
         self.hypervisor.destroy(vm)
     }
 
-    fn list(&self) -> Result<Inventory, Error> {
+    fn list(&self, writes: &[hyperv_runner_pool::hypervisor::VmWrite]) -> Result<Inventory, Error> {
         _ = self.lists.lock().unwrap().send(Instant::now());
-        self.hypervisor.list()
+        self.hypervisor.list(writes)
+    }
+
+    fn fingerprint(&self) -> Option<String> {
+        self.hypervisor.fingerprint()
+    }
+
+    fn stop_creating(&self) {
+        self.hypervisor.stop_creating();
     }
 }
 

@@ -38,7 +38,7 @@ fn a_guest_gets_its_configuration_with_its_secret_and_may_ask_again_until_a_job_
     let (status, body) = call(&pool, "GET", "/api/runner-config/runner-1", &secret);
     assert_eq!(status, 200);
     let config: serde_json::Value = serde_json::from_str(&body).unwrap();
-    let id = world.github.runner_by_name("runner-1").unwrap().unwrap().id;
+    let id = world.github.runner_by_name(world.github.scope(), "runner-1").unwrap().unwrap().id;
     assert_eq!(config["token"], format!("simulated-jit-{id}"));
     assert_eq!(config["organization"], "octo");
     assert_eq!(config["repository"], "");

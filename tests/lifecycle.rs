@@ -18,7 +18,7 @@ fn the_pool_comes_up_with_a_ready_vm_in_every_slot() {
     let world = world();
     let pool = world.start(settings(4, 4));
     pool.wait_for(Phase::Ready, 4);
-    assert_eq!(world.hypervisor.list().unwrap().vms.len(), 4);
+    assert_eq!(world.hypervisor.list(&[]).unwrap().vms.len(), 4);
     let health = pool.get("/health", &[]);
     assert_eq!(health.status, 200);
     assert!(
@@ -42,7 +42,7 @@ fn a_queued_job_is_run_by_one_vm_which_is_then_replaced() {
     pool.wait_for(Phase::Ready, 2);
     let replaced = [1, 2].iter().filter(|&&n| !before.contains(&pool.incarnation(n))).count();
     assert_eq!(replaced, 1);
-    assert_eq!(world.hypervisor.list().unwrap().vms.len(), 2);
+    assert_eq!(world.hypervisor.list(&[]).unwrap().vms.len(), 2);
     pool.stop(Stop::Drain);
 }
 
@@ -55,7 +55,7 @@ fn a_slot_past_pool_warm_is_filled_by_a_queued_job_and_not_refilled_without_one(
     wait_until("the job has ended", || {
         pool.snapshot().slots.iter().map(|s| s.jobs_completed).sum::<u64>() == 1
     });
-    wait_until("no VM is left", || world.hypervisor.list().unwrap().vms.is_empty());
+    wait_until("no VM is left", || world.hypervisor.list(&[]).unwrap().vms.is_empty());
     pool.stop(Stop::Drain);
 }
 
@@ -108,7 +108,7 @@ fn a_vm_is_destroyed_before_its_slot_makes_another_however_often_that_fails() {
     wait_until("destroying fails", || {
         pool.slot(1).phase == Phase::Destroying && pool.slot(1).reason.is_some()
     });
-    assert_eq!(world.hypervisor.list().unwrap().vms.len(), 1);
+    assert_eq!(world.hypervisor.list(&[]).unwrap().vms.len(), 1);
     pool.wait_for(Phase::Ready, 1);
     pool.stop(Stop::Drain);
 }
@@ -121,7 +121,7 @@ fn stopping_removes_idle_vms_with_their_registrations_and_leaves_jobs_running() 
     pool.queue_job(1);
     pool.wait_for(Phase::Running, 1);
     pool.stop(Stop::Drain);
-    assert_eq!(world.hypervisor.list().unwrap().vms.len(), 1);
+    assert_eq!(world.hypervisor.list(&[]).unwrap().vms.len(), 1);
     let runners = world.github.runners().unwrap();
     assert!(runners.len() == 1 && runners[0].busy, "{runners:?}");
 }
@@ -134,7 +134,7 @@ fn a_forced_stop_destroys_every_vm() {
     pool.queue_job(1);
     pool.wait_for(Phase::Running, 1);
     pool.stop(Stop::Destroy);
-    assert!(world.hypervisor.list().unwrap().vms.is_empty());
+    assert!(world.hypervisor.list(&[]).unwrap().vms.is_empty());
 }
 
 #[test]
@@ -191,6 +191,6 @@ fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks_and_callba
     });
     pool.wait_for(Phase::Ready, 64);
     assert_eq!(pool.snapshot().slots.iter().map(|s| s.jobs_completed).sum::<u64>(), 200);
-    assert_eq!(world.hypervisor.list().unwrap().vms.len(), 64);
+    assert_eq!(world.hypervisor.list(&[]).unwrap().vms.len(), 64);
     pool.stop(Stop::Drain);
 }

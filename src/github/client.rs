@@ -10,13 +10,13 @@ pub use super::http::Timeouts;
 use super::http::{Answer, Call, Transport, one_line};
 use super::scope::{Scope, encode};
 use super::time::{Clock, SystemClock, parse_rfc3339};
-use super::{Error, GitHub, Registration, Removal, Runner};
+use super::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
 use crate::config::RegistrationMode;
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use ureq::http::Method;
 
 /// Items on a page: the most that GitHub gives.
@@ -239,6 +239,18 @@ impl Client {
 }
 
 impl GitHub for Client {
+    fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    fn queued_jobs(&self) -> Result<Vec<QueuedJob>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn token_expires(&self) -> Option<SystemTime> {
+        None
+    }
+
     fn register(&self, name: &str) -> Result<Registration, Error> {
         match self.registration {
             RegistrationMode::Jit => self.register_jit(name),
@@ -250,13 +262,13 @@ impl GitHub for Client {
         self.list_runners("cannot list the runners", "/runners")
     }
 
-    fn runner_by_name(&self, name: &str) -> Result<Option<Runner>, Error> {
+    fn runner_by_name(&self, _scope: &Scope, name: &str) -> Result<Option<Runner>, Error> {
         let what = format!("cannot look up the runner {}", one_line(name));
         let found = self.list_runners(&what, &format!("/runners?name={}", encode(name)))?;
         Ok(found.into_iter().find(|runner| runner.name == name))
     }
 
-    fn runner_by_id(&self, id: u64) -> Result<Option<Runner>, Error> {
+    fn runner_by_id(&self, _scope: &Scope, id: u64) -> Result<Option<Runner>, Error> {
         let deadline = self.transport.request_deadline();
         let call = self.call(
             format!("cannot look up the runner with id {id}"),
@@ -271,7 +283,7 @@ impl GitHub for Client {
         self.read::<RunnerItem>(&call, &answer).map(|runner| Some(runner.into()))
     }
 
-    fn remove(&self, id: u64) -> Result<Removal, Error> {
+    fn remove(&self, _scope: &Scope, id: u64) -> Result<Removal, Error> {
         let deadline = self.transport.request_deadline();
         let call = self.call(
             format!("cannot remove the runner with id {id}"),

@@ -8,38 +8,77 @@ pub mod scope;
 pub mod time;
 
 use crate::secret::Secret;
+use scope::Scope;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// What the pool asks of GitHub. Every call blocks and ends within a bounded time.
 pub trait GitHub: Send + Sync {
-    /// Registers a runner (JIT), or gets a token with which it registers
-    /// itself.
+    /// The scope in which new runners are registered.
+    fn scope(&self) -> &Scope;
+
+    /// Registers a runner in the pool's scope (JIT), or gets a token with
+    /// which it registers itself.
     ///
     /// # Errors
     /// [`Error::NameTaken`] when a runner of that name exists (JIT only).
     fn register(&self, name: &str) -> Result<Registration, Error>;
 
-    /// Every runner of the organisation or repository.
+    /// Every runner in the pool's scope.
+    ///
+    /// # Errors
+    /// When the list cannot be had whole.
     fn runners(&self) -> Result<Vec<Runner>, Error>;
 
     /// The runner of exactly this name.
-    fn runner_by_name(&self, name: &str) -> Result<Option<Runner>, Error>;
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the token has no access to the scope.
+    fn runner_by_name(&self, scope: &Scope, name: &str) -> Result<Option<Runner>, Error>;
 
     /// The runner with this id. (A listing in pages can miss a runner when
     /// another one goes away between two pages; this cannot.)
-    fn runner_by_id(&self, id: u64) -> Result<Option<Runner>, Error>;
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the token has no access to the scope.
+    fn runner_by_id(&self, scope: &Scope, id: u64) -> Result<Option<Runner>, Error>;
 
     /// Removes a registration.
-    fn remove(&self, id: u64) -> Result<Removal, Error>;
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the token has no access to the scope.
+    fn remove(&self, scope: &Scope, id: u64) -> Result<Removal, Error>;
+
+    /// The jobs that are queued in the pool's repository. Empty for an
+    /// organization, whose queued jobs no REST call lists.
+    ///
+    /// # Errors
+    /// When the list cannot be had, such as without the right to read Actions.
+    fn queued_jobs(&self) -> Result<Vec<QueuedJob>, Error>;
 
     /// The newest version of the runner application for 64-bit Windows, such
     /// as `2.328.0`; `None` when GitHub offers none.
+    ///
+    /// # Errors
+    /// When GitHub does not answer.
     fn newest_runner_version(&self) -> Result<Option<String>, Error>;
+
+    /// When the token expires, as GitHub said in its last answer. `None` when
+    /// it did not say.
+    fn token_expires(&self) -> Option<SystemTime>;
+}
+
+/// A job that waits for a runner, as GitHub lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuedJob {
+    /// GitHub's id of the job.
+    pub id: u64,
+    /// The labels in its `runs-on`.
+    pub labels: Vec<String>,
 }
 
 /// What a new VM needs to become a runner.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// GitHub's id of the runner; unknown with a registration token.
     pub runner_id: Option<u64>,
@@ -86,6 +125,9 @@ pub enum Error {
         /// The same in one sentence.
         why: String,
     },
+    /// GitHub refuses the token (401), or does not let it do this (403, or
+    /// 404 for the scope itself). Waiting does not help; a new token does.
+    Refused(String),
     /// Anything else, in one sentence for the log, `/health` and the status page.
     Failed(String),
 }
@@ -94,7 +136,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NameTaken => f.write_str("a runner of that name is registered already"),
-            Error::RateLimited { why, .. } | Error::Failed(why) => f.write_str(why),
+            Error::RateLimited { why, .. } | Error::Refused(why) | Error::Failed(why) => f.write_str(why),
         }
     }
 }

@@ -12,7 +12,7 @@
 //! depend on how the other slots are doing.
 
 use super::powershell::{PowerShell, Script};
-use super::{Error, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec};
+use super::{Error, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite};
 pub use crate::config::HyperVConfig as Settings;
 
 use crate::config::DiskMode;
@@ -129,7 +129,14 @@ impl HyperV {
             log::warn!("a VM is left alone although it is marked as this pool's: {e}");
             return None;
         }
-        Some(Vm { id, power: power(&fact.state), uptime: Duration::from_secs(fact.uptime_seconds), notes })
+        Some(Vm {
+            id,
+            power: power(&fact.state),
+            uptime: Duration::from_secs(fact.uptime_seconds),
+            heartbeat: Heartbeat::Unknown,
+            guest: None,
+            notes,
+        })
     }
 
     /// What the pool makes of the raw facts.
@@ -137,6 +144,7 @@ impl HyperV {
         Inventory {
             vms: facts.vms.into_iter().filter_map(|fact| self.recognise(fact)).collect(),
             disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
+            free_bytes: None,
         }
     }
 
@@ -201,7 +209,13 @@ impl Hypervisor for HyperV {
         Ok(())
     }
 
-    fn list(&self) -> Result<Inventory, Error> {
+    fn fingerprint(&self) -> Option<String> {
+        None
+    }
+
+    fn stop_creating(&self) {}
+
+    fn list(&self, _writes: &[VmWrite]) -> Result<Inventory, Error> {
         let request = ListVms { storage_path: &self.pool };
         let facts = self.powershell.run(Script::ListVms, &request, &[], self.deadlines.list)?;
         Ok(self.inventory(facts))

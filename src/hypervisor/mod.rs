@@ -7,6 +7,7 @@ pub mod host_check;
 pub mod hyperv;
 pub mod powershell;
 
+use crate::github::scope::Scope;
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -24,8 +25,32 @@ pub trait Hypervisor: Send + Sync {
     /// Idempotent: succeeds when nothing of that incarnation is there.
     fn destroy(&self, vm: &VmId) -> Result<(), Error>;
 
-    /// Everything on the host that this pool made.
-    fn list(&self) -> Result<Inventory, Error>;
+    /// Everything on the host that this pool made. The same round writes what
+    /// the pool has to tell its VMs, each only while the VM's Notes bear that
+    /// incarnation; a write that fails is due again, and fails no list.
+    fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error>;
+
+    /// Identifies what a VM made now would be made of: the template (path,
+    /// size and time of its last write) and the settings of a VM. `None` while
+    /// the template cannot be read.
+    fn fingerprint(&self) -> Option<String>;
+
+    /// Cuts off every creation under way, and refuses further ones: the pool
+    /// stops.
+    fn stop_creating(&self);
+}
+
+/// What the pool has to write to a running VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmWrite {
+    /// To which VM.
+    pub vm: VmId,
+    /// Into its Notes: its uptime in seconds at the first sign of its job.
+    pub job_started: Option<u64>,
+    /// The key-value by which its guest is asked to retire.
+    pub retire: bool,
+    /// Remove the JIT configuration from its key-values: its guest has it.
+    pub forget_jit_config: bool,
 }
 
 /// Names one VM that a slot made: the VM's name (which its successor will
@@ -83,13 +108,20 @@ pub struct Notes {
     pub slot: u32,
     /// The incarnation, as in [`VmId`].
     pub incarnation: String,
+    /// Where its runner is registered.
+    pub scope: Scope,
     /// The name under which the runner is registered with GitHub.
     pub runner_name: String,
     /// GitHub's id of the registration. Unknown with registration tokens,
     /// where the runner registers itself.
     pub runner_id: Option<u64>,
+    /// What the VM was made of: see [`Hypervisor::fingerprint`].
+    pub fingerprint: Option<String>,
     /// When the VM was made, in seconds since 1970.
     pub created: u64,
+    /// The VM's uptime in seconds at the first sign of its job.
+    #[serde(default)]
+    pub job_started: Option<u64>,
 }
 
 /// What the hypervisor holds of this pool.
@@ -100,6 +132,8 @@ pub struct Inventory {
     /// The disks in the storage folder that bear a name the pool gives,
     /// attached or not. (Files of any other name are not the pool's.)
     pub disks: Vec<VmId>,
+    /// Bytes free on the storage folder's volume, if the host told.
+    pub free_bytes: Option<u64>,
 }
 
 /// A VM of this pool.
@@ -111,16 +145,47 @@ pub struct Vm {
     pub power: Power,
     /// How long it has been running.
     pub uptime: Duration,
+    /// Whether Hyper-V hears its guest.
+    pub heartbeat: Heartbeat,
+    /// What its guest says of itself. `None` until it has said something.
+    pub guest: Option<GuestWord>,
     /// What its Notes say. `None` for a VM that was cut off in the making,
     /// known only by its disk.
     pub notes: Option<Notes>,
 }
 
+/// Whether Hyper-V hears the guest's heartbeat service.
+///
+/// <https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-heartbeatcomponent>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// It does.
+    Ok,
+    /// It did, and does no more.
+    Lost,
+    /// It has not yet, or the host did not tell.
+    Unknown,
+}
+
+/// What a guest says of itself through its key-values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestWord {
+    /// How far it has come.
+    pub stage: String,
+    /// What failed last in it, if anything did.
+    pub last_error: Option<String>,
+    /// Whether a Runner.Worker process runs, which is what runs a job.
+    pub worker: bool,
+}
+
 /// Whether a VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
-    /// Running, or on its way there (starting, resuming, paused by the host).
+    /// Running, or on its way there (starting, resuming).
     On,
+    /// Paused by the host, for want of disk space or storage. Its job goes on
+    /// once that is over.
+    Paused,
     /// Off.
     Off,
 }

@@ -98,7 +98,7 @@ fn pause(quitting: &Receiver<()>, time: Duration) -> bool {
 
 fn list_vms(shared: &Shared) -> Option<(Inventory, Millis)> {
     let asked_at = shared.now();
-    let result = shared.hypervisor.list();
+    let result = shared.hypervisor.list(&[]);
     let error = result.as_ref().err().map(|error| format!("cannot list the VMs: {error}"));
     let before = std::mem::replace(&mut shared.lock().hypervisor_error, error.clone());
     note_change(before, error);
@@ -163,14 +163,14 @@ fn tell_of_runners(shared: &Shared, runners: &[Runner], asked_at: Millis) {
     drop(inner);
 
     for (slot, runner_id) in round.unlisted {
-        match shared.github.runner_by_id(runner_id) {
+        match shared.github.runner_by_id(shared.github.scope(), runner_id) {
             Ok(None) => shared.tell(slot, Event::RunnerGone { runner_id }),
             Ok(Some(_)) => {}
             Err(error) => debug!("{error}"),
         }
     }
     for runner_id in round.orphans {
-        match shared.github.remove(runner_id) {
+        match shared.github.remove(shared.github.scope(), runner_id) {
             Ok(Removal::Removed) => info!("removed runner {runner_id}, which had no VM any more"),
             Ok(Removal::NotThere | Removal::Busy) => {}
             Err(error) => warn!("{error} (it has no VM any more)"),

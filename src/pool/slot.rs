@@ -117,7 +117,7 @@ pub enum VmSight {
 impl From<Power> for VmSight {
     fn from(power: Power) -> VmSight {
         match power {
-            Power::On => VmSight::On,
+            Power::On | Power::Paused => VmSight::On,
             Power::Off => VmSight::Off,
         }
     }

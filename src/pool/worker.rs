@@ -98,15 +98,17 @@ impl Worker<'_> {
                 Err(github::Error::NameTaken) => Ok(Registered::NameTaken),
                 Err(error) => Err(github_failure(&name, error)),
             }),
-            Effect::FindRunner { runner_name } => Event::Found(match github.runner_by_name(&runner_name) {
-                Ok(runner) => {
-                    Ok(runner.map(|runner| Found { runner_id: runner.id, stale: self.is_stale(&runner) }))
-                }
-                Err(error) => Err(github_failure(&name, error)),
-            }),
+            Effect::FindRunner { runner_name } => {
+                Event::Found(match github.runner_by_name(github.scope(), &runner_name) {
+                    Ok(runner) => {
+                        Ok(runner.map(|runner| Found { runner_id: runner.id, stale: self.is_stale(&runner) }))
+                    }
+                    Err(error) => Err(github_failure(&name, error)),
+                })
+            }
             Effect::RemoveRunner { runner_id } => Event::RunnerRemoved(
                 github
-                    .remove(runner_id)
+                    .remove(github.scope(), runner_id)
                     .inspect(|removal| debug!("{name}: removing runner {runner_id}: {removal:?}"))
                     .map_err(|error| github_failure(&name, error)),
             ),
@@ -115,6 +117,9 @@ impl Worker<'_> {
                     pool: settings.identity.clone(),
                     slot: view.number,
                     incarnation: made.vm.incarnation.clone(),
+                    scope: github.scope().clone(),
+                    fingerprint: hypervisor.fingerprint(),
+                    job_started: None,
                     runner_name: made.runner_name,
                     runner_id: made.runner_id,
                     created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),

@@ -2,16 +2,18 @@
 //! of `queued` webhooks to those that wait, and tells of it in signed webhooks
 //! as GitHub does.
 
-use crate::github::{Error, GitHub, Registration, Removal, Runner};
+use crate::github::scope::Scope;
+use crate::github::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
 use crate::secret::{Keys, Secret};
 use log::debug;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The simulated GitHub.
 pub struct MockGitHub {
+    scope: Scope,
     labels: Vec<String>,
     webhook_url: String,
     keys: Keys,
@@ -32,6 +34,7 @@ impl MockGitHub {
     /// delivers its webhooks to `webhook_url`, signed with `keys`.
     pub fn new(labels: &[String], webhook_url: String, keys: Keys) -> MockGitHub {
         MockGitHub {
+            scope: Scope { api_url: "mock".into(), owner: "mock-org".into(), repository: None },
             labels: labels.to_vec(),
             webhook_url,
             keys,
@@ -123,6 +126,18 @@ impl MockGitHub {
 }
 
 impl GitHub for MockGitHub {
+    fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    fn queued_jobs(&self) -> Result<Vec<QueuedJob>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn token_expires(&self) -> Option<SystemTime> {
+        None
+    }
+
     fn register(&self, name: &str) -> Result<Registration, Error> {
         let mut inner = self.lock();
         if inner.runners.iter().any(|r| r.name == name) {
@@ -140,15 +155,15 @@ impl GitHub for MockGitHub {
         Ok(self.lock().runners.clone())
     }
 
-    fn runner_by_name(&self, name: &str) -> Result<Option<Runner>, Error> {
+    fn runner_by_name(&self, _scope: &Scope, name: &str) -> Result<Option<Runner>, Error> {
         Ok(self.lock().runners.iter().find(|r| r.name == name).cloned())
     }
 
-    fn runner_by_id(&self, id: u64) -> Result<Option<Runner>, Error> {
+    fn runner_by_id(&self, _scope: &Scope, id: u64) -> Result<Option<Runner>, Error> {
         Ok(self.lock().runners.iter().find(|r| r.id == id).cloned())
     }
 
-    fn remove(&self, id: u64) -> Result<Removal, Error> {
+    fn remove(&self, _scope: &Scope, id: u64) -> Result<Removal, Error> {
         let mut inner = self.lock();
         let Some(i) = inner.runners.iter().position(|r| r.id == id) else { return Ok(Removal::NotThere) };
         if inner.runners[i].busy {
@@ -187,9 +202,9 @@ mod tests {
         assert_eq!(github.take_job(id, Duration::ZERO), None);
         github.offer(2, vec!["windows".into()]);
         assert_eq!(github.take_job(id, Duration::ZERO), Some(2));
-        assert_eq!(github.remove(id), Ok(Removal::Busy));
+        assert_eq!(github.remove(&github.scope, id), Ok(Removal::Busy));
         github.end_job(id);
-        assert_eq!(github.remove(id), Ok(Removal::NotThere));
+        assert_eq!(github.remove(&github.scope, id), Ok(Removal::NotThere));
     }
 
     #[test]
@@ -197,7 +212,7 @@ mod tests {
         let github = github(&[]);
         let id = github.register("runner-1").unwrap().runner_id.unwrap();
         assert_eq!(github.register("runner-1").unwrap_err(), Error::NameTaken);
-        assert_eq!(github.remove(id), Ok(Removal::Removed));
+        assert_eq!(github.remove(&github.scope, id), Ok(Removal::Removed));
         assert!(github.register("runner-1").is_ok());
     }
 }

@@ -3,7 +3,7 @@
 //! simulated GitHub gives them, report, and power off.
 
 use super::github::MockGitHub;
-use crate::hypervisor::{Error, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec};
+use crate::hypervisor::{Error, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite};
 use crate::secret::Secret;
 use serde::Deserialize;
 use std::fmt;
@@ -157,7 +157,13 @@ impl Hypervisor for MockHypervisor {
         Ok(())
     }
 
-    fn list(&self) -> Result<Inventory, Error> {
+    fn fingerprint(&self) -> Option<String> {
+        None
+    }
+
+    fn stop_creating(&self) {}
+
+    fn list(&self, _writes: &[VmWrite]) -> Result<Inventory, Error> {
         let leave_out = self.strikes(|faults| &mut faults.lists_without_vms);
         let vms = self.lock();
         Ok(Inventory {
@@ -168,10 +174,13 @@ impl Hypervisor for MockHypervisor {
                     id: vm.id.clone(),
                     power: if vm.is_off() { Power::Off } else { Power::On },
                     uptime: vm.started.elapsed(),
+                    heartbeat: Heartbeat::Unknown,
+                    guest: None,
                     notes: Some(vm.notes.clone()),
                 })
                 .collect(),
             disks: vms.iter().map(|vm| vm.id.clone()).collect(),
+            free_bytes: None,
         })
     }
 }
