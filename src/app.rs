@@ -1,20 +1,19 @@
 //! The program's parts, put together: what `main` runs and tests drive.
 
-use crate::config::RegistrationMode;
 use crate::config::{Config, GitHubConfig, Shutdown};
 use crate::github::client::Client;
 use crate::github::{GitHub, client};
 use crate::http::gate::{self, Gate, Limits};
-use crate::http::{Api, RunnerFacts};
+use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::host_check::{self, Finding, Severity};
 use crate::hypervisor::hyperv::{self, Deadlines, HyperV};
 use crate::hypervisor::powershell::PowerShell;
-use crate::pool::slot::Stop;
-use crate::pool::{self, Pool};
+use crate::pool::slot::types::Stop;
 use crate::secret::Keys;
 use crate::sim::github::MockGitHub;
 use crate::sim::hypervisor::{MockHypervisor, Timing};
+use crate::workers::{Pool, STOP_LIMIT};
 use log::{error, info, warn};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -73,22 +72,19 @@ impl App {
             (Arc::new(hyperv), Some(lock))
         };
 
-        let settings = pool::Settings {
-            name_prefix: config.pool.name_prefix.clone(),
-            size: config.pool.size,
-            warm: config.pool.warm,
-            labels: config.github.labels.clone(),
-            boot_timeout: config.pool.boot_timeout,
-            job_timeout: config.pool.job_timeout,
-            poll: config.pool.poll,
-            jit: config.github.registration == RegistrationMode::Jit || simulated_github.is_some(),
-            identity: hyperv::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?,
-        };
-        let pool = Pool::start(settings, github, hypervisor, keys.clone())
-            .map_err(|err| format!("cannot start the pool's threads: {err}"))?;
+        let identity = hyperv::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
+        let tag = "00000000".to_owned();
+        let pool =
+            Pool::start(&config.pool, &config.github, (tag, identity), github, hypervisor, keys.clone())
+                .map_err(|err| format!("cannot start the pool's threads: {err}"))?;
         let pool = Arc::new(pool);
-        let facts = runner_facts(&config.github);
-        let api = Api::new(Arc::clone(&pool), keys, facts, simulated_github);
+        let jobs = simulated_github.map(|github| -> Box<JobListener> {
+            Box::new(move |action, job_id, labels| match action {
+                "queued" => github.offer(job_id, labels.to_vec()),
+                _ => github.withdraw(job_id),
+            })
+        });
+        let api = Api::new(Arc::clone(&pool), keys, config.github.clone(), jobs);
         let gate = gate::serve(
             listener,
             Limits::default(),
@@ -96,11 +92,11 @@ impl App {
         )
         .map_err(|err| format!("cannot start the HTTP server: {err}"))?;
         let stop = match config.pool.shutdown {
-            Shutdown::Drain => Stop::Drain,
+            Shutdown::Keep => Stop::Keep,
             Shutdown::Destroy => Stop::Destroy,
         };
         let kind = if config.mock { "simulated VMs" } else { "VMs" };
-        info!("pool of {} {kind} for {}, listening on {address}", config.pool.size, scope(&config.github));
+        info!("pool of {} {kind} for {}, listening on {address}", config.pool.size, config.github.scope());
         Ok(App { pool, gate, stop, _lock: lock })
     }
 
@@ -117,7 +113,7 @@ impl App {
     /// Stops as `SHUTDOWN` says, and returns when all is done that can be done now.
     pub fn stop(self) {
         self.pool.stop(self.stop);
-        self.pool.join();
+        self.pool.join(STOP_LIMIT);
         self.gate.stop();
     }
 }
@@ -140,7 +136,7 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
         findings.push(match Client::new(settings).runners() {
             Ok(_) => Finding {
                 severity: Severity::Ok,
-                text: format!("GitHub lists the runners of {} with GITHUB_PAT.", scope(&config.github)),
+                text: format!("GitHub lists the runners of {} with GITHUB_PAT.", config.github.scope()),
             },
             Err(err) => Finding { severity: Severity::Fault, text: format!("GitHub cannot be used: {err}") },
         });
@@ -212,48 +208,9 @@ fn client_settings(github: &GitHubConfig) -> Option<client::Settings> {
     })
 }
 
-fn scope(github: &GitHubConfig) -> String {
-    match &github.repo {
-        Some(repo) => format!("{}/{repo}", github.org),
-        None => github.org.clone(),
-    }
-}
-
-fn runner_facts(github: &GitHubConfig) -> RunnerFacts {
-    RunnerFacts {
-        organization: github.org.clone(),
-        repository: github.repo.clone(),
-        labels: github.labels.clone(),
-        registration: match github.registration {
-            RegistrationMode::Jit => "jit",
-            RegistrationMode::Token => "token",
-        },
-        url: format!("{}/{}", web_url(&github.api_url), scope(github)),
-        runner_group: github.runner_group.clone(),
-    }
-}
-
-/// Where people, and `config.cmd`, find what the API at `api_url` serves.
-///
-/// <https://docs.github.com/en/enterprise-server@latest/rest/using-the-rest-api/getting-started-with-the-rest-api>
-fn web_url(api_url: &str) -> String {
-    match api_url.strip_suffix("/api/v3") {
-        Some(server) => server.into(),
-        // Also GitHub Enterprise Cloud with data residency: https://api.SUBDOMAIN.ghe.com
-        None => api_url.replacen("://api.", "://", 1),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_page_of_an_organisation_follows_from_the_apis_address() {
-        assert_eq!(web_url("https://api.github.com"), "https://github.com");
-        assert_eq!(web_url("https://api.octo.ghe.com"), "https://octo.ghe.com");
-        assert_eq!(web_url("https://github.example.com/api/v3"), "https://github.example.com");
-    }
 
     #[test]
     fn a_port_in_use_is_named_with_its_mend() {

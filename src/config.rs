@@ -9,6 +9,7 @@
 //! shown, nor is another value that looks as if a secret had slipped into it.
 
 use crate::dotenv;
+use crate::github::scope::Scope;
 use crate::secret::Secret;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -59,6 +60,13 @@ pub struct GitHubConfig {
     pub runner_group: String,
     /// [`FIXED_LABELS`] and then the further ones, without repetition.
     pub labels: Vec<String>,
+}
+
+impl GitHubConfig {
+    /// Where new runners are registered.
+    pub fn scope(&self) -> Scope {
+        Scope { api_url: self.api_url.clone(), owner: self.org.clone(), repository: self.repo.clone() }
+    }
 }
 
 /// How runners are registered with GitHub.
@@ -125,15 +133,23 @@ pub struct PoolConfig {
     pub job_timeout: Duration,
     /// How often Hyper-V and GitHub are asked.
     pub poll: Duration,
-    /// What becomes of VMs with a job when the pool stops.
+    /// What happens to VMs that are running a job when the pool stops.
     pub shutdown: Shutdown,
+    /// How long a VM may be idle beyond `warm` before it is retired.
+    pub surplus_after: Duration,
+    /// How long a VM may be idle before it is replaced by a fresh one.
+    pub max_idle: Duration,
+    /// With fewer bytes free where the disks are, no VM is made.
+    pub min_free_bytes: u64,
+    /// How many VMs may be in the making at a time.
+    pub max_concurrent_creates: u32,
 }
 
 /// What becomes of VMs with a job when the pool stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// They keep running; the next start adopts them.
-    Drain,
+    Keep,
     /// They are destroyed.
     Destroy,
 }
@@ -338,7 +354,7 @@ settings! {
             "How long a job may take; then its VM is destroyed. Seconds, or with s, m or h.";
         POLL_SECONDS Number(1, 3600), Default("30"),
             "How often, in seconds, Hyper-V and GitHub are asked how things are.";
-        SHUTDOWN Choice(&["drain", "destroy"]), Default("drain"),
+        SHUTDOWN Choice(&["keep", "destroy"]), Default("keep"),
             "What becomes of VMs with a job when the pool stops: drain lets them go on and adopts them at the next \
              start; destroy destroys them.";
     }
@@ -832,7 +848,11 @@ impl<'a> Reader<'a> {
             boot_timeout: boot_timeout?,
             job_timeout: job_timeout?,
             poll: Duration::from_secs(poll?),
-            shutdown: if shutdown? == "destroy" { Shutdown::Destroy } else { Shutdown::Drain },
+            shutdown: if shutdown? == "destroy" { Shutdown::Destroy } else { Shutdown::Keep },
+            surplus_after: Duration::from_secs(600),
+            max_idle: Duration::from_secs(24 * 3600),
+            min_free_bytes: 10 << 30,
+            max_concurrent_creates: 2,
         })
     }
 
@@ -1518,7 +1538,7 @@ mod tests {
                 boot_timeout: Duration::from_secs(600),
                 job_timeout: Duration::from_secs(21_600),
                 poll: Duration::from_secs(30),
-                shutdown: Shutdown::Drain,
+                shutdown: Shutdown::Keep,
             }
         );
         assert_eq!(config.http, HttpConfig { bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 8080 });

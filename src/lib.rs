@@ -27,5 +27,7 @@ pub mod http;
 pub mod hypervisor;
 pub mod logging;
 pub mod pool;
+pub mod repeats;
 pub mod secret;
 pub mod sim;
+pub mod workers;

@@ -1,4 +1,4 @@
-//! Whether the image that the VMs start from is about to go stale.
+//! Whether the image that the VMs start from is about to be too old.
 //!
 //! GitHub gives no jobs to a runner whose version is more than 30 days behind
 //! the newest, and an evaluation edition of Windows ends after 180 days. The
@@ -36,8 +36,48 @@ pub struct Report {
     pub image: Image,
     /// The newest version of the runner, if GitHub has told.
     pub newest_runner_version: Option<String>,
-    /// What is about to go stale, with its mend. Empty when all is well.
+    /// What is about to be too old, and what to do about it. Empty when all is well.
     pub warnings: Vec<String>,
+}
+
+/// The image that guests run, and what GitHub says of the runner's newest version.
+#[derive(Debug, Default)]
+pub struct ImageAge {
+    image: Image,
+    /// The newest version, and the earliest day on which it can have come out.
+    newest: Option<(String, Option<i64>)>,
+}
+
+impl ImageAge {
+    /// A guest has said in its User-Agent what its image is made of.
+    pub fn seen(&mut self, user_agent: &str) {
+        if let Some(image) = Image::from_user_agent(user_agent) {
+            self.image = image;
+        }
+    }
+
+    /// GitHub has named the newest version of the runner, `today` (days since 1970).
+    pub fn newest_runner_is(&mut self, version: String, today: i64) {
+        let since = match &self.newest {
+            Some((known, _)) if *known == version => return,
+            Some(_) => Some(today),
+            // It may have come out at any time before this start, but the image was built with what was newest then.
+            None => None,
+        };
+        self.newest = Some((version, since));
+    }
+
+    /// What there is to say `today` (days since 1970).
+    pub fn report(&self, today: i64) -> Report {
+        let built = self.image.built.as_deref().and_then(parse_day);
+        let since = self.newest.as_ref().and_then(|(_, since)| since.or(built));
+        let newest = self.newest.as_ref().map(|(version, _)| version.clone());
+        Report {
+            image: self.image.clone(),
+            warnings: self.image.warnings(newest.as_deref(), since, today),
+            newest_runner_version: newest,
+        }
+    }
 }
 
 impl Image {
@@ -62,7 +102,7 @@ impl Image {
         Some(image)
     }
 
-    /// What is about to go stale on `today` (days since 1970), given the
+    /// What is about to be too old on `today` (days since 1970), given the
     /// newest runner version and the earliest day on which it can have come out.
     pub fn warnings(&self, newest: Option<&str>, newer_since: Option<i64>, today: i64) -> Vec<String> {
         const MEND: &str = "build a new image (packer/rebuild.ps1)";
