@@ -42,11 +42,13 @@ fn with_config(go: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
         }
     };
     let log = &loaded.config.log;
-    if let Err(err) = logging::start(log.level, log.format, log.dir.as_deref()) {
-        let dir = log.dir.as_deref().map(|dir| dir.display().to_string()).unwrap_or_default();
-        eprintln!("LOG_DIR {dir}: no log can be written there: {err}");
-        return ExitCode::from(WRONG_USAGE);
-    }
+    let _flushed_at_the_end = match logging::start(log.level, log.format, log.dir.as_deref()) {
+        Ok(guard) => guard,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
     loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
     go(&loaded.config)
 }
@@ -71,6 +73,7 @@ fn run(config: &Config) -> ExitCode {
     let impatient = std::thread::Builder::new().name("interrupt".into()).spawn(move || {
         if interrupted.recv().is_ok() {
             warn!("stopped at once");
+            log::logger().flush();
             std::process::exit(i32::from(FAILED));
         }
     });
@@ -114,6 +117,8 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(why: &str) -> ExitCode {
+    // What was logged on the way here comes first.
+    log::logger().flush();
     eprintln!("hyperv-runner-pool: {why}");
     ExitCode::from(FAILED)
 }
