@@ -9,13 +9,14 @@ use super::auth::Auth;
 pub use super::http::Timeouts;
 use super::http::{Answer, Call, Transport, one_line};
 use super::scope::{Scope, encode};
+use super::single_flight::SingleFlight;
 use super::time::{Clock, SystemClock, parse_rfc3339};
+use super::wire::{Download, GroupsPage, JitConfig, Page, RegistrationToken, RunnerItem, RunnersPage};
 use super::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
 use crate::config::RegistrationMode;
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::Method;
 
@@ -58,8 +59,8 @@ pub struct Client {
     registration: RegistrationMode,
     runner_group: String,
     labels: Vec<String>,
-    group_id: Shared<u64>,
-    token: Shared<Token>,
+    group_id: SingleFlight<u64>,
+    token: SingleFlight<Token>,
 }
 
 impl Client {
@@ -82,8 +83,8 @@ impl Client {
             registration: settings.registration,
             runner_group: settings.runner_group,
             labels: settings.labels,
-            group_id: Shared::default(),
-            token: Shared::default(),
+            group_id: SingleFlight::default(),
+            token: SingleFlight::default(),
         }
     }
 
@@ -307,200 +308,9 @@ impl GitHub for Client {
     }
 }
 
-/// A value that all slots share and that is fetched by one of them at a time.
-///
-/// Those who wait for a fetch that fails get its error too: if each of them
-/// tried in turn, the last would wait as many times as there are slots.
-struct Shared<T> {
-    fetches: AtomicU64,
-    last: Mutex<Option<Result<T, Error>>>,
-}
-
-impl<T> Default for Shared<T> {
-    fn default() -> Shared<T> {
-        Shared { fetches: AtomicU64::new(0), last: Mutex::new(None) }
-    }
-}
-
-impl<T: Clone> Shared<T> {
-    /// Returns the shared value if it is usable, and else fetches it.
-    fn get(&self, usable: impl Fn(&T) -> bool, fetch: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        self.get_since(self.fetches.load(Ordering::SeqCst), usable, fetch)
-    }
-
-    /// The same for a caller who began to wait after so many fetches.
-    fn get_since(
-        &self,
-        fetches: u64,
-        usable: impl Fn(&T) -> bool,
-        fetch: impl FnOnce() -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut last = self.lock();
-        let waited = self.fetches.load(Ordering::SeqCst) != fetches;
-        match &*last {
-            Some(Ok(value)) if usable(value) => return Ok(value.clone()),
-            Some(Err(error)) if waited => return Err(error.clone()),
-            _ => {}
-        }
-        let outcome = fetch();
-        *last = Some(outcome.clone());
-        self.fetches.fetch_add(1, Ordering::SeqCst);
-        outcome
-    }
-
-    fn forget(&self, unless_replaced: impl Fn(&T) -> bool) {
-        let mut last = self.lock();
-        if matches!(&*last, Some(Ok(value)) if unless_replaced(value)) {
-            *last = None;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Result<T, Error>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[derive(Clone)]
 struct Token {
     value: Secret,
     /// `None`: for this once, since its life is not known.
     shared_until: Option<Instant>,
-}
-
-#[derive(Deserialize)]
-struct JitConfig {
-    runner: RunnerId,
-    encoded_jit_config: String,
-}
-
-#[derive(Deserialize)]
-struct RunnerId {
-    id: u64,
-}
-
-#[derive(Deserialize)]
-struct RegistrationToken {
-    token: String,
-    expires_at: Option<String>,
-}
-
-trait Page: for<'de> Deserialize<'de> {
-    type Item;
-    /// How many there are on all pages, and those on this one.
-    fn take(self) -> (u64, Vec<Self::Item>);
-}
-
-#[derive(Deserialize)]
-struct RunnersPage {
-    total_count: u64,
-    runners: Vec<RunnerItem>,
-}
-
-#[derive(Deserialize)]
-struct RunnerItem {
-    id: u64,
-    name: String,
-    status: String,
-    busy: bool,
-    labels: Vec<Label>,
-}
-
-#[derive(Deserialize)]
-struct Label {
-    name: String,
-}
-
-impl Page for RunnersPage {
-    type Item = RunnerItem;
-    fn take(self) -> (u64, Vec<RunnerItem>) {
-        (self.total_count, self.runners)
-    }
-}
-
-impl From<RunnerItem> for Runner {
-    fn from(item: RunnerItem) -> Runner {
-        Runner {
-            id: item.id,
-            name: item.name,
-            online: item.status == "online",
-            busy: item.busy,
-            labels: item.labels.into_iter().map(|label| label.name).collect(),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct GroupsPage {
-    total_count: u64,
-    runner_groups: Vec<Group>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    id: u64,
-    name: String,
-}
-
-impl Page for GroupsPage {
-    type Item = Group;
-    fn take(self) -> (u64, Vec<Group>) {
-        (self.total_count, self.runner_groups)
-    }
-}
-
-/// `temp_download_token`, which an Enterprise Server sends too, is left unread.
-#[derive(Deserialize)]
-struct Download {
-    os: String,
-    architecture: String,
-    download_url: String,
-    filename: String,
-}
-
-impl Download {
-    /// From `actions-runner-win-x64-2.328.0.zip`, or from the `/v2.328.0/` of its address.
-    fn version(&self) -> Option<String> {
-        let in_name =
-            self.filename.strip_prefix("actions-runner-win-x64-").and_then(|rest| rest.strip_suffix(".zip"));
-        let in_url = self.download_url.split('/').filter_map(|part| part.strip_prefix('v'));
-        let is_version = |v: &&str| {
-            v.split('.').count() == 3
-                && v.split('.').all(|n| (1..=6).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit()))
-        };
-        in_name.into_iter().chain(in_url).find(is_version).map(str::to_owned)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn download(filename: &str, download_url: &str) -> Download {
-        Download {
-            os: "win".to_owned(),
-            architecture: "x64".to_owned(),
-            download_url: download_url.to_owned(),
-            filename: filename.to_owned(),
-        }
-    }
-
-    #[test]
-    fn the_version_stands_in_the_file_name_or_else_in_the_address() {
-        let url = "https://github.com/actions/runner/releases/download/v2.329.1/actions-runner.zip";
-        let version = |name, url| download(name, url).version();
-        assert_eq!(version("actions-runner-win-x64-2.328.0.zip", url).as_deref(), Some("2.328.0"));
-        assert_eq!(version("runner.zip", url).as_deref(), Some("2.329.1"));
-        assert_eq!(version("actions-runner-win-x64-beta.zip", "https://example.com/vx/latest"), None);
-    }
-
-    #[test]
-    fn those_who_wait_for_a_failing_fetch_get_its_error_and_later_ones_fetch_again() {
-        let shared = Shared::<u64>::default();
-        let no = Err(Error::Failed("no".to_owned()));
-        assert_eq!(shared.get_since(0, |_| true, || no.clone()), no);
-        assert_eq!(shared.get_since(0, |_| true, || panic!("fetched by one who waited")), no);
-        assert_eq!(shared.get(|_| true, || Ok(7)), Ok(7));
-        assert_eq!(shared.get(|_| true, || panic!("fetched though there is a value")), Ok(7));
-        assert_eq!(shared.get(|value| *value != 7, || Ok(8)), Ok(8));
-    }
 }

@@ -5,7 +5,9 @@ pub mod auth;
 pub mod client;
 mod http;
 pub mod scope;
+mod single_flight;
 pub mod time;
+mod wire;
 
 use crate::secret::Secret;
 use scope::Scope;
