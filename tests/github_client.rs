@@ -5,8 +5,8 @@
 
 mod support;
 
-use hyperv_runner_pool::config::RegistrationMode;
-use hyperv_runner_pool::github::client::{Client, Settings, Timeouts};
+use hyperv_runner_pool::config::{GitHubConfig, RegistrationMode};
+use hyperv_runner_pool::github::client::{Client, Timeouts};
 use hyperv_runner_pool::github::time::Clock;
 use hyperv_runner_pool::github::{Error, GitHub, Removal, Runner};
 use hyperv_runner_pool::secret::Secret;
@@ -51,10 +51,10 @@ impl Clock for TestClock {
     }
 }
 
-fn settings(url: &str) -> Settings {
-    Settings {
+fn settings(url: &str) -> GitHubConfig {
+    GitHubConfig {
         api_url: url.to_owned(),
-        pat: Secret::new(TOKEN),
+        pat: Some(Secret::new(TOKEN)),
         org: "acme".to_owned(),
         repo: None,
         registration: RegistrationMode::Jit,
@@ -63,12 +63,12 @@ fn settings(url: &str) -> Settings {
     }
 }
 
-fn client(settings: Settings) -> Client {
+fn client(settings: GitHubConfig) -> Client {
     client_with(settings, TestClock::new())
 }
 
-fn client_with(settings: Settings, clock: Arc<TestClock>) -> Client {
-    Client::with(settings, Timeouts::default(), clock)
+fn client_with(settings: GitHubConfig, clock: Arc<TestClock>) -> Client {
+    Client::with(&settings, Box::new(|| None), Timeouts::default(), clock).unwrap()
 }
 
 /// The sentence of an error, after a look that it gives no secret away.
@@ -122,7 +122,7 @@ fn a_jit_registration_sends_what_github_documents() {
 fn a_repository_has_its_own_path_and_only_the_default_group() {
     let github = FakeGitHub::start_for("/repos/acme/widgets");
     let repo = Some("widgets".to_owned());
-    let client = client(Settings { repo, runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { repo, runner_group: "Windows".to_owned(), ..settings(&github.url()) });
     let id = client.register("runner-1").unwrap().runner_id.unwrap();
     assert_eq!(github.runners()[0].group, 1);
     assert_eq!(client.runners().unwrap().len(), 1);
@@ -134,8 +134,11 @@ fn a_repository_has_its_own_path_and_only_the_default_group() {
 fn names_are_percent_encoded_in_paths_and_queries() {
     let github = FakeGitHub::start_for("/repos/a%2Fb/c%20d");
     let id = github.add_runner("r&d=1?#\u{e9}", true, false);
-    let client =
-        client(Settings { org: "a/b".to_owned(), repo: Some("c d".to_owned()), ..settings(&github.url()) });
+    let client = client(GitHubConfig {
+        org: "a/b".to_owned(),
+        repo: Some("c d".to_owned()),
+        ..settings(&github.url())
+    });
     assert_eq!(client.runner_by_name(client.scope(), "r&d=1?#\u{e9}").unwrap().unwrap().id, id);
 }
 
@@ -145,7 +148,7 @@ fn the_runner_group_is_looked_up_by_name_on_all_pages_and_only_once() {
     for id in 2..250 {
         github.add_group(id, &format!("group {id}"));
     }
-    let client = client(Settings { runner_group: "group 249".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { runner_group: "group 249".to_owned(), ..settings(&github.url()) });
     client.register("runner-1").unwrap();
     client.register("runner-2").unwrap();
     assert!(github.runners().iter().all(|runner| runner.group == 249));
@@ -156,7 +159,7 @@ fn the_runner_group_is_looked_up_by_name_on_all_pages_and_only_once() {
 fn a_runner_group_that_was_deleted_and_made_again_is_looked_up_again() {
     let github = FakeGitHub::start();
     github.add_group(7, "Windows");
-    let client = client(Settings { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
     client.register("runner-1").unwrap();
     github.remove_group(7);
     github.add_group(8, "Windows");
@@ -169,7 +172,7 @@ fn a_runner_group_that_was_deleted_and_made_again_is_looked_up_again() {
 fn a_runner_group_that_does_not_exist_is_named_with_those_that_do() {
     let github = FakeGitHub::start();
     github.add_group(7, "Linux\u{1b}[31m");
-    let client = client(Settings { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
     let why = sentence(client.register("runner-1"));
     assert_says(&why, &["runner-1", "organization acme", "\"Windows\"", "RUNNER_GROUP", "Default", "Linux"]);
     github.add_group(8, "Windows");
@@ -199,7 +202,7 @@ fn a_registration_token_serves_all_slots_until_five_minutes_before_it_expires() 
     // GitHub's own two times counts.
     github.set_time(clock.utc() + seconds(86_400));
     let client = client_with(
-        Settings { registration: RegistrationMode::Token, ..settings(&github.url()) },
+        GitHubConfig { registration: RegistrationMode::Token, ..settings(&github.url()) },
         Arc::clone(&clock),
     );
     let token = |name: &str| client.register(name).unwrap().credential.expose().to_owned();
@@ -226,7 +229,7 @@ fn a_registration_token_of_unknown_life_is_not_shared() {
     let github = FakeGitHub::start();
     let bare = Reply::json(201, &json!({"token": "ONCE"}));
     github.misbehave("registration-token", 1, Fault::Answer(bare));
-    let client = client(Settings { registration: RegistrationMode::Token, ..settings(&github.url()) });
+    let client = client(GitHubConfig { registration: RegistrationMode::Token, ..settings(&github.url()) });
     let first = client.register("runner-1").unwrap();
     assert_eq!((first.credential.expose(), first.runner_id), ("ONCE", None));
     assert_ne!(client.register("runner-2").unwrap().credential.expose(), "ONCE");
@@ -393,7 +396,8 @@ fn a_server_that_does_not_answer_or_trickles_is_given_up() {
         let github = FakeGitHub::start();
         github.misbehave("GET", 1, fault);
         let timeouts = Timeouts { call: Duration::from_millis(200), ..Timeouts::default() };
-        let client = Client::with(settings(&github.url()), timeouts, TestClock::new());
+        let client =
+            Client::with(&settings(&github.url()), Box::new(|| None), timeouts, TestClock::new()).unwrap();
         let before = Instant::now();
         assert_says(&sentence(client.runners()), &["cannot list the runners", "127.0.0.1", "within 0.2 s"]);
         assert!(before.elapsed() < seconds(10));
@@ -464,14 +468,14 @@ fn refusal_of(repo: Option<&str>, reply: Reply) -> String {
     let github = FakeGitHub::start();
     github.misbehave("", usize::MAX, Fault::Answer(reply));
     let repo = repo.map(str::to_owned);
-    sentence(client(Settings { repo, ..settings(&github.url()) }).register("runner-1"))
+    sentence(client(GitHubConfig { repo, ..settings(&github.url()) }).register("runner-1"))
 }
 
 #[test]
 fn a_refused_token_is_to_be_renewed() {
     let github = FakeGitHub::start();
-    let pat = Secret::new("ghp_expired");
-    let why = sentence(client(Settings { pat, ..settings(&github.url()) }).runners());
+    let pat = Some(Secret::new("ghp_expired"));
+    let why = sentence(client(GitHubConfig { pat, ..settings(&github.url()) }).runners());
     assert_says(&why, &["GITHUB_PAT", "(401)", "renew", "Bad credentials"]);
     assert!(!why.contains("ghp_"), "{why}");
 }
@@ -518,7 +522,7 @@ fn githubs_reason_is_shown_short_clean_and_without_the_token() {
 #[test]
 fn a_renamed_repository_is_followed() {
     let github = FakeGitHub::start_for("/repositories/7");
-    let client = client(Settings { repo: Some("old".to_owned()), ..settings(&github.url()) });
+    let client = client(GitHubConfig { repo: Some("old".to_owned()), ..settings(&github.url()) });
     let to = |path: &str| {
         Fault::Answer(
             Reply::refusal(307, "Temporary Redirect").header("Location", format!("{}{path}", github.url())),
@@ -560,11 +564,13 @@ fn a_used_up_rate_limit_holds_back_every_request_until_it_is_over() {
     let reply = Reply::refusal(403, "You have exceeded a secondary rate limit").header("Retry-After", 42);
     github.misbehave("GET", 1, Fault::Answer(reply));
 
-    let why = "GitHub's rate limit is used up until 20:14:17 UTC (in 42 s)".to_owned();
+    let why = "GitHub's rate limit is used up until 20:14:17 UTC".to_owned();
     let limited = Error::RateLimited { retry_after: seconds(42), why };
     assert_eq!(client.runners(), Err(limited.clone()));
     assert_eq!(client.register("runner-1").unwrap_err(), limited);
     clock.forward(seconds(41));
+    let refused = client.remove(client.scope(), 1).unwrap_err();
+    assert_eq!(refused.to_string(), limited.to_string(), "the log is not flooded with a countdown");
     assert_eq!(wait_of(client.remove(client.scope(), 1)), seconds(1));
     assert_eq!(github.requests().len(), 1, "nothing was sent meanwhile");
 

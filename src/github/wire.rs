@@ -1,7 +1,9 @@
 //! GitHub's JSON, as much of it as is read.
 //!
-//! <https://docs.github.com/en/rest/actions/self-hosted-runners> and
-//! <https://docs.github.com/en/rest/actions/self-hosted-runner-groups>
+//! <https://docs.github.com/en/rest/actions/self-hosted-runners>,
+//! <https://docs.github.com/en/rest/actions/self-hosted-runner-groups>,
+//! <https://docs.github.com/en/rest/actions/workflow-runs> and
+//! <https://docs.github.com/en/rest/actions/workflow-jobs>
 
 use super::Runner;
 use serde::Deserialize;
@@ -84,6 +86,36 @@ impl Page for GroupsPage {
     type Item = Group;
     fn take(self) -> (u64, Vec<Group>) {
         (self.total_count, self.runner_groups)
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct RunsPage {
+    pub workflow_runs: Vec<Run>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Run {
+    pub id: u64,
+}
+
+#[derive(Deserialize)]
+pub(super) struct JobsPage {
+    pub total_count: u64,
+    pub jobs: Vec<Job>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Job {
+    pub id: u64,
+    pub status: String,
+    pub labels: Vec<String>,
+}
+
+impl Page for JobsPage {
+    type Item = Job;
+    fn take(self) -> (u64, Vec<Job>) {
+        (self.total_count, self.jobs)
     }
 }
 
