@@ -7,10 +7,12 @@ mod support;
 
 use hyperv_runner_pool::config::{GitHubConfig, RegistrationMode};
 use hyperv_runner_pool::github::client::{Client, Timeouts};
+use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::github::time::Clock;
-use hyperv_runner_pool::github::{Error, GitHub, Removal, Runner};
+use hyperv_runner_pool::github::{Error, GitHub, QueuedJob, Removal, Runner};
 use hyperv_runner_pool::secret::Secret;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
@@ -646,4 +648,244 @@ fn a_missing_permission_holds_nothing_back() {
     let client = client(settings(&github.url()));
     assert_says(&sentence(client.runners()), &["403", "admin:org"]);
     assert_eq!(client.runners(), Ok(vec![]));
+}
+
+// Scopes.
+
+#[test]
+fn a_call_goes_to_the_scope_that_it_is_given() {
+    let github = FakeGitHub::start_for("/repos/acme/old");
+    let id = github.add_runner("runner-1", true, false);
+    let client = client(settings(&github.url()));
+    let scope = Scope { api_url: github.url(), owner: "acme".to_owned(), repository: Some("old".to_owned()) };
+    assert_eq!(client.runner_by_id(&scope, id).unwrap().unwrap().name, "runner-1");
+    assert_eq!(client.runner_by_name(&scope, "runner-1").unwrap().unwrap().id, id);
+    assert_eq!(client.remove(&scope, id), Ok(Removal::Removed));
+    assert_eq!(client.remove(&scope, id), Ok(Removal::NotThere));
+    assert!(github.requests().iter().all(|r| r.target.starts_with("/repos/acme/old/actions/runners")));
+}
+
+#[test]
+fn the_token_is_not_sent_to_the_github_of_another_scope() {
+    let (github, other) = (FakeGitHub::start(), FakeGitHub::start());
+    let id = other.add_runner("runner-1", true, false);
+    let client = client(settings(&github.url()));
+    let scope = Scope { api_url: other.url(), ..client.scope().clone() };
+    let refused = client.remove(&scope, id).unwrap_err();
+    assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
+    assert_says(&sentence(Err::<(), _>(refused)), &["organization acme", "another GitHub", &other.url()]);
+    assert!(matches!(client.runner_by_id(&scope, id), Err(Error::Refused(_))));
+    assert!(matches!(client.runner_by_name(&scope, "runner-1"), Err(Error::Refused(_))));
+    assert_eq!((github.requests().len(), other.requests().len()), (0, 0));
+}
+
+#[test]
+fn a_refusal_is_told_apart_from_other_errors() {
+    for (status, refused) in [(401, true), (403, true), (404, true), (422, false), (500, false), (302, false)]
+    {
+        let github = FakeGitHub::start();
+        github.misbehave("", usize::MAX, Fault::Answer(Reply::refusal(status, "no")));
+        let client = client(settings(&github.url()));
+        for error in [
+            client.runners().map(|_| ()).unwrap_err(),
+            client.register("runner-1").map(|_| ()).unwrap_err(),
+            client.runner_by_id(client.scope(), 1).map(|_| ()).unwrap_err(),
+        ] {
+            assert_eq!(matches!(error, Error::Refused(_)), refused, "{error:?}");
+            assert_eq!(matches!(error, Error::Failed(_)), !refused, "{error:?}");
+        }
+    }
+}
+
+// The token.
+
+/// A client of a GitHub whose token was renewed, and how often it read `GITHUB_PAT` again.
+fn client_that_reads(github: &FakeGitHub, pat: &'static str) -> (Client, Arc<AtomicUsize>) {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&reads);
+    let read_pat = Box::new(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Some(Secret::new(pat))
+    });
+    let client = Client::with(&settings(&github.url()), read_pat, Timeouts::default(), TestClock::new());
+    (client.unwrap(), reads)
+}
+
+#[test]
+fn a_token_that_was_renewed_is_taken_without_a_restart() {
+    let github = FakeGitHub::start();
+    github.renew_token("ghp_new");
+    let (client, reads) = client_that_reads(&github, "ghp_new");
+    let registration = client.register("runner-1").unwrap();
+    assert_eq!(registration.runner_id, Some(github.runners()[0].id));
+    assert_eq!((github.requests().len(), reads.load(Ordering::SeqCst)), (2, 1), "refused, read, repeated");
+    client.runners().unwrap();
+    assert_eq!((github.requests().len(), reads.load(Ordering::SeqCst)), (3, 1), "and used from then on");
+}
+
+#[test]
+fn a_call_is_repeated_only_once_and_only_with_another_token() {
+    let github = FakeGitHub::start();
+    github.renew_token("ghp_new");
+    let (same, _) = client_that_reads(&github, TOKEN);
+    assert_says(&sentence(same.runners()), &["GITHUB_PAT", "(401)", "Bad credentials"]);
+    assert_eq!(github.requests().len(), 1, "the token is the same");
+
+    let (wrong, _) = client_that_reads(&github, "ghp_wrong");
+    let why = sentence(wrong.runners());
+    assert_says(&why, &["GITHUB_PAT", "(401)"]);
+    assert!(!why.contains("ghp_"), "{why}");
+    assert_eq!(github.requests().len(), 3, "the other one is wrong too");
+}
+
+#[test]
+fn calls_that_are_refused_together_read_the_token_once() {
+    let github = FakeGitHub::start();
+    github.renew_token("ghp_new");
+    // All of them are on their way before the first is refused.
+    github.misbehave("", 4, Fault::Slow(Duration::from_millis(300)));
+    let (client, reads) = client_that_reads(&github, "ghp_new");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| client.runners().unwrap());
+        }
+    });
+    assert_eq!(reads.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn the_end_of_the_token_is_known_from_githubs_answers() {
+    let github = FakeGitHub::start();
+    let client = client(settings(&github.url()));
+    client.runners().unwrap();
+    assert_eq!(client.token_expires(), None, "a token without an end");
+    for (text, expires) in
+        [("2020-01-22 20:13:35 UTC", START), ("2020-01-22 22:13:36 +0200", START + 1), ("soon", START + 1)]
+    {
+        github.set_token_expiration(text);
+        client.runners().unwrap();
+        assert_eq!(client.token_expires(), Some(UNIX_EPOCH + seconds(expires)), "{text}");
+    }
+}
+
+#[test]
+fn the_end_of_an_old_token_is_not_that_of_the_new_one() {
+    let github = FakeGitHub::start();
+    let (client, _) = client_that_reads(&github, "ghp_new");
+    github.set_token_expiration("2020-01-22 20:13:35 UTC");
+    client.runners().unwrap();
+    github.renew_token("ghp_new");
+    github.misbehave("GET", 2, Fault::Answer(Reply::refusal(401, "Bad credentials")));
+    client.runners().unwrap_err();
+    assert_eq!(client.token_expires(), None);
+}
+
+// Checking.
+
+#[test]
+fn a_check_proves_the_right_to_register_and_leaves_no_runner() {
+    let github = FakeGitHub::start();
+    github.add_group(7, "Windows");
+    let runner_group = "Windows".to_owned();
+    let client = client(GitHubConfig { runner_group, ..settings(&github.url()) });
+    assert_eq!(client.check(), Ok(vec![]));
+    assert_eq!(github.runners().len(), 0);
+    assert_eq!(github.count("POST /orgs/acme/actions/runners/registration-token"), 1);
+
+    github.remove_group(7);
+    let client = self::client(GitHubConfig { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    assert_says(&sentence(client.check()), &["\"Windows\"", "RUNNER_GROUP", "Default"]);
+}
+
+#[test]
+fn a_check_names_a_read_only_token_a_missing_authorization_and_a_wrong_scope() {
+    let github = FakeGitHub::start();
+    let client = client(settings(&github.url()));
+    let read_only = Reply::refusal(403, "Resource not accessible by personal access token");
+    github.misbehave("POST", 1, Fault::Answer(read_only));
+    assert_says(&sentence(client.check()), &["Self-hosted runners: write", "organization acme"]);
+    let sso = Reply::refusal(403, "SAML").header("X-GitHub-SSO", "required; url=https://github.com/sso");
+    github.misbehave("POST", 1, Fault::Answer(sso));
+    assert_says(&sentence(client.check()), &["single sign-on"]);
+    let client = self::client(GitHubConfig { org: "acmee".to_owned(), ..settings(&github.url()) });
+    assert_says(&sentence(client.check()), &["organization acmee", "GITHUB_ORG"]);
+}
+
+#[test]
+fn a_check_warns_when_the_queued_jobs_of_a_repository_cannot_be_read() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    let repo = Some("widgets".to_owned());
+    let client = client(GitHubConfig { repo, ..settings(&github.url()) });
+    assert_eq!(client.check(), Ok(vec![]));
+    github.misbehave("/actions/runs", 1, Fault::Answer(Reply::refusal(403, "Resource not accessible")));
+    let warnings = client.check().unwrap();
+    assert_eq!(warnings.len(), 1);
+    assert_says(&warnings[0], &["Queued jobs", "\"Actions: read\"", "repository acme/widgets"]);
+}
+
+// Queued jobs.
+
+fn repository_client(github: &FakeGitHub) -> Client {
+    client(GitHubConfig { repo: Some("widgets".to_owned()), ..settings(&github.url()) })
+}
+
+#[test]
+fn the_queued_jobs_of_a_repository_are_those_of_its_queued_and_running_runs() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    github.add_run(1, "queued", &[(11, "queued", "Windows"), (12, "waiting", "Windows")]);
+    github.add_run(2, "in_progress", &[(21, "completed", "Windows"), (22, "queued", "gpu")]);
+    github.add_run(3, "completed", &[(31, "completed", "Windows")]);
+    let job = |id, label: &str| QueuedJob { id, labels: vec![label.to_owned()] };
+    assert_eq!(repository_client(&github).queued_jobs(), Ok(vec![job(11, "Windows"), job(22, "gpu")]));
+    assert_eq!(github.count("filter=latest"), 2);
+}
+
+#[test]
+fn all_queued_jobs_of_a_large_run_are_listed() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    let jobs: Vec<_> = (0..250).map(|id| (id, "queued", "Windows")).collect();
+    github.add_run(1, "queued", &jobs);
+    assert_eq!(repository_client(&github).queued_jobs().unwrap().len(), 250);
+}
+
+#[test]
+fn listing_queued_jobs_has_a_bounded_cost() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    (0..200).for_each(|run| github.add_run(run, "queued", &[(run, "queued", "Windows")]));
+    assert_eq!(repository_client(&github).queued_jobs().unwrap().len(), 50);
+    assert_eq!(github.requests().len(), 52);
+}
+
+#[test]
+fn a_run_that_was_deleted_meanwhile_has_no_queued_jobs() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    github.add_run(1, "queued", &[(11, "queued", "Windows")]);
+    github.add_run(2, "queued", &[(21, "queued", "Windows")]);
+    github.misbehave("/runs/1/jobs", 1, Fault::Answer(Reply::refusal(404, "Not Found")));
+    let jobs = repository_client(&github).queued_jobs().unwrap();
+    assert_eq!(jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [21]);
+}
+
+#[test]
+fn a_token_that_may_not_read_actions_lists_no_jobs() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    github.misbehave("/actions/runs", 1, Fault::Answer(Reply::refusal(403, "Resource not accessible")));
+    let error = repository_client(&github).queued_jobs().unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    assert_says(&error.to_string(), &["\"Actions: read\"", "repository acme/widgets"]);
+}
+
+#[test]
+fn an_organization_lists_no_queued_jobs() {
+    let github = FakeGitHub::start();
+    assert_eq!(client(settings(&github.url())).queued_jobs(), Ok(vec![]));
+    assert_eq!(github.requests().len(), 0);
+}
+
+#[test]
+fn a_server_error_is_called_one() {
+    let github = FakeGitHub::start();
+    github.misbehave("GET", usize::MAX, Fault::Answer(Reply::refusal(502, "Bad Gateway")));
+    let why = sentence(client(settings(&github.url())).runners());
+    assert_says(&why, &["127.0.0.1 returned a server error (502)"]);
 }

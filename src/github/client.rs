@@ -18,7 +18,7 @@ use super::time::{Clock, SystemClock, parse_rfc3339};
 use super::wire::{
     Download, GroupsPage, JitConfig, JobsPage, Page, RegistrationToken, RunnerItem, RunnersPage, RunsPage,
 };
-use super::{Error, GitHub, QueuedJob, RUNNERS_PER_REQUEST, Registration, Removal, Runner};
+use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
 use crate::config::{GitHubConfig, RegistrationMode};
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
@@ -100,8 +100,8 @@ impl Client {
             && let Err(error) = self.workflow_runs("queued", 1, self.http.request_deadline())
         {
             warnings.push(format!(
-                "Jobs that are queued while the pool is stopped, and those whose webhook is lost, get no VM of their \
-                 own: {error}"
+                "Queued jobs cannot be read, so the pool knows of a job only by its webhook and forgets it at a \
+                 restart: {error}"
             ));
         }
         Ok(warnings)
@@ -125,12 +125,17 @@ impl Client {
     /// # Errors
     /// Also when the end is not reached: a runner missing from the listing
     /// would be taken for gone.
-    fn list<P: Page>(&self, scope: &Scope, what: &str, path: &str) -> Result<Vec<P::Item>, Error> {
-        let deadline = self.http.listing_deadline();
+    fn list<P: Page>(
+        &self,
+        scope: &Scope,
+        what: &str,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<Vec<P::Item>, Error> {
         let joint = if path.contains('?') { '&' } else { '?' };
         let mut items = Vec::new();
         for page in 1..=MAX_PAGES {
-            let paged = format!("{path}{joint}per_page={RUNNERS_PER_REQUEST}&page={page}");
+            let paged = format!("{path}{joint}per_page={PER_PAGE}&page={page}");
             let request = Request::new(scope, what, Method::GET, paged);
             let (total, found) = self.ask::<P>(&request, deadline)?.take();
             let over = found.is_empty();
@@ -141,15 +146,15 @@ impl Client {
                 return Ok(items);
             }
         }
-        Err(Error::Failed(format!(
-            "{what}: the list is longer than {} entries",
-            MAX_PAGES * RUNNERS_PER_REQUEST
-        )))
+        Err(Error::Failed(format!("{what}: the list is longer than {} entries", MAX_PAGES * PER_PAGE)))
     }
 
     fn list_runners(&self, scope: &Scope, what: &str, path: &str) -> Result<Vec<Runner>, Error> {
-        let mut runners: Vec<Runner> =
-            self.list::<RunnersPage>(scope, what, path)?.into_iter().map(Runner::from).collect();
+        let mut runners: Vec<Runner> = self
+            .list::<RunnersPage>(scope, what, path, self.http.listing_deadline())?
+            .into_iter()
+            .map(Runner::from)
+            .collect();
         // One that slid to the next page while another was added came twice.
         let mut seen = HashSet::new();
         runners.retain(|runner| seen.insert(runner.id));
@@ -167,9 +172,10 @@ impl Client {
 
     /// The queued jobs of a workflow run.
     /// <https://docs.github.com/en/rest/actions/workflow-jobs#list-jobs-for-a-workflow-run>
-    fn queued_jobs_of(&self, run: u64) -> Result<Vec<QueuedJob>, Error> {
+    fn queued_jobs_of(&self, run: u64, deadline: Instant) -> Result<Vec<QueuedJob>, Error> {
         let what = format!("cannot list the jobs of the workflow run {run}");
-        match self.list::<JobsPage>(&self.scope, &what, &format!("/runs/{run}/jobs?filter=latest")) {
+        match self.list::<JobsPage>(&self.scope, &what, &format!("/runs/{run}/jobs?filter=latest"), deadline)
+        {
             Ok(jobs) => Ok(jobs
                 .into_iter()
                 .filter(|job| job.status == "queued")
@@ -177,9 +183,7 @@ impl Client {
                 .collect()),
             // Runs can be deleted. Whether it is that, or the access that is
             // gone, a list of runs tells, since it takes the same right.
-            Err(Error::Refused(_)) => {
-                self.workflow_runs("queued", 1, self.http.request_deadline()).map(|_| Vec::new())
-            }
+            Err(Error::Refused(_)) => self.workflow_runs("queued", 1, deadline).map(|_| Vec::new()),
             Err(error) => Err(error),
         }
     }
@@ -229,7 +233,12 @@ impl Client {
         self.group_id.get(
             |_| true,
             || {
-                let groups = self.list::<GroupsPage>(&self.scope, what, "/runner-groups")?;
+                let groups = self.list::<GroupsPage>(
+                    &self.scope,
+                    what,
+                    "/runner-groups",
+                    self.http.listing_deadline(),
+                )?;
                 if let Some(group) = groups.iter().find(|group| group.name == self.runner_group) {
                     return Ok(group.id);
                 }
@@ -333,14 +342,15 @@ impl GitHub for Client {
         if self.scope.repository.is_none() {
             return Ok(Vec::new());
         }
+        let deadline = self.http.listing_deadline();
         let mut jobs = Vec::new();
         let mut seen = HashSet::new();
         // A run is in progress as soon as one of its jobs is, with others still queued.
         for status in ["queued", "in_progress"] {
-            for run in self.workflow_runs(status, MAX_RUNS, self.http.request_deadline())? {
+            for run in self.workflow_runs(status, MAX_RUNS, deadline)? {
                 // It may have changed its status between the two lists.
                 if seen.insert(run) {
-                    jobs.extend(self.queued_jobs_of(run)?);
+                    jobs.extend(self.queued_jobs_of(run, deadline)?);
                 }
             }
         }

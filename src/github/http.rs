@@ -156,8 +156,8 @@ impl Http {
     pub fn send(&self, request: &Request, deadline: Instant) -> Result<Response, Error> {
         if request.scope.api_url != self.api_url {
             return Err(Error::Refused(format!(
-                "{}: the runners of the {} are registered at another GitHub ({}): the token in GITHUB_PAT is only sent to \
-                 GITHUB_API_URL ({})",
+                "{}: the runners of the {} are registered at another GitHub ({}): the token in GITHUB_PAT is only \
+                 sent to GITHUB_API_URL ({})",
                 request.what, request.scope, request.scope.api_url, self.api_url
             )));
         }

@@ -16,10 +16,10 @@ use scope::Scope;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-/// How many runners one request lists at most. GitHub allows 5,000 requests an
-/// hour to a token:
+/// How many items, such as runners, GitHub lists in one response at most. It
+/// allows a token 5,000 requests an hour:
 /// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
-pub const RUNNERS_PER_REQUEST: usize = 100;
+pub const PER_PAGE: usize = 100;
 
 /// What the pool asks of GitHub. Every call blocks and ends within a bounded time.
 pub trait GitHub: Send + Sync {
@@ -34,7 +34,7 @@ pub trait GitHub: Send + Sync {
     fn register(&self, name: &str) -> Result<Registration, Error>;
 
     /// Every runner in the pool's scope, at the cost of one request for each
-    /// [`RUNNERS_PER_REQUEST`] of them.
+    /// [`PER_PAGE`] of them.
     ///
     /// # Errors
     /// When the list is not complete.
