@@ -1,8 +1,8 @@
 //! The program's parts, put together: what `main` runs and tests drive.
 
-use crate::config::{Config, GitHubConfig, Shutdown};
+use crate::config::{Config, Shutdown};
+use crate::github::GitHub;
 use crate::github::client::Client;
-use crate::github::{GitHub, client};
 use crate::http::gate::{self, Gate, Limits};
 use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
@@ -45,14 +45,13 @@ impl App {
         let here = format!("http://{}", reachable_here(address));
         let keys = Keys::new(&config.webhook_secret);
 
-        let simulated_github = config.github.pat.is_none().then(|| {
-            let webhook = format!("{here}/webhook");
-            Arc::new(MockGitHub::new(&config.github.labels, webhook, keys.clone()))
-        });
-        let github: Arc<dyn GitHub> = match (&simulated_github, client_settings(&config.github)) {
-            (None, Some(settings)) => Arc::new(Client::new(settings)),
-            (Some(simulated), _) => Arc::clone(simulated) as Arc<dyn GitHub>,
-            (None, None) => return Err("GITHUB_PAT is not set".into()),
+        let (github, simulated_github): (Arc<dyn GitHub>, _) = match github_client(config) {
+            Some(client) => (Arc::new(client), None),
+            None => {
+                let webhook = format!("{here}/webhook");
+                let simulated = Arc::new(MockGitHub::new(&config.github.labels, webhook, keys.clone()));
+                (Arc::clone(&simulated) as Arc<dyn GitHub>, Some(simulated))
+            }
         };
 
         let (hypervisor, lock): (Arc<dyn Hypervisor>, _) = if config.mock {
@@ -132,14 +131,18 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
             Err(why) => vec![Finding::fault(why)],
         };
     }
-    if let Some(settings) = client_settings(&config.github) {
-        findings.push(match Client::new(settings).runners() {
-            Ok(_) => Finding {
-                severity: Severity::Ok,
-                text: format!("GitHub lists the runners of {} with GITHUB_PAT.", config.github.scope()),
-            },
-            Err(err) => Finding { severity: Severity::Fault, text: format!("GitHub cannot be used: {err}") },
-        });
+    if let Some(client) = github_client(config) {
+        match client.check() {
+            Ok(warnings) => {
+                findings.push(Finding {
+                    severity: Severity::Ok,
+                    text: format!("GITHUB_PAT may register runners for {}.", config.github.scope()),
+                });
+                let warning = |text| Finding { severity: Severity::Warning, text };
+                findings.extend(warnings.into_iter().map(warning));
+            }
+            Err(err) => findings.push(Finding::fault(format!("GitHub cannot be used: {err}"))),
+        }
     }
     Ok(findings)
 }
@@ -196,16 +199,9 @@ fn log_finding(finding: &Finding) {
     }
 }
 
-fn client_settings(github: &GitHubConfig) -> Option<client::Settings> {
-    Some(client::Settings {
-        api_url: github.api_url.clone(),
-        pat: github.pat.clone()?,
-        org: github.org.clone(),
-        repo: github.repo.clone(),
-        registration: github.registration,
-        runner_group: github.runner_group.clone(),
-        labels: github.labels.clone(),
-    })
+/// `None` where GitHub is simulated.
+fn github_client(config: &Config) -> Option<Client> {
+    Client::new(&config.github, Box::new(|| None))
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 
 mod support;
 
-use hyperv_runner_pool::config::RegistrationMode;
-use hyperv_runner_pool::github::client::{Client, Settings, Timeouts};
+use hyperv_runner_pool::config::{GitHubConfig, RegistrationMode};
+use hyperv_runner_pool::github::client::{Client, Timeouts};
+use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::github::time::Clock;
-use hyperv_runner_pool::github::{Error, GitHub, Removal, Runner};
+use hyperv_runner_pool::github::{Error, GitHub, QueuedJob, Removal, Runner};
 use hyperv_runner_pool::secret::Secret;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
@@ -51,10 +53,10 @@ impl Clock for TestClock {
     }
 }
 
-fn settings(url: &str) -> Settings {
-    Settings {
+fn settings(url: &str) -> GitHubConfig {
+    GitHubConfig {
         api_url: url.to_owned(),
-        pat: Secret::new(TOKEN),
+        pat: Some(Secret::new(TOKEN)),
         org: "acme".to_owned(),
         repo: None,
         registration: RegistrationMode::Jit,
@@ -63,12 +65,12 @@ fn settings(url: &str) -> Settings {
     }
 }
 
-fn client(settings: Settings) -> Client {
+fn client(settings: GitHubConfig) -> Client {
     client_with(settings, TestClock::new())
 }
 
-fn client_with(settings: Settings, clock: Arc<TestClock>) -> Client {
-    Client::with(settings, Timeouts::default(), clock)
+fn client_with(settings: GitHubConfig, clock: Arc<TestClock>) -> Client {
+    Client::with(&settings, Box::new(|| None), Timeouts::default(), clock).unwrap()
 }
 
 /// The sentence of an error, after a look that it gives no secret away.
@@ -122,11 +124,11 @@ fn a_jit_registration_sends_what_github_documents() {
 fn a_repository_has_its_own_path_and_only_the_default_group() {
     let github = FakeGitHub::start_for("/repos/acme/widgets");
     let repo = Some("widgets".to_owned());
-    let client = client(Settings { repo, runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { repo, runner_group: "Windows".to_owned(), ..settings(&github.url()) });
     let id = client.register("runner-1").unwrap().runner_id.unwrap();
     assert_eq!(github.runners()[0].group, 1);
     assert_eq!(client.runners().unwrap().len(), 1);
-    assert_eq!(client.remove(id), Ok(Removal::Removed));
+    assert_eq!(client.remove(client.scope(), id), Ok(Removal::Removed));
     assert!(github.requests().iter().all(|r| r.target.starts_with("/repos/acme/widgets/actions/runners")));
 }
 
@@ -134,9 +136,12 @@ fn a_repository_has_its_own_path_and_only_the_default_group() {
 fn names_are_percent_encoded_in_paths_and_queries() {
     let github = FakeGitHub::start_for("/repos/a%2Fb/c%20d");
     let id = github.add_runner("r&d=1?#\u{e9}", true, false);
-    let client =
-        client(Settings { org: "a/b".to_owned(), repo: Some("c d".to_owned()), ..settings(&github.url()) });
-    assert_eq!(client.runner_by_name("r&d=1?#\u{e9}").unwrap().unwrap().id, id);
+    let client = client(GitHubConfig {
+        org: "a/b".to_owned(),
+        repo: Some("c d".to_owned()),
+        ..settings(&github.url())
+    });
+    assert_eq!(client.runner_by_name(client.scope(), "r&d=1?#\u{e9}").unwrap().unwrap().id, id);
 }
 
 #[test]
@@ -145,7 +150,7 @@ fn the_runner_group_is_looked_up_by_name_on_all_pages_and_only_once() {
     for id in 2..250 {
         github.add_group(id, &format!("group {id}"));
     }
-    let client = client(Settings { runner_group: "group 249".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { runner_group: "group 249".to_owned(), ..settings(&github.url()) });
     client.register("runner-1").unwrap();
     client.register("runner-2").unwrap();
     assert!(github.runners().iter().all(|runner| runner.group == 249));
@@ -156,7 +161,7 @@ fn the_runner_group_is_looked_up_by_name_on_all_pages_and_only_once() {
 fn a_runner_group_that_was_deleted_and_made_again_is_looked_up_again() {
     let github = FakeGitHub::start();
     github.add_group(7, "Windows");
-    let client = client(Settings { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
     client.register("runner-1").unwrap();
     github.remove_group(7);
     github.add_group(8, "Windows");
@@ -169,7 +174,7 @@ fn a_runner_group_that_was_deleted_and_made_again_is_looked_up_again() {
 fn a_runner_group_that_does_not_exist_is_named_with_those_that_do() {
     let github = FakeGitHub::start();
     github.add_group(7, "Linux\u{1b}[31m");
-    let client = client(Settings { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    let client = client(GitHubConfig { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
     let why = sentence(client.register("runner-1"));
     assert_says(&why, &["runner-1", "organization acme", "\"Windows\"", "RUNNER_GROUP", "Default", "Linux"]);
     github.add_group(8, "Windows");
@@ -199,7 +204,7 @@ fn a_registration_token_serves_all_slots_until_five_minutes_before_it_expires() 
     // GitHub's own two times counts.
     github.set_time(clock.utc() + seconds(86_400));
     let client = client_with(
-        Settings { registration: RegistrationMode::Token, ..settings(&github.url()) },
+        GitHubConfig { registration: RegistrationMode::Token, ..settings(&github.url()) },
         Arc::clone(&clock),
     );
     let token = |name: &str| client.register(name).unwrap().credential.expose().to_owned();
@@ -226,7 +231,7 @@ fn a_registration_token_of_unknown_life_is_not_shared() {
     let github = FakeGitHub::start();
     let bare = Reply::json(201, &json!({"token": "ONCE"}));
     github.misbehave("registration-token", 1, Fault::Answer(bare));
-    let client = client(Settings { registration: RegistrationMode::Token, ..settings(&github.url()) });
+    let client = client(GitHubConfig { registration: RegistrationMode::Token, ..settings(&github.url()) });
     let first = client.register("runner-1").unwrap();
     assert_eq!((first.credential.expose(), first.runner_id), ("ONCE", None));
     assert_ne!(client.register("runner-2").unwrap().credential.expose(), "ONCE");
@@ -285,17 +290,17 @@ fn a_runner_is_found_by_its_exact_name() {
     let github = FakeGitHub::start();
     let id = github.add_runner("runner-1", true, true);
     let client = client(settings(&github.url()));
-    let found = client.runner_by_name("runner-1").unwrap().unwrap();
+    let found = client.runner_by_name(client.scope(), "runner-1").unwrap().unwrap();
     assert_eq!((found.id, found.busy, found.online), (id, true, true));
     assert_eq!(github.count("name=runner-1"), 1);
-    assert_eq!(client.runner_by_name("runner-2"), Ok(None));
+    assert_eq!(client.runner_by_name(client.scope(), "runner-2"), Ok(None));
 
     // Should the filter ever take parts of names, or none at all.
     let other =
         json!({"id": 9, "name": "runner-10", "os": "x", "status": "online", "busy": false, "labels": []});
     let reply = Reply::json(200, &json!({"total_count": 1, "runners": [other]}));
     github.misbehave("name=runner-1", 1, Fault::Answer(reply));
-    assert_eq!(client.runner_by_name("runner-1"), Ok(None));
+    assert_eq!(client.runner_by_name(client.scope(), "runner-1"), Ok(None));
 }
 
 #[test]
@@ -303,8 +308,8 @@ fn a_runner_is_found_by_its_id_or_known_to_be_gone() {
     let github = FakeGitHub::start();
     let id = github.add_runner("runner-1", false, false);
     let client = client(settings(&github.url()));
-    assert_eq!(client.runner_by_id(id).unwrap().unwrap().name, "runner-1");
-    assert_eq!(client.runner_by_id(id + 1), Ok(None));
+    assert_eq!(client.runner_by_id(client.scope(), id).unwrap().unwrap().name, "runner-1");
+    assert_eq!(client.runner_by_id(client.scope(), id + 1), Ok(None));
 }
 
 #[test]
@@ -313,8 +318,8 @@ fn lost_access_is_not_taken_for_a_runner_that_is_gone() {
     let id = github.add_runner("runner-1", true, true);
     let client = client(settings(&github.url()));
     github.misbehave("", usize::MAX, Fault::Answer(Reply::refusal(404, "Not Found")));
-    assert_says(&sentence(client.runner_by_id(id)), &["organization acme", "404"]);
-    assert_says(&sentence(client.remove(id)), &["organization acme", "404"]);
+    assert_says(&sentence(client.runner_by_id(client.scope(), id)), &["organization acme", "404"]);
+    assert_says(&sentence(client.remove(client.scope(), id)), &["organization acme", "404"]);
 }
 
 #[test]
@@ -323,9 +328,9 @@ fn removing_tells_removed_gone_and_busy_apart() {
     let idle = github.add_runner("runner-1", true, false);
     let busy = github.add_runner("runner-2", true, true);
     let client = client(settings(&github.url()));
-    assert_eq!(client.remove(idle), Ok(Removal::Removed));
-    assert_eq!(client.remove(idle), Ok(Removal::NotThere));
-    assert_eq!(client.remove(busy), Ok(Removal::Busy));
+    assert_eq!(client.remove(client.scope(), idle), Ok(Removal::Removed));
+    assert_eq!(client.remove(client.scope(), idle), Ok(Removal::NotThere));
+    assert_eq!(client.remove(client.scope(), busy), Ok(Removal::Busy));
     assert_eq!(github.runners().len(), 1);
 }
 
@@ -353,7 +358,7 @@ fn reading_and_removing_are_tried_three_times() {
     assert_eq!(*clock.slept.lock().unwrap(), [500, 1000, 500, 1000, 500, 1000].map(Duration::from_millis));
 
     github.misbehave("DELETE", 1, Fault::CutAfterwards);
-    assert_eq!(client.remove(id), Ok(Removal::NotThere), "the first try removed it");
+    assert_eq!(client.remove(client.scope(), id), Ok(Removal::NotThere), "the first try removed it");
 }
 
 #[test]
@@ -393,7 +398,8 @@ fn a_server_that_does_not_answer_or_trickles_is_given_up() {
         let github = FakeGitHub::start();
         github.misbehave("GET", 1, fault);
         let timeouts = Timeouts { call: Duration::from_millis(200), ..Timeouts::default() };
-        let client = Client::with(settings(&github.url()), timeouts, TestClock::new());
+        let client =
+            Client::with(&settings(&github.url()), Box::new(|| None), timeouts, TestClock::new()).unwrap();
         let before = Instant::now();
         assert_says(&sentence(client.runners()), &["cannot list the runners", "127.0.0.1", "within 0.2 s"]);
         assert!(before.elapsed() < seconds(10));
@@ -464,14 +470,14 @@ fn refusal_of(repo: Option<&str>, reply: Reply) -> String {
     let github = FakeGitHub::start();
     github.misbehave("", usize::MAX, Fault::Answer(reply));
     let repo = repo.map(str::to_owned);
-    sentence(client(Settings { repo, ..settings(&github.url()) }).register("runner-1"))
+    sentence(client(GitHubConfig { repo, ..settings(&github.url()) }).register("runner-1"))
 }
 
 #[test]
 fn a_refused_token_is_to_be_renewed() {
     let github = FakeGitHub::start();
-    let pat = Secret::new("ghp_expired");
-    let why = sentence(client(Settings { pat, ..settings(&github.url()) }).runners());
+    let pat = Some(Secret::new("ghp_expired"));
+    let why = sentence(client(GitHubConfig { pat, ..settings(&github.url()) }).runners());
     assert_says(&why, &["GITHUB_PAT", "(401)", "renew", "Bad credentials"]);
     assert!(!why.contains("ghp_"), "{why}");
 }
@@ -518,7 +524,7 @@ fn githubs_reason_is_shown_short_clean_and_without_the_token() {
 #[test]
 fn a_renamed_repository_is_followed() {
     let github = FakeGitHub::start_for("/repositories/7");
-    let client = client(Settings { repo: Some("old".to_owned()), ..settings(&github.url()) });
+    let client = client(GitHubConfig { repo: Some("old".to_owned()), ..settings(&github.url()) });
     let to = |path: &str| {
         Fault::Answer(
             Reply::refusal(307, "Temporary Redirect").header("Location", format!("{}{path}", github.url())),
@@ -560,12 +566,14 @@ fn a_used_up_rate_limit_holds_back_every_request_until_it_is_over() {
     let reply = Reply::refusal(403, "You have exceeded a secondary rate limit").header("Retry-After", 42);
     github.misbehave("GET", 1, Fault::Answer(reply));
 
-    let why = "GitHub's rate limit is used up until 20:14:17 UTC (in 42 s)".to_owned();
+    let why = "GitHub's rate limit is used up until 20:14:17 UTC".to_owned();
     let limited = Error::RateLimited { retry_after: seconds(42), why };
     assert_eq!(client.runners(), Err(limited.clone()));
     assert_eq!(client.register("runner-1").unwrap_err(), limited);
     clock.forward(seconds(41));
-    assert_eq!(wait_of(client.remove(1)), seconds(1));
+    let refused = client.remove(client.scope(), 1).unwrap_err();
+    assert_eq!(refused.to_string(), limited.to_string(), "the log is not flooded with a countdown");
+    assert_eq!(wait_of(client.remove(client.scope(), 1)), seconds(1));
     assert_eq!(github.requests().len(), 1, "nothing was sent meanwhile");
 
     clock.forward(seconds(1));
@@ -640,4 +648,244 @@ fn a_missing_permission_holds_nothing_back() {
     let client = client(settings(&github.url()));
     assert_says(&sentence(client.runners()), &["403", "admin:org"]);
     assert_eq!(client.runners(), Ok(vec![]));
+}
+
+// Scopes.
+
+#[test]
+fn a_call_goes_to_the_scope_that_it_is_given() {
+    let github = FakeGitHub::start_for("/repos/acme/old");
+    let id = github.add_runner("runner-1", true, false);
+    let client = client(settings(&github.url()));
+    let scope = Scope { api_url: github.url(), owner: "acme".to_owned(), repository: Some("old".to_owned()) };
+    assert_eq!(client.runner_by_id(&scope, id).unwrap().unwrap().name, "runner-1");
+    assert_eq!(client.runner_by_name(&scope, "runner-1").unwrap().unwrap().id, id);
+    assert_eq!(client.remove(&scope, id), Ok(Removal::Removed));
+    assert_eq!(client.remove(&scope, id), Ok(Removal::NotThere));
+    assert!(github.requests().iter().all(|r| r.target.starts_with("/repos/acme/old/actions/runners")));
+}
+
+#[test]
+fn the_token_is_not_sent_to_the_github_of_another_scope() {
+    let (github, other) = (FakeGitHub::start(), FakeGitHub::start());
+    let id = other.add_runner("runner-1", true, false);
+    let client = client(settings(&github.url()));
+    let scope = Scope { api_url: other.url(), ..client.scope().clone() };
+    let refused = client.remove(&scope, id).unwrap_err();
+    assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
+    assert_says(&sentence(Err::<(), _>(refused)), &["organization acme", "another GitHub", &other.url()]);
+    assert!(matches!(client.runner_by_id(&scope, id), Err(Error::Refused(_))));
+    assert!(matches!(client.runner_by_name(&scope, "runner-1"), Err(Error::Refused(_))));
+    assert_eq!((github.requests().len(), other.requests().len()), (0, 0));
+}
+
+#[test]
+fn a_refusal_is_told_apart_from_other_errors() {
+    for (status, refused) in [(401, true), (403, true), (404, true), (422, false), (500, false), (302, false)]
+    {
+        let github = FakeGitHub::start();
+        github.misbehave("", usize::MAX, Fault::Answer(Reply::refusal(status, "no")));
+        let client = client(settings(&github.url()));
+        for error in [
+            client.runners().map(|_| ()).unwrap_err(),
+            client.register("runner-1").map(|_| ()).unwrap_err(),
+            client.runner_by_id(client.scope(), 1).map(|_| ()).unwrap_err(),
+        ] {
+            assert_eq!(matches!(error, Error::Refused(_)), refused, "{error:?}");
+            assert_eq!(matches!(error, Error::Failed(_)), !refused, "{error:?}");
+        }
+    }
+}
+
+// The token.
+
+/// A client of a GitHub whose token was renewed, and how often it read `GITHUB_PAT` again.
+fn client_that_reads(github: &FakeGitHub, pat: &'static str) -> (Client, Arc<AtomicUsize>) {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&reads);
+    let read_pat = Box::new(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Some(Secret::new(pat))
+    });
+    let client = Client::with(&settings(&github.url()), read_pat, Timeouts::default(), TestClock::new());
+    (client.unwrap(), reads)
+}
+
+#[test]
+fn a_token_that_was_renewed_is_taken_without_a_restart() {
+    let github = FakeGitHub::start();
+    github.renew_token("ghp_new");
+    let (client, reads) = client_that_reads(&github, "ghp_new");
+    let registration = client.register("runner-1").unwrap();
+    assert_eq!(registration.runner_id, Some(github.runners()[0].id));
+    assert_eq!((github.requests().len(), reads.load(Ordering::SeqCst)), (2, 1), "refused, read, repeated");
+    client.runners().unwrap();
+    assert_eq!((github.requests().len(), reads.load(Ordering::SeqCst)), (3, 1), "and used from then on");
+}
+
+#[test]
+fn a_call_is_repeated_only_once_and_only_with_another_token() {
+    let github = FakeGitHub::start();
+    github.renew_token("ghp_new");
+    let (same, _) = client_that_reads(&github, TOKEN);
+    assert_says(&sentence(same.runners()), &["GITHUB_PAT", "(401)", "Bad credentials"]);
+    assert_eq!(github.requests().len(), 1, "the token is the same");
+
+    let (wrong, _) = client_that_reads(&github, "ghp_wrong");
+    let why = sentence(wrong.runners());
+    assert_says(&why, &["GITHUB_PAT", "(401)"]);
+    assert!(!why.contains("ghp_"), "{why}");
+    assert_eq!(github.requests().len(), 3, "the other one is wrong too");
+}
+
+#[test]
+fn calls_that_are_refused_together_read_the_token_once() {
+    let github = FakeGitHub::start();
+    github.renew_token("ghp_new");
+    // All of them are on their way before the first is refused.
+    github.misbehave("", 4, Fault::Slow(Duration::from_millis(300)));
+    let (client, reads) = client_that_reads(&github, "ghp_new");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| client.runners().unwrap());
+        }
+    });
+    assert_eq!(reads.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn the_end_of_the_token_is_known_from_githubs_answers() {
+    let github = FakeGitHub::start();
+    let client = client(settings(&github.url()));
+    client.runners().unwrap();
+    assert_eq!(client.token_expires(), None, "a token without an end");
+    for (text, expires) in
+        [("2020-01-22 20:13:35 UTC", START), ("2020-01-22 22:13:36 +0200", START + 1), ("soon", START + 1)]
+    {
+        github.set_token_expiration(text);
+        client.runners().unwrap();
+        assert_eq!(client.token_expires(), Some(UNIX_EPOCH + seconds(expires)), "{text}");
+    }
+}
+
+#[test]
+fn the_end_of_an_old_token_is_not_that_of_the_new_one() {
+    let github = FakeGitHub::start();
+    let (client, _) = client_that_reads(&github, "ghp_new");
+    github.set_token_expiration("2020-01-22 20:13:35 UTC");
+    client.runners().unwrap();
+    github.renew_token("ghp_new");
+    github.misbehave("GET", 2, Fault::Answer(Reply::refusal(401, "Bad credentials")));
+    client.runners().unwrap_err();
+    assert_eq!(client.token_expires(), None);
+}
+
+// Checking.
+
+#[test]
+fn a_check_proves_the_right_to_register_and_leaves_no_runner() {
+    let github = FakeGitHub::start();
+    github.add_group(7, "Windows");
+    let runner_group = "Windows".to_owned();
+    let client = client(GitHubConfig { runner_group, ..settings(&github.url()) });
+    assert_eq!(client.check(), Ok(vec![]));
+    assert_eq!(github.runners().len(), 0);
+    assert_eq!(github.count("POST /orgs/acme/actions/runners/registration-token"), 1);
+
+    github.remove_group(7);
+    let client = self::client(GitHubConfig { runner_group: "Windows".to_owned(), ..settings(&github.url()) });
+    assert_says(&sentence(client.check()), &["\"Windows\"", "RUNNER_GROUP", "Default"]);
+}
+
+#[test]
+fn a_check_names_a_read_only_token_a_missing_authorization_and_a_wrong_scope() {
+    let github = FakeGitHub::start();
+    let client = client(settings(&github.url()));
+    let read_only = Reply::refusal(403, "Resource not accessible by personal access token");
+    github.misbehave("POST", 1, Fault::Answer(read_only));
+    assert_says(&sentence(client.check()), &["Self-hosted runners: write", "organization acme"]);
+    let sso = Reply::refusal(403, "SAML").header("X-GitHub-SSO", "required; url=https://github.com/sso");
+    github.misbehave("POST", 1, Fault::Answer(sso));
+    assert_says(&sentence(client.check()), &["single sign-on"]);
+    let client = self::client(GitHubConfig { org: "acmee".to_owned(), ..settings(&github.url()) });
+    assert_says(&sentence(client.check()), &["organization acmee", "GITHUB_ORG"]);
+}
+
+#[test]
+fn a_check_warns_when_the_queued_jobs_of_a_repository_cannot_be_read() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    let repo = Some("widgets".to_owned());
+    let client = client(GitHubConfig { repo, ..settings(&github.url()) });
+    assert_eq!(client.check(), Ok(vec![]));
+    github.misbehave("/actions/runs", 1, Fault::Answer(Reply::refusal(403, "Resource not accessible")));
+    let warnings = client.check().unwrap();
+    assert_eq!(warnings.len(), 1);
+    assert_says(&warnings[0], &["Queued jobs", "\"Actions: read\"", "repository acme/widgets"]);
+}
+
+// Queued jobs.
+
+fn repository_client(github: &FakeGitHub) -> Client {
+    client(GitHubConfig { repo: Some("widgets".to_owned()), ..settings(&github.url()) })
+}
+
+#[test]
+fn the_queued_jobs_of_a_repository_are_those_of_its_queued_and_running_runs() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    github.add_run(1, "queued", &[(11, "queued", "Windows"), (12, "waiting", "Windows")]);
+    github.add_run(2, "in_progress", &[(21, "completed", "Windows"), (22, "queued", "gpu")]);
+    github.add_run(3, "completed", &[(31, "completed", "Windows")]);
+    let job = |id, label: &str| QueuedJob { id, labels: vec![label.to_owned()] };
+    assert_eq!(repository_client(&github).queued_jobs(), Ok(vec![job(11, "Windows"), job(22, "gpu")]));
+    assert_eq!(github.count("filter=latest"), 2);
+}
+
+#[test]
+fn all_queued_jobs_of_a_large_run_are_listed() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    let jobs: Vec<_> = (0..250).map(|id| (id, "queued", "Windows")).collect();
+    github.add_run(1, "queued", &jobs);
+    assert_eq!(repository_client(&github).queued_jobs().unwrap().len(), 250);
+}
+
+#[test]
+fn listing_queued_jobs_has_a_bounded_cost() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    (0..200).for_each(|run| github.add_run(run, "queued", &[(run, "queued", "Windows")]));
+    assert_eq!(repository_client(&github).queued_jobs().unwrap().len(), 50);
+    assert_eq!(github.requests().len(), 52);
+}
+
+#[test]
+fn a_run_that_was_deleted_meanwhile_has_no_queued_jobs() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    github.add_run(1, "queued", &[(11, "queued", "Windows")]);
+    github.add_run(2, "queued", &[(21, "queued", "Windows")]);
+    github.misbehave("/runs/1/jobs", 1, Fault::Answer(Reply::refusal(404, "Not Found")));
+    let jobs = repository_client(&github).queued_jobs().unwrap();
+    assert_eq!(jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [21]);
+}
+
+#[test]
+fn a_token_that_may_not_read_actions_lists_no_jobs() {
+    let github = FakeGitHub::start_for("/repos/acme/widgets");
+    github.misbehave("/actions/runs", 1, Fault::Answer(Reply::refusal(403, "Resource not accessible")));
+    let error = repository_client(&github).queued_jobs().unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    assert_says(&error.to_string(), &["\"Actions: read\"", "repository acme/widgets"]);
+}
+
+#[test]
+fn an_organization_lists_no_queued_jobs() {
+    let github = FakeGitHub::start();
+    assert_eq!(client(settings(&github.url())).queued_jobs(), Ok(vec![]));
+    assert_eq!(github.requests().len(), 0);
+}
+
+#[test]
+fn a_server_error_is_called_one() {
+    let github = FakeGitHub::start();
+    github.misbehave("GET", usize::MAX, Fault::Answer(Reply::refusal(502, "Bad Gateway")));
+    let why = sentence(client(settings(&github.url())).runners());
+    assert_says(&why, &["127.0.0.1 returned a server error (502)"]);
 }

@@ -996,7 +996,7 @@ fn check_tells_what_it_found_and_changes_nothing() {
         "storage folder",
         "Default Switch",
         "firewall",
-        "GitHub lists the runners of acme",
+        "GITHUB_PAT may register runners for acme",
     ] {
         assert!(lines.iter().any(|line| line.contains(part)), "{part} in {lines:#?}");
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The token that it takes.
+/// The token that it takes at first.
 pub const TOKEN: &str = "ghp_0123456789abcdefghijABCDEFGHIJ012345";
 
 /// A request as it came.
@@ -88,6 +88,11 @@ struct State {
     scope: String,
     runners: Vec<FakeRunner>,
     groups: BTreeMap<u64, String>,
+    /// Workflow runs: id, status, jobs as JSON.
+    runs: Vec<(u64, String, Vec<Value>)>,
+    token: String,
+    /// What it says of the token's end.
+    token_expiration: Option<String>,
     next_id: u64,
     tokens_made: u64,
     faults: Vec<(String, usize, Fault)>,
@@ -116,6 +121,9 @@ impl FakeGitHub {
             scope: scope.to_owned(),
             runners: Vec::new(),
             groups: BTreeMap::from([(1, "Default".to_owned())]),
+            runs: Vec::new(),
+            token: TOKEN.to_owned(),
+            token_expiration: None,
             next_id: 1,
             tokens_made: 0,
             faults: Vec::new(),
@@ -186,6 +194,25 @@ impl FakeGitHub {
 
     pub fn remove_group(&self, id: u64) {
         self.state().groups.remove(&id);
+    }
+
+    /// A workflow run with its jobs: id, status, label.
+    pub fn add_run(&self, id: u64, status: &str, jobs: &[(u64, &str, &str)]) {
+        let jobs = jobs
+            .iter()
+            .map(|(job, status, label)| json!({"id": job, "run_id": id, "status": status, "labels": [label]}))
+            .collect();
+        self.state().runs.push((id, status.to_owned(), jobs));
+    }
+
+    /// Takes this token only from now on.
+    pub fn renew_token(&self, token: &str) {
+        self.state().token = token.to_owned();
+    }
+
+    /// What it sends as `github-authentication-token-expiration` from now on.
+    pub fn set_token_expiration(&self, text: &str) {
+        self.state().token_expiration = Some(text.to_owned());
     }
 
     /// Stops its clock at this time; before, it is that of the machine.
@@ -326,9 +353,17 @@ impl State {
     }
 
     fn answer(&mut self, seen: &Seen) -> Reply {
-        if seen.headers.get("authorization") != Some(&format!("Bearer {TOKEN}")) {
+        if seen.headers.get("authorization") != Some(&format!("Bearer {}", self.token)) {
             return Reply::refusal(401, "Bad credentials");
         }
+        let reply = self.answer_authorized(seen);
+        match &self.token_expiration {
+            Some(time) => reply.header("GitHub-Authentication-Token-Expiration", time),
+            None => reply,
+        }
+    }
+
+    fn answer_authorized(&mut self, seen: &Seen) -> Reply {
         let (path, query) = seen.target.split_once('?').unwrap_or((&seen.target, ""));
         let Some(path) = path.strip_prefix(&format!("{}/actions", self.scope)) else {
             return Reply::refusal(404, "Not Found");
@@ -375,6 +410,25 @@ impl State {
                     json!({"os": os, "architecture": "x64", "download_url": url, "filename": filename})
                 };
                 Reply::json(200, &json!([item("osx", "tar.gz"), item("linux", "tar.gz"), item("win", "zip")]))
+            }
+            ("GET", "/runs") if self.scope.starts_with("/repos/") => {
+                let status = query("status");
+                let runs: Vec<Value> = self
+                    .runs
+                    .iter()
+                    .filter(|(_, s, _)| status.as_ref().is_none_or(|status| s == status))
+                    .map(|(id, status, _)| json!({"id": id, "status": status}))
+                    .collect();
+                Reply::json(200, &json!({"total_count": runs.len(), "workflow_runs": of_page(&runs)}))
+            }
+            ("GET", path) if path.ends_with("/jobs") => {
+                let run = path.strip_prefix("/runs/").and_then(|rest| rest.strip_suffix("/jobs"));
+                match self.runs.iter().find(|(id, ..)| Some(&*id.to_string()) == run) {
+                    Some((_, _, jobs)) => {
+                        Reply::json(200, &json!({"total_count": jobs.len(), "jobs": of_page(jobs)}))
+                    }
+                    None => Reply::refusal(404, "Not Found"),
+                }
             }
             ("POST", "/runners/generate-jitconfig") => self.generate_jitconfig(&seen.body),
             ("POST", "/runners/registration-token") => {
