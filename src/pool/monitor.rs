@@ -127,7 +127,7 @@ impl Monitor {
         match answer {
             Answer::Started => Ask::Vms(Vec::new()),
             Answer::Paused if state.has_stopped() => Ask::End,
-            Answer::Paused => Ask::Vms(state.take_writes(now)),
+            Answer::Paused => Ask::Vms(state.take_writes(now, out)),
             Answer::Vms(Err(why)) => {
                 state.hypervisor_fails(why, now, out);
                 if state.has_recovered() { Ask::Runners } else { self.retry_first_look(state) }
@@ -150,11 +150,17 @@ impl Monitor {
                 self.ask_for_the_rest(state, now)
             }
             Answer::Runner(answer) => {
-                if let (Ask::Runner(asked), Ok(runner)) = (&asked, &answer) {
-                    state.runner_looked_up(self.about, asked, runner.as_ref(), asked_at, now, out);
+                let Ask::Runner(asked) = asked else { return self.ask_for_the_rest(state, now) };
+                let elsewhere = asked.scope != state.rules().scope;
+                match &answer {
+                    Ok(runner) => {
+                        state.runner_looked_up(self.about, &asked, runner.as_ref(), asked_at, now, out);
+                    }
+                    // Access to another scope than the pool's may have ended with its settings.
+                    Err(Error::Refused(_)) if elsewhere => state.runner_hidden(self.about, &asked, now, out),
+                    Err(_) => {}
                 }
-                // Access to another scope than the pool's may have ended with its settings.
-                if !matches!(&asked, Ask::Runner(asked) if asked.scope != state.rules().scope) {
+                if !elsewhere {
                     self.heard(answer, state, now, out);
                 }
                 self.ask_for_the_rest(state, now)

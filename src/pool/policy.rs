@@ -35,15 +35,17 @@ impl Balance {
 
 impl PoolState {
     pub(super) fn balance(&mut self, now: Millis) -> Balance {
+        // A VM of another scope takes none of this pool's jobs.
+        let is_ours = |slot: &Slot| slot.instance().is_some_and(|i| i.scope == self.rules.scope);
         let is_idle = |slot: &Slot| match slot.phase() {
             Phase::Creating | Phase::Booting => true,
-            Phase::Ready => slot.retiring().is_none(),
+            Phase::Ready => slot.retiring().is_none() && is_ours(slot),
             _ => false,
         };
         // A slot that has not looked yet, or has something to destroy, may turn out to have a VM.
         let is_taken =
             |slot: &Slot| slot.has_orphans() || !matches!(slot.phase(), Phase::Empty | Phase::Stopped);
-        let ready = |slot: &&Slot| slot.phase() == Phase::Ready && slot.retiring().is_none();
+        let ready = |slot: &&Slot| slot.phase() == Phase::Ready && is_idle(slot);
         let ready_since = self.slots().filter(ready).map(Slot::since).min();
         let idle = self.slots().filter(|slot| is_idle(slot)).count();
         let taken = self.slots().filter(|slot| is_taken(slot)).count();
@@ -90,6 +92,17 @@ impl PoolState {
         let mut idle: Vec<(Millis, usize)> = self.ready_to_retire().collect();
         idle.sort_unstable();
         idle.into_iter().take(balance.surplus()).map(|(_, index)| index).collect()
+    }
+
+    /// Idle VMs that serve another scope than the pool does now.
+    pub(super) fn moved_to_retire(&self) -> Vec<usize> {
+        let scope = &self.rules.scope;
+        self.slots()
+            .enumerate()
+            .filter(|(_, slot)| slot.phase() == Phase::Ready && slot.retiring().is_none())
+            .filter(|(_, slot)| slot.instance().is_some_and(|instance| instance.scope != *scope))
+            .map(|(index, _)| index)
+            .collect()
     }
 
     /// The next VM to retire because it is outdated or has idled for too long:

@@ -12,7 +12,7 @@ use super::orphans::{self, OrphanRunners};
 use super::slot::Slot;
 use super::slot::types::{
     Action, Cause, Event, Job, JobEvent, News, ObservedPower, ObservedRunner, ObservedVm, OrphanVm, Phase,
-    Stop,
+    RetireReason, Stop,
 };
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot, millis, recovery};
 use crate::github::Runner;
@@ -52,8 +52,8 @@ pub struct PoolState {
     /// What a VM made now would be made of.
     fingerprint: Option<String>,
     free_bytes: Option<u64>,
-    /// Incarnations that this process made: such a VM without a slot was given up, and is not adopted.
-    made_here: VecDeque<String>,
+    /// Incarnations that a slot of this process had: such a VM without a slot was given up, and is not adopted.
+    had: VecDeque<String>,
     github: Reach,
     hypervisor: Reach,
     ended: BTreeMap<&'static str, u64>,
@@ -87,7 +87,7 @@ impl PoolState {
             stop: None,
             fingerprint: None,
             free_bytes: None,
-            made_here: VecDeque::new(),
+            had: VecDeque::new(),
             github: Reach::default(),
             hypervisor: Reach::default(),
             ended: BTreeMap::new(),
@@ -122,6 +122,11 @@ impl PoolState {
         self.recovered
     }
 
+    /// How many queued jobs the pool knows of.
+    pub fn jobs_waiting(&self) -> usize {
+        self.demand.waiting()
+    }
+
     /// How the pool is being stopped, if it is.
     pub fn stopping(&self) -> Option<Stop> {
         self.stop.map(|(stop, _)| stop)
@@ -154,7 +159,7 @@ impl PoolState {
         Snapshot {
             slots: self.slots().map(|slot| slot.snapshot(now)).collect(),
             size: self.rules.pool.size,
-            jobs_waiting: self.demand.waiting(),
+            jobs_waiting: self.jobs_waiting(),
             health: Health { troubles: self.troubles(now) },
             github: self.github.clone(),
             hypervisor: self.hypervisor.clone(),
@@ -368,13 +373,12 @@ impl PoolState {
     }
 
     /// What the next list of VMs has to write. From now on these VMs count as told.
-    pub fn take_writes(&mut self, now: Millis) -> Vec<VmWrite> {
+    pub fn take_writes(&mut self, now: Millis, out: &mut Outcome) -> Vec<VmWrite> {
         let due: Vec<(usize, VmWrite)> =
             self.slots().enumerate().filter_map(|(index, slot)| Some((index, slot.write_due()?))).collect();
-        let mut out = Outcome::default();
         for (slot, write) in &due {
             let written = Event::Written { retire: write.retire, forgot_jit_config: false, at: now };
-            self.tell(*slot, written, now, &mut out);
+            self.tell(*slot, written, now, out);
         }
         due.into_iter().map(|(_, write)| write).collect()
     }
@@ -448,7 +452,7 @@ impl PoolState {
                 orphan.notes.is_some()
                     && inventory.vms.iter().any(|vm| vm.id == orphan.vm && vm.power != Power::Off)
             };
-            if is_on(&orphan) && !self.made_here.contains(&orphan.vm.incarnation) {
+            if is_on(&orphan) && !self.had.contains(&orphan.vm.incarnation) {
                 self.add_slot();
                 let assignment = super::slot::types::Assignment { adopt: Some(orphan), orphans: Vec::new() };
                 let slot = self.records.len() - 1;
@@ -494,14 +498,22 @@ impl PoolState {
         for slot in 0..self.records.len() {
             let Some(instance) = self.records[slot].slot.instance() else { continue };
             if instance.scope != self.rules.scope {
+                // Without its id, a runner that registered itself elsewhere cannot be asked for.
+                if instance.runner_id.is_none() {
+                    self.tell(slot, Event::RunnerHidden, now, out);
+                }
                 continue;
             }
             let its = |runner: &&Runner| {
                 runner.name == instance.runner_name && instance.runner_id.is_none_or(|id| id == runner.id)
             };
-            if let Some(runner) = runners.iter().find(its) {
-                self.tell(slot, Event::RunnerObserved(observed(runner, asked_at)), now, out);
-            }
+            let event = match runners.iter().find(its) {
+                Some(runner) => Event::RunnerObserved(observed(runner, asked_at)),
+                // A runner that registers itself cannot be asked for by its id.
+                None if instance.runner_id.is_none() => Event::RunnerGone,
+                None => continue,
+            };
+            self.tell(slot, event, now, out);
         }
         let of_slots: HashSet<&str> =
             self.records.iter().filter_map(|r| Some(r.slot.instance()?.runner_name.as_str())).collect();
@@ -546,10 +558,19 @@ impl PoolState {
                 Event::RunnerObserved(observed(runner, asked_at))
             }
             // An id that bears another name is somebody else's: ours is gone.
-            _ => Event::RunnerGone(asked_at),
+            _ => Event::RunnerGone,
         };
         self.tell(slot, event, now, out);
         self.settle(now, out);
+    }
+
+    /// GitHub does not let the token see a slot's runner.
+    pub fn runner_hidden(&mut self, slot: usize, asked: &Asked, now: Millis, out: &mut Outcome) {
+        let same = |i: &super::slot::types::Instance| i.runner_id == Some(asked.id) && i.scope == asked.scope;
+        if self.records[slot].slot.instance().is_some_and(same) {
+            self.tell(slot, Event::RunnerHidden, now, out);
+            self.settle(now, out);
+        }
     }
 
     /// A call to GitHub succeeded.
@@ -611,6 +632,7 @@ impl PoolState {
         for happened in &out.news[news..] {
             match happened {
                 News::Job(..) => self.demand.vm_taken(now),
+                News::Adopted(vm) => remember(&mut self.had, &vm.incarnation),
                 News::Ended { cause, .. } => *self.ended.entry(cause.name()).or_default() += 1,
                 _ => {}
             }
@@ -625,22 +647,22 @@ impl PoolState {
         let balance = self.balance(now);
         for slot in self.slots_to_provision(balance, now) {
             let incarnation = format!("{}{:08x}", self.rules.tag, self.random.bits() as u32);
-            self.made_here.push_back(incarnation.clone());
-            if self.made_here.len() > REMEMBERED {
-                self.made_here.pop_front();
-            }
+            remember(&mut self.had, &incarnation);
+            self.assert_room(out);
             self.tell(slot, Event::Provision(incarnation), now, out);
         }
-        self.assert_invariants(out);
     }
 
     fn retire_idle(&mut self, now: Millis, out: &mut Outcome) {
         if self.stop.is_some() || !self.recovered {
             return;
         }
+        for slot in self.moved_to_retire() {
+            self.tell(slot, Event::Retire(RetireReason::Moved), now, out);
+        }
         let balance = self.balance(now);
         for slot in self.surplus_to_retire(balance, now) {
-            self.tell(slot, Event::Retire(super::slot::types::RetireReason::Surplus), now, out);
+            self.tell(slot, Event::Retire(RetireReason::Surplus), now, out);
         }
         let balance = self.balance(now);
         if let Some((slot, reason)) = self.stale_to_retire(balance, now) {
@@ -650,17 +672,17 @@ impl PoolState {
         self.settle(now, out);
     }
 
-    /// What is cheap to check, checked in production too: a defect is logged
-    /// and counted, and never ends the process.
-    fn assert_invariants(&mut self, out: &mut Outcome) {
-        let making = self.slots().filter(|s| s.phase() == Phase::Creating).count();
-        let with_vm = self
-            .slots()
-            .filter(|s| !matches!(s.phase(), Phase::Empty | Phase::Stopped | Phase::Recovering))
-            .count();
-        if making > 0 && with_vm > self.rules.pool.size as usize {
+    /// No VM is made while POOL_SIZE or more exist. Cheap to check, so it is
+    /// checked in production too: a defect is logged and counted, and never
+    /// ends the process.
+    fn assert_room(&mut self, out: &mut Outcome) {
+        let vms = self.slots().filter(|slot| slot.instance().is_some()).count();
+        if vms >= self.rules.pool.size as usize {
             self.broken += 1;
-            out.news.push(News::Broken(format!("{with_vm} VMs of POOL_SIZE {}", self.rules.pool.size)));
+            out.news.push(News::Broken(format!(
+                "a VM is made beside {vms}, and POOL_SIZE is {}",
+                self.rules.pool.size
+            )));
         }
     }
 }
@@ -674,11 +696,17 @@ pub struct Asked {
     pub id: u64,
 }
 
+fn remember(had: &mut VecDeque<String>, incarnation: &str) {
+    had.push_back(incarnation.to_owned());
+    if had.len() > REMEMBERED {
+        had.pop_front();
+    }
+}
+
 fn observed(runner: &Runner, asked_at: Millis) -> ObservedRunner {
     ObservedRunner { id: runner.id, online: runner.online, busy: runner.busy, asked_at }
 }
 
-/// Whether a cause is worth a warning.
 impl Cause {
     /// Whether the VM did not end as it should.
     pub fn is_failure(&self, had_job: bool) -> bool {

@@ -27,33 +27,43 @@ const HICCUP: Millis = 2 * MINUTE;
 const MISSING_LISTS: u8 = 3;
 const MISSING_TIME: Millis = MINUTE;
 
-/// What the host and GitHub have said of one VM.
+/// What the host and GitHub have said of one VM. Its times are the VM's own
+/// uptimes at the lists that brought them, which no clock's jump and no
+/// suspended host can stretch.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
-    /// Lists in a row that left the VM out, and when the first of them was asked for.
+    /// Lists in a row that left the VM out, and when the first of them was asked for (by the pool's clock).
     missing: Option<(u8, Millis)>,
     pub(super) paused: bool,
     heartbeat_lost: bool,
     pub(super) word: Option<GuestWord>,
     word_seen: bool,
-    /// When the first and the last list were asked for that name no Worker, without one between that does.
+    /// The uptime at the last list. `None` before the first list of an adopted VM.
+    uptime: Option<Millis>,
+    /// The same by the pool's clock: when it started.
+    pub(super) started_at: Option<Millis>,
+    /// The first and the last list that name no Worker, without one between that does.
     no_worker: Option<(Millis, Millis)>,
-    /// Since when GitHub calls the runner offline, or does not know it.
-    away_since: Option<Millis>,
+    /// When GitHub was first and last asked that calls the runner offline, or
+    /// does not know it, without an answer between that says otherwise.
+    away: Option<(Millis, Millis)>,
     /// GitHub was asked by the runner's id and does not know it.
     gone: bool,
+    /// GitHub does not let the token see the runner.
+    pub(super) hidden: bool,
     /// When GitHub last called the runner online and idle.
-    idle_at: Option<Millis>,
-    /// When a job was last heard of.
-    last_sign: Option<Millis>,
-    /// When the VM started, by the pool's clock.
-    pub(super) started_at: Option<Millis>,
+    idle: Option<Millis>,
+    /// When the VM was last found idle, by the pool's clock: by a list that
+    /// names no Worker, or, of a mute guest, by GitHub.
+    found_idle_at: Option<Millis>,
+    /// When a job was last heard of, and that by the pool's clock.
+    last_sign: Option<(Millis, Millis)>,
 }
 
 impl Evidence {
-    /// Of a VM whose runner is not online yet.
+    /// Of a VM that has just been started.
     pub fn of_new_vm(now: Millis) -> Evidence {
-        Evidence { started_at: Some(now), ..Evidence::default() }
+        Evidence { uptime: Some(0), started_at: Some(now), ..Evidence::default() }
     }
 
     /// Takes in a list. Answers whether it says that the VM is gone from the host.
@@ -68,49 +78,63 @@ impl Evidence {
         self.paused = vm.power == ObservedPower::Paused;
         self.heartbeat_lost = vm.heartbeat == Heartbeat::Lost;
         self.word.clone_from(&vm.guest);
+        self.uptime = Some(vm.uptime);
         self.started_at = Some(vm.asked_at - vm.uptime);
-        if let Some(word) = &vm.guest {
-            self.word_seen = true;
-            // What a guest said before its heartbeat was lost may no longer hold.
-            self.no_worker = match (word.worker, self.heartbeat_lost, self.no_worker) {
-                (true, ..) => None,
-                (false, true, earlier) => earlier,
-                (false, false, earlier) => {
-                    Some((earlier.map_or(vm.asked_at, |(first, _)| first), vm.asked_at))
-                }
-            };
+        // A clock that was off can have put it into the VM's future.
+        if let Some((sign, at)) = &mut self.last_sign
+            && vm.asked_at > *at
+        {
+            *sign = vm.uptime.min(*sign);
+        }
+        let Some(word) = &vm.guest else { return false };
+        self.word_seen = true;
+        if word.worker {
+            (self.no_worker, self.found_idle_at) = (None, None);
+        } else if !self.heartbeat_lost {
+            // (What a guest said before its heartbeat was lost may no longer hold.)
+            self.no_worker = Some((self.no_worker.map_or(vm.uptime, |(first, _)| first), vm.uptime));
+            self.found_idle_at = Some(vm.asked_at);
         }
         false
     }
 
     /// Takes in what GitHub says.
     pub fn runner_observed(&mut self, runner: &ObservedRunner) {
-        self.gone = false;
-        if runner.online || runner.busy {
-            self.away_since = None;
-        } else {
-            self.away_since.get_or_insert(runner.asked_at);
+        (self.gone, self.hidden) = (false, false);
+        if !runner.online && !runner.busy {
+            return self.is_away();
         }
-        if runner.online && !runner.busy {
-            self.idle_at = Some(runner.asked_at);
+        self.away = None;
+        if !runner.busy {
+            self.idle = self.uptime;
+            if self.is_mute() {
+                self.found_idle_at = Some(runner.asked_at);
+            }
         }
     }
 
     /// GitHub does not know the runner.
-    pub fn runner_gone(&mut self, asked_at: Millis) {
+    pub fn runner_gone(&mut self) {
         self.gone = true;
-        self.away_since.get_or_insert(asked_at);
+        self.is_away();
     }
 
-    /// The guest has got its configuration; its runner is yet to come online.
-    pub fn answered(&mut self, now: Millis) {
-        self.away_since.get_or_insert(now);
+    fn is_away(&mut self) {
+        if let Some(uptime) = self.uptime {
+            self.away = Some((self.away.map_or(uptime, |(first, _)| first), uptime));
+        }
     }
 
-    /// A job was heard of.
+    /// The guest has got its configuration. Before that its runner could not be online.
+    pub fn answered(&mut self) {
+        self.away = None;
+        self.gone = false;
+    }
+
+    /// A job was heard of: what was said before does not know of it.
     pub fn job_sign(&mut self, now: Millis) {
-        self.last_sign = Some(now);
-        (self.no_worker, self.idle_at) = (None, None);
+        self.last_sign = Some((self.started_at.map_or(Millis::MAX, |started| now - started), now));
+        (self.no_worker, self.idle, self.found_idle_at, self.away) = (None, None, None, None);
     }
 
     /// Whether the guest runs a job by its own word, and Hyper-V hears it.
@@ -123,45 +147,48 @@ impl Evidence {
         !self.word_seen
     }
 
-    /// When the last list was asked for that names no Worker; of a mute guest,
-    /// that calls its runner idle at GitHub.
-    pub fn idle_at(&self) -> Option<Millis> {
-        let at = if self.is_mute() { self.idle_at } else { self.no_worker.map(|(_, last)| last) };
-        at.filter(|_| !self.heartbeat_lost)
+    /// Whether nothing can be learned from the guest at present.
+    fn is_unheard(&self) -> bool {
+        self.heartbeat_lost || self.word.is_none()
     }
 
-    /// Whether the runner is dead: GitHub has had a reason to say so for
-    /// `patience`, and a list asked for since names no Worker. Where the guest
-    /// cannot be heard, GitHub alone is believed, once it has given up the job.
-    pub fn runner_is_dead(&self, now: Millis, patience: Millis) -> bool {
-        let Some(since) = self.away_since else { return false };
+    /// When the VM was last found idle, by the pool's clock.
+    pub fn found_idle_at(&self) -> Option<Millis> {
+        self.found_idle_at.filter(|_| !self.heartbeat_lost)
+    }
+
+    /// Whether every list for as long as GitHub would hold a job has named no
+    /// Worker. `None` where the guest cannot be heard.
+    pub fn has_been_idle(&self) -> Option<bool> {
+        let (first, last) = self.no_worker.filter(|_| !self.is_unheard())?;
+        Some(last - first >= LEASE)
+    }
+
+    /// Whether the runner is dead: GitHub has called it away for `patience`,
+    /// and a list asked for since names no Worker. Where the guest cannot be
+    /// heard, GitHub alone is believed, once it has given up the job.
+    pub fn runner_is_dead(&self, patience: Millis) -> bool {
+        let Some((since, last)) = self.away else { return false };
         if self.names_worker() {
             return false;
         }
-        let stood = now - since;
-        let settled = self.last_sign.map_or(since, |sign| since.max(sign + WORD_LAG));
+        let stood = last - since;
+        let settled = self.last_sign.map_or(since, |(sign, _)| since.max(sign.saturating_add(WORD_LAG)));
         let no_worker = self.no_worker.is_some_and(|(_, last)| last > settled);
-        let unheard = self.heartbeat_lost || self.word.is_none();
-        (stood >= patience && no_worker) || (stood >= patience.max(LEASE) && unheard)
+        (stood >= patience && no_worker) || (stood >= patience.max(LEASE) && self.is_unheard())
     }
 
-    /// How long the reason must have stood for a VM with a job on it.
+    /// How long GitHub must call the runner away where a job is on the VM.
     pub fn patience_with_job(&self) -> Millis {
         if self.gone { 0 } else { HICCUP }
-    }
-
-    /// When [`Evidence::runner_is_dead`] may come true by time alone.
-    pub fn dead_by(&self, patience: Millis) -> Option<Millis> {
-        let unheard = self.heartbeat_lost || self.word.is_none();
-        self.away_since.filter(|_| unheard).map(|since| since + patience.max(LEASE))
     }
 
     /// Whether the job that was heard of never reached the runner: two lists a
     /// minute apart name no Worker, and GitHub calls the runner online and idle.
     pub fn job_was_not_taken(&self) -> bool {
         self.no_worker.is_some_and(|(first, last)| {
-            last - first >= WORD_LAG && self.idle_at.is_some_and(|at| at >= first)
-        }) && self.away_since.is_none()
+            last - first >= WORD_LAG && self.idle.is_some_and(|idle| idle >= first)
+        }) && self.away.is_none()
     }
 }
 
@@ -183,54 +210,75 @@ mod tests {
         ObservedRunner { id: 1, online: false, busy: false, asked_at }
     }
 
+    /// GitHub says it in the round of a list at this time.
+    fn away_at(evidence: &mut Evidence, at: Millis, heartbeat: Heartbeat, worker: Option<bool>) {
+        evidence.vm_observed(&list(at, worker, heartbeat));
+        evidence.runner_observed(&offline(at));
+    }
+
     #[test]
     fn no_reason_of_githubs_counts_while_the_guest_names_a_worker() {
         let mut evidence = Evidence::of_new_vm(0);
         evidence.job_sign(10);
-        evidence.runner_gone(20);
+        evidence.runner_gone();
         evidence.vm_observed(&heard(true, 5 * LEASE));
-        assert!(!evidence.runner_is_dead(10 * LEASE, 0));
+        evidence.runner_gone();
+        assert!(!evidence.runner_is_dead(0));
     }
 
     #[test]
     fn a_list_counts_only_if_it_was_asked_for_after_the_reason_arose() {
         let mut evidence = Evidence::of_new_vm(0);
         evidence.vm_observed(&heard(false, MINUTE));
-        evidence.runner_gone(2 * MINUTE);
-        assert!(!evidence.runner_is_dead(2 * MINUTE, 0));
-        evidence.vm_observed(&heard(false, 3 * MINUTE));
-        assert!(evidence.runner_is_dead(3 * MINUTE, 0));
+        evidence.runner_gone();
+        assert!(!evidence.runner_is_dead(0));
+        evidence.vm_observed(&heard(false, 2 * MINUTE));
+        assert!(evidence.runner_is_dead(0));
     }
 
     #[test]
     fn a_word_that_may_not_know_of_the_job_yet_does_not_count() {
         let mut evidence = Evidence::of_new_vm(0);
-        evidence.runner_gone(0);
         evidence.job_sign(10_000);
+        evidence.runner_gone();
         evidence.vm_observed(&heard(false, 30_000));
-        assert!(!evidence.runner_is_dead(30_000, 0));
+        assert!(!evidence.runner_is_dead(0));
         evidence.vm_observed(&heard(false, 10_001 + WORD_LAG));
-        assert!(evidence.runner_is_dead(10_001 + WORD_LAG, 0));
+        assert!(evidence.runner_is_dead(0));
     }
 
     #[test]
     fn a_guest_that_is_not_heard_is_given_up_once_github_has_given_up_its_job() {
-        for heartbeat in [Heartbeat::Lost, Heartbeat::Unknown] {
-            let worker = (heartbeat == Heartbeat::Lost).then_some(true);
+        for (heartbeat, worker) in [(Heartbeat::Lost, Some(true)), (Heartbeat::Unknown, None)] {
             let mut evidence = Evidence::of_new_vm(0);
-            evidence.vm_observed(&list(MINUTE, worker, heartbeat));
-            evidence.runner_observed(&offline(2 * MINUTE));
-            assert!(!evidence.runner_is_dead(2 * MINUTE + LEASE - 1, 0));
-            assert!(evidence.runner_is_dead(2 * MINUTE + LEASE, 0));
+            for at in [MINUTE, MINUTE + LEASE - 1] {
+                away_at(&mut evidence, at, heartbeat, worker);
+                assert!(!evidence.runner_is_dead(0));
+            }
+            away_at(&mut evidence, MINUTE + LEASE, heartbeat, worker);
+            assert!(evidence.runner_is_dead(0));
         }
+    }
+
+    #[test]
+    fn a_jump_of_the_pools_clock_stretches_nothing() {
+        let mut evidence = Evidence::of_new_vm(0);
+        away_at(&mut evidence, MINUTE, Heartbeat::Unknown, None);
+        // Seven hours later by the pool's clock, a minute by the VM's.
+        let jumped = ObservedVm { asked_at: 7 * 60 * MINUTE, ..list(2 * MINUTE, None, Heartbeat::Unknown) };
+        evidence.vm_observed(&jumped);
+        evidence.runner_observed(&offline(jumped.asked_at));
+        assert!(!evidence.runner_is_dead(0));
     }
 
     #[test]
     fn a_lost_heartbeat_alone_ends_nothing() {
         let mut evidence = Evidence::of_new_vm(0);
-        evidence.vm_observed(&list(MINUTE, Some(false), Heartbeat::Lost));
-        evidence.runner_observed(&ObservedRunner { online: true, ..offline(MINUTE) });
-        assert!(!evidence.runner_is_dead(100 * LEASE, 0));
+        for at in [MINUTE, 100 * LEASE] {
+            evidence.vm_observed(&list(at, Some(false), Heartbeat::Lost));
+            evidence.runner_observed(&ObservedRunner { online: true, ..offline(at) });
+        }
+        assert!(!evidence.runner_is_dead(0));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::back_off::{self, Random};
 use super::{Millis, Rules};
 use crate::github::Removal;
 use crate::hypervisor::{VmId, VmWrite};
-use evidence::Evidence;
+use evidence::{Evidence, LEASE};
 use std::collections::VecDeque;
 use types::{
     Action, Assignment, Cause, Event, Failure, Instance, Job, News, ObservedPower, ObservedRunner,
@@ -59,6 +59,8 @@ struct Live {
     job_certain: bool,
     /// The VM's uptime at the first sign, in milliseconds.
     job_started: Option<Millis>,
+    /// When the first sign was seen, by the pool's clock.
+    job_seen_at: Millis,
     /// The uptime at the first sign as its Notes have it, in seconds.
     noted: Option<u64>,
     retire: Option<Retirement>,
@@ -241,7 +243,7 @@ impl Slot {
 
     /// How long its VM has been running, by the last list.
     pub fn uptime(&self, now: Millis) -> Option<Millis> {
-        self.live()?.evidence.started_at.map(|started| now - started)
+        self.live()?.uptime(now)
     }
 
     /// The VM that it has or is making.
@@ -296,8 +298,6 @@ impl Slot {
         match &self.state {
             State::Empty { retry_at } if self.past_size || self.has_orphans() => Some(*retry_at),
             State::Booting(_) => Some(self.since + rules.boot_timeout()),
-            State::Ready(live) => live.evidence.dead_by(live.idle_patience(rules)),
-            State::Running(live) => live.evidence.dead_by(live.evidence.patience_with_job()),
             State::Destroying(d) => Some(d.retry_at),
             _ => None,
         }
@@ -344,6 +344,7 @@ impl Slot {
                         // What cannot be asked or removed now is swept later.
                         Ok(None) | Err(_) => d.deregistered = true,
                     }
+                    self.finish_if_gone(now);
                 }
             }
             Event::RunnerRemoved(answer) => self.runner_removed(answer, now, news),
@@ -351,16 +352,19 @@ impl Slot {
                 if matches!(self.state, State::Booting(_))
                     && let State::Booting(mut live) = self.take_state()
                 {
-                    live.evidence.answered(now);
+                    live.evidence.answered();
                     news.push(News::Ready(live.instance.vm.clone(), now - self.since));
                     self.enter(State::Ready(live), now);
                 }
             }
             Event::JobStarted(job) => {
-                self.job_starts(job, now, news);
-                if let Some(live) = self.live_mut() {
-                    live.job_certain = true;
+                if let Some(live) = self.live_mut()
+                    && !std::mem::replace(&mut live.job_certain, true)
+                {
+                    // An earlier sign may have been of a job that was not taken.
+                    (live.job_started, live.job_seen_at) = (live.uptime(now), now);
                 }
+                self.job_starts(job, now, news);
             }
             Event::RunnerEnded { exit_code } => {
                 if self.live().is_some() {
@@ -374,13 +378,21 @@ impl Slot {
             Event::JobCompleted(event) => {
                 // A reason to look, which the monitor does at once; no evidence.
                 self.learn_runner_id(event.runner_id);
-                self.job_runs(event.job, now, news);
+                if self.live().is_some_and(|live| live.job.is_none()) {
+                    self.job_runs(event.job, now, news);
+                }
             }
             Event::VmObserved(vm) => self.vm_observed(&vm, rules, now, news),
             Event::RunnerObserved(runner) => self.runner_observed(runner, rules, now, news),
-            Event::RunnerGone(asked_at) => {
+            Event::RunnerGone => {
                 if let Some(live) = self.live_mut() {
-                    live.evidence.runner_gone(asked_at);
+                    live.evidence.runner_gone();
+                }
+                self.judge(rules, now, news);
+            }
+            Event::RunnerHidden => {
+                if let Some(live) = self.live_mut() {
+                    live.evidence.hidden = true;
                 }
                 self.judge(rules, now, news);
             }
@@ -482,7 +494,9 @@ impl Slot {
         match answer {
             Ok(()) => {
                 news.push(News::Made(instance.vm.clone(), now - self.since));
-                let live = Live { evidence: Evidence::of_new_vm(now), ..Live::new(instance, now) };
+                // It started since then. Too early a start only makes JOB_TIMEOUT a little longer.
+                let evidence = Evidence::of_new_vm(self.since);
+                let live = Live { evidence, ..Live::new(instance, now) };
                 self.enter(State::Booting(live), now);
             }
             Err(failure) => {
@@ -515,6 +529,12 @@ impl Slot {
         if let Some(live) = self.live_mut() {
             let vm = live.instance.vm.clone();
             match &mut live.job {
+                Some(known) if known.id.is_some() && job.id.is_some() && known.id != job.id => {
+                    // The one before was not taken.
+                    *known = job.clone();
+                    (live.job_started, live.job_seen_at) = (live.uptime(now), now);
+                    news.push(News::JobNamed(vm, job));
+                }
                 Some(known) => {
                     let nameless = known.name.is_none();
                     known.learn(job);
@@ -523,7 +543,9 @@ impl Slot {
                     }
                 }
                 None => {
-                    live.job_started = live.evidence.started_at.map(|started| now - started);
+                    if live.job_started.is_none() {
+                        (live.job_started, live.job_seen_at) = (live.uptime(now), now);
+                    }
                     live.job = Some(job.clone());
                     live.retire = None;
                     news.push(News::Job(vm, job));
@@ -553,7 +575,7 @@ impl Slot {
             live.noted = notes.job_started;
         }
         // A clock that was off can have put the job's start into the VM's future.
-        if live.job.is_some() {
+        if live.job.is_some() && vm.asked_at > live.job_seen_at {
             live.job_started = Some(live.job_started.map_or(vm.uptime, |started| started.min(vm.uptime)));
         }
         if live.job_started.is_some_and(|started| vm.uptime - started >= rules.job_timeout()) {
@@ -585,11 +607,17 @@ impl Slot {
             State::Booting(_) if now >= self.since + rules.boot_timeout() => {
                 self.end(Cause::BootTimeout, rules, now, news);
             }
-            State::Ready(live) if live.evidence.runner_is_dead(now, live.idle_patience(rules)) => {
+            State::Ready(live) if live.evidence.runner_is_dead(live.idle_patience(rules)) => {
                 self.end(Cause::RunnerGone, rules, now, news);
             }
-            State::Running(live) if live.evidence.runner_is_dead(now, live.evidence.patience_with_job()) => {
+            State::Ready(live) if live.is_given_up(rules, now) => {
+                self.end(Cause::RunnerGone, rules, now, news)
+            }
+            State::Running(live) if live.evidence.runner_is_dead(live.evidence.patience_with_job()) => {
                 self.end(Cause::RunnerGone, rules, now, news);
+            }
+            State::Ready(live) if live.is_given_up(rules, now) => {
+                self.end(Cause::RunnerGone, rules, now, news)
             }
             State::Running(live) if !live.job_certain && live.evidence.job_was_not_taken() => {
                 if let State::Running(mut live) = self.take_state() {
@@ -745,7 +773,7 @@ impl Slot {
                 if let Some(retire) = &mut live.retire {
                     retire.deregistered = true;
                 }
-                live.evidence.runner_gone(now);
+                live.evidence.runner_gone();
             }
             (State::Ready(_), Ok(Removal::Busy)) => self.job_starts(Job::default(), now, news),
             // The next list is the occasion for the next try.
@@ -839,10 +867,16 @@ impl Live {
             job: None,
             job_certain: false,
             job_started: None,
+            job_seen_at: now,
             noted: None,
             retire: None,
             jit_config_forgotten: false,
         }
+    }
+
+    /// How long the VM has been running, in milliseconds, once that is known.
+    fn uptime(&self, now: Millis) -> Option<Millis> {
+        self.evidence.started_at.map(|started| now - started)
     }
 
     /// For how long GitHub must miss the runner of a VM without a job.
@@ -851,12 +885,24 @@ impl Live {
         if deregistered { 0 } else { rules.boot_timeout() }
     }
 
+    /// Whether a guest that does not retire is ended although GitHub does not
+    /// let the pool see its runner: when it has named no Worker for as long as
+    /// GitHub would hold a job, or cannot be heard and has had the time of any job.
+    fn is_given_up(&self, rules: &Rules, now: Millis) -> bool {
+        let told_at = self.retire.as_ref().and_then(|retire| retire.told_at);
+        self.evidence.hidden
+            && told_at.is_some_and(|at| match self.evidence.has_been_idle() {
+                Some(idle) => idle && now - at >= LEASE,
+                None => now - at >= rules.job_timeout(),
+            })
+    }
+
     /// The removal of the registration of a guest that has not obeyed, on the
     /// word of a list that is seconds old; once for each list. A guest that was
     /// never heard cannot hear either, so that it is not waited for.
     fn deregistration_due(&mut self, now: Millis) -> Option<Action> {
         let overdue_at = if self.evidence.is_mute() { 0 } else { RETIRE_TIMEOUT };
-        let idle_at = self.evidence.idle_at()?;
+        let idle_at = self.evidence.found_idle_at()?;
         let runner_id = self.instance.runner_id?;
         let retire = self.retire.as_mut().filter(|retire| !retire.deregistered)?;
         let due =

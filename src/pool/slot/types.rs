@@ -201,6 +201,8 @@ pub enum RetireReason {
     Outdated,
     /// It has been waiting for longer than `MAX_IDLE_HOURS`.
     Aged,
+    /// It serves another organization or repository than the pool does now.
+    Moved,
     /// The pool stops.
     Stop,
 }
@@ -212,6 +214,7 @@ impl RetireReason {
             RetireReason::Surplus => "more VMs are idle than POOL_WARM asks for",
             RetireReason::Outdated => "the template or the settings have changed since it was made",
             RetireReason::Aged => "it has been idle for MAX_IDLE_HOURS",
+            RetireReason::Moved => "the pool serves another organization or repository now",
             RetireReason::Stop => "the pool stops",
         }
     }
@@ -258,8 +261,10 @@ pub enum Event {
     VmObserved(Box<ObservedVm>),
     /// What GitHub says of this slot's runner.
     RunnerObserved(ObservedRunner),
-    /// GitHub, asked at that time for this slot's registration by its id, does not know it.
-    RunnerGone(Millis),
+    /// GitHub, asked for this slot's registration, does not know it.
+    RunnerGone,
+    /// GitHub does not let the token see this slot's registration.
+    RunnerHidden,
     /// Something of this pool was found that no slot has.
     Orphan(OrphanVm),
     /// The idle VM is to retire.
