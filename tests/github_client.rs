@@ -126,7 +126,7 @@ fn a_repository_has_its_own_path_and_only_the_default_group() {
     let id = client.register("runner-1").unwrap().runner_id.unwrap();
     assert_eq!(github.runners()[0].group, 1);
     assert_eq!(client.runners().unwrap().len(), 1);
-    assert_eq!(client.remove(id), Ok(Removal::Removed));
+    assert_eq!(client.remove(client.scope(), id), Ok(Removal::Removed));
     assert!(github.requests().iter().all(|r| r.target.starts_with("/repos/acme/widgets/actions/runners")));
 }
 
@@ -136,7 +136,7 @@ fn names_are_percent_encoded_in_paths_and_queries() {
     let id = github.add_runner("r&d=1?#\u{e9}", true, false);
     let client =
         client(Settings { org: "a/b".to_owned(), repo: Some("c d".to_owned()), ..settings(&github.url()) });
-    assert_eq!(client.runner_by_name("r&d=1?#\u{e9}").unwrap().unwrap().id, id);
+    assert_eq!(client.runner_by_name(client.scope(), "r&d=1?#\u{e9}").unwrap().unwrap().id, id);
 }
 
 #[test]
@@ -285,17 +285,17 @@ fn a_runner_is_found_by_its_exact_name() {
     let github = FakeGitHub::start();
     let id = github.add_runner("runner-1", true, true);
     let client = client(settings(&github.url()));
-    let found = client.runner_by_name("runner-1").unwrap().unwrap();
+    let found = client.runner_by_name(client.scope(), "runner-1").unwrap().unwrap();
     assert_eq!((found.id, found.busy, found.online), (id, true, true));
     assert_eq!(github.count("name=runner-1"), 1);
-    assert_eq!(client.runner_by_name("runner-2"), Ok(None));
+    assert_eq!(client.runner_by_name(client.scope(), "runner-2"), Ok(None));
 
     // Should the filter ever take parts of names, or none at all.
     let other =
         json!({"id": 9, "name": "runner-10", "os": "x", "status": "online", "busy": false, "labels": []});
     let reply = Reply::json(200, &json!({"total_count": 1, "runners": [other]}));
     github.misbehave("name=runner-1", 1, Fault::Answer(reply));
-    assert_eq!(client.runner_by_name("runner-1"), Ok(None));
+    assert_eq!(client.runner_by_name(client.scope(), "runner-1"), Ok(None));
 }
 
 #[test]
@@ -303,8 +303,8 @@ fn a_runner_is_found_by_its_id_or_known_to_be_gone() {
     let github = FakeGitHub::start();
     let id = github.add_runner("runner-1", false, false);
     let client = client(settings(&github.url()));
-    assert_eq!(client.runner_by_id(id).unwrap().unwrap().name, "runner-1");
-    assert_eq!(client.runner_by_id(id + 1), Ok(None));
+    assert_eq!(client.runner_by_id(client.scope(), id).unwrap().unwrap().name, "runner-1");
+    assert_eq!(client.runner_by_id(client.scope(), id + 1), Ok(None));
 }
 
 #[test]
@@ -313,8 +313,8 @@ fn lost_access_is_not_taken_for_a_runner_that_is_gone() {
     let id = github.add_runner("runner-1", true, true);
     let client = client(settings(&github.url()));
     github.misbehave("", usize::MAX, Fault::Answer(Reply::refusal(404, "Not Found")));
-    assert_says(&sentence(client.runner_by_id(id)), &["organization acme", "404"]);
-    assert_says(&sentence(client.remove(id)), &["organization acme", "404"]);
+    assert_says(&sentence(client.runner_by_id(client.scope(), id)), &["organization acme", "404"]);
+    assert_says(&sentence(client.remove(client.scope(), id)), &["organization acme", "404"]);
 }
 
 #[test]
@@ -323,9 +323,9 @@ fn removing_tells_removed_gone_and_busy_apart() {
     let idle = github.add_runner("runner-1", true, false);
     let busy = github.add_runner("runner-2", true, true);
     let client = client(settings(&github.url()));
-    assert_eq!(client.remove(idle), Ok(Removal::Removed));
-    assert_eq!(client.remove(idle), Ok(Removal::NotThere));
-    assert_eq!(client.remove(busy), Ok(Removal::Busy));
+    assert_eq!(client.remove(client.scope(), idle), Ok(Removal::Removed));
+    assert_eq!(client.remove(client.scope(), idle), Ok(Removal::NotThere));
+    assert_eq!(client.remove(client.scope(), busy), Ok(Removal::Busy));
     assert_eq!(github.runners().len(), 1);
 }
 
@@ -353,7 +353,7 @@ fn reading_and_removing_are_tried_three_times() {
     assert_eq!(*clock.slept.lock().unwrap(), [500, 1000, 500, 1000, 500, 1000].map(Duration::from_millis));
 
     github.misbehave("DELETE", 1, Fault::CutAfterwards);
-    assert_eq!(client.remove(id), Ok(Removal::NotThere), "the first try removed it");
+    assert_eq!(client.remove(client.scope(), id), Ok(Removal::NotThere), "the first try removed it");
 }
 
 #[test]
@@ -565,7 +565,7 @@ fn a_used_up_rate_limit_holds_back_every_request_until_it_is_over() {
     assert_eq!(client.runners(), Err(limited.clone()));
     assert_eq!(client.register("runner-1").unwrap_err(), limited);
     clock.forward(seconds(41));
-    assert_eq!(wait_of(client.remove(1)), seconds(1));
+    assert_eq!(wait_of(client.remove(client.scope(), 1)), seconds(1));
     assert_eq!(github.requests().len(), 1, "nothing was sent meanwhile");
 
     clock.forward(seconds(1));
