@@ -8,6 +8,7 @@
 mod support;
 
 use hyperv_runner_pool::config::DiskMode;
+use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
 use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, Settings, pool_identity};
 use hyperv_runner_pool::hypervisor::powershell::PowerShell;
@@ -69,9 +70,16 @@ fn spec(standin: &Standin, id: VmId) -> VmSpec {
         pool: pool_identity(&standin.storage()).unwrap(),
         slot: 1,
         incarnation: id.incarnation.clone(),
+        scope: Scope {
+            api_url: "https://api.github.com".into(),
+            owner: "octo".into(),
+            repository: None,
+        },
         runner_name: id.name.clone(),
         runner_id: Some(7),
+        fingerprint: None,
         created: 1_700_000_000,
+        job_started: None,
     };
     VmSpec { id, notes, secret: Secret::new(SECRET) }
 }
@@ -181,7 +189,7 @@ fn destroy_clears_what_a_create_left_at_any_step() {
             create(&standin, &hyperv, runner_1()).unwrap_err();
 
             // A restarted pool can see what is there, and so destroy it.
-            let inventory = hyperv.list().unwrap();
+            let inventory = hyperv.list(&[]).unwrap();
             assert_eq!(inventory.vms.len(), standin.vms().len(), "{step}");
             assert_eq!(inventory.disks.len(), standin.disks().len(), "{step}");
             assert!(inventory.vms.iter().all(|vm| vm.id == runner_1()));
@@ -206,7 +214,7 @@ fn destroy_works_in_any_state_and_when_there_is_nothing() {
     }
     create(&standin, &hyperv, runner_1()).unwrap();
     standin.lose("runner-1");
-    assert_eq!(hyperv.list().unwrap().disks, [runner_1()]);
+    assert_eq!(hyperv.list(&[]).unwrap().disks, [runner_1()]);
     hyperv.destroy(&runner_1()).unwrap();
     assert_eq!(standin.disks().len(), 0);
 }
@@ -255,10 +263,10 @@ fn vms_that_the_pool_did_not_make_are_neither_listed_nor_destroyed() {
     let disks = vec![standin.storage().join("runner-2-00000000000000ff.vhdx")];
     standin.add_vm(Vm { disks, ..Vm::new("build server") });
     let foreign = standin.vms();
-    assert_eq!(hyperv.list().unwrap(), Default::default());
+    assert_eq!(hyperv.list(&[]).unwrap(), Default::default());
 
     create(&standin, &hyperv, runner_1()).unwrap();
-    let inventory = hyperv.list().unwrap();
+    let inventory = hyperv.list(&[]).unwrap();
     assert_eq!(inventory.vms.len(), 1);
     hyperv.destroy(&runner_1()).unwrap();
     assert_eq!(format!("{:?}", standin.vms()), format!("{foreign:?}"));
@@ -277,7 +285,7 @@ fn list_tells_power_uptime_and_notes() {
     // A person has written over the Notes; the disk still tells.
     standin.change_vm("runner-2", |vm| vm.notes = "my remark".into());
 
-    let mut inventory = hyperv.list().unwrap();
+    let mut inventory = hyperv.list(&[]).unwrap();
     inventory.vms.sort_by(|a, b| a.id.name.cmp(&b.id.name));
     let [one, two] = &inventory.vms[..] else { panic!("{inventory:?}") };
     assert_eq!((&one.id, one.power), (&runner_1(), Power::On));
@@ -294,7 +302,7 @@ fn files_of_other_names_in_the_storage_folder_are_not_the_pools() {
     for name in ["database.vhdx", "runner-1-0123456789abcdef_AB12.avhdx", "runner-1-0123456789abcdef.vhdx"] {
         host::make_disk(&standin.storage().join(name), None);
     }
-    assert_eq!(hyperv(&standin).list().unwrap().disks, [runner_1()]);
+    assert_eq!(hyperv(&standin).list(&[]).unwrap().disks, [runner_1()]);
 }
 
 #[test]
@@ -322,7 +330,7 @@ fn a_process_left_behind_with_the_outputs_open_neither_delays_the_answer_nor_sur
     let standin = Standin::new();
     standin.set_fault("list-vms", FaultKind::LeaveGrandchild);
     let started = Instant::now();
-    hyperv(&standin).list().unwrap();
+    hyperv(&standin).list(&[]).unwrap();
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     let grandchild = standin.grandchild().unwrap();
     wait_until_dead(grandchild);
@@ -338,7 +346,7 @@ fn every_operation_ends_at_its_deadline() {
     std::thread::scope(|scope| {
         scope.spawn(|| has(&create(&standin, &hyperv, runner_1()).unwrap_err(), &["create-vm", "3 s"]));
         scope.spawn(|| has(&hyperv.destroy(&runner_1()).unwrap_err().0, &["destroy-vm", "3 s"]));
-        scope.spawn(|| has(&hyperv.list().unwrap_err().0, &["list-vms", "3 s"]));
+        scope.spawn(|| has(&hyperv.list(&[]).unwrap_err().0, &["list-vms", "3 s"]));
         scope.spawn(|| {
             let findings =
                 host_check::run(&powershell(&standin), &settings(&standin), 1, Duration::from_millis(300));
@@ -380,7 +388,7 @@ fn output_that_is_no_answer_is_quoted_without_secrets() {
 
     let standin = Standin::new();
     standin.set_fault("list-vms", FaultKind::NoJson("x".repeat(1 << 20)));
-    let error = hyperv(&standin).list().unwrap_err().0;
+    let error = hyperv(&standin).list(&[]).unwrap_err().0;
     assert!(error.len() < 1000, "{} characters", error.len());
 }
 
@@ -390,7 +398,7 @@ fn what_powershell_says_in_xml_is_made_readable() {
     let xml = "#< CLIXML\r\n<Objs><S S=\"Error\">vmms is not &lt;there&gt;_x000D__x000A_</S></Objs>";
     standin.set_fault("list-vms", FaultKind::Stderr(xml.into()));
     standin.set_fault("list-vms", FaultKind::Crash);
-    let error = hyperv(&standin).list().unwrap_err().0;
+    let error = hyperv(&standin).list(&[]).unwrap_err().0;
     has(&error, &["list-vms failed", "standard error: vmms is not <there>"]);
     assert!(!error.contains("CLIXML"), "{error}");
 }
@@ -399,7 +407,7 @@ fn what_powershell_says_in_xml_is_made_readable() {
 fn a_flood_of_output_is_an_error_and_blocks_nothing() {
     let standin = Standin::new();
     standin.set_fault("list-vms before input", FaultKind::Flood(20 << 20));
-    has(&hyperv(&standin).list().unwrap_err().0, &["list-vms failed", "more than 16 MiB"]);
+    has(&hyperv(&standin).list(&[]).unwrap_err().0, &["list-vms failed", "more than 16 MiB"]);
 }
 
 #[test]
@@ -419,7 +427,7 @@ fn characters_outside_of_ascii_arrive() {
     odd.notes.runner_name = "Läufer \u{1f3c3} \"'`$(1)".into();
     let hyperv = hyperv(&standin);
     hyperv.create(&odd).unwrap();
-    assert_eq!(hyperv.list().unwrap().vms[0].notes, Some(odd.notes));
+    assert_eq!(hyperv.list(&[]).unwrap().vms[0].notes, Some(odd.notes));
 }
 
 #[test]
@@ -443,7 +451,7 @@ fn a_powershell_that_is_not_there_is_named() {
     let standin = Standin::new();
     let missing = PowerShell::new(Path::new("/nowhere/powershell").into()).unwrap();
     let hyperv = HyperV::new(settings(&standin), missing).unwrap();
-    has(&hyperv.list().unwrap_err().0, &["list-vms", "powershell", "cannot be run"]);
+    has(&hyperv.list(&[]).unwrap_err().0, &["list-vms", "powershell", "cannot be run"]);
 }
 
 #[test]
@@ -454,7 +462,7 @@ fn a_vms_life_takes_two_processes_and_a_look_at_all_vms_one() {
         create(&standin, &hyperv, vm(&format!("runner-{number}"), &format!("{number:016x}"))).unwrap();
     }
     assert_eq!(hyperv.processes(), 5);
-    assert_eq!(hyperv.list().unwrap().vms.len(), 5);
+    assert_eq!(hyperv.list(&[]).unwrap().vms.len(), 5);
     assert_eq!(hyperv.processes(), 6);
     for number in 1..=5 {
         hyperv.destroy(&vm(&format!("runner-{number}"), &format!("{number:016x}"))).unwrap();
@@ -536,10 +544,10 @@ fn when_the_pool_is_killed_its_script_dies_and_the_next_start_can_clear_the_rest
         wait_until_dead(script);
 
         let hyperv = hyperv(&standin);
-        for vm in hyperv.list().unwrap().vms {
+        for vm in hyperv.list(&[]).unwrap().vms {
             assert_eq!(vm.id, runner_1());
         }
-        for disk in hyperv.list().unwrap().disks {
+        for disk in hyperv.list(&[]).unwrap().disks {
             hyperv.destroy(&disk).unwrap();
         }
         assert_eq!((standin.vms().len(), standin.disks().len()), (0, 0), "{step}");
@@ -554,7 +562,7 @@ fn ctrl_c_on_the_pool_does_not_reach_a_script() {
     standin.set_fault("list-vms", FaultKind::Hang);
     let hyperv = impatient(&standin);
     std::thread::scope(|scope| {
-        let listing = scope.spawn(|| hyperv.list().unwrap_err());
+        let listing = scope.spawn(|| hyperv.list(&[]).unwrap_err());
         wait_for("the script runs", || standin.invocations().len() == 1);
         let script = standin.invocations()[0].pid as libc::pid_t;
         // SAFETY: both only ask.

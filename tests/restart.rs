@@ -32,7 +32,7 @@ fn a_vm_with_a_job_is_adopted_and_its_guest_is_still_known() {
     // It has had its configuration, so it gets none again, but it may report.
     assert_eq!(pool.get(&format!("/api/runner-config/{}", vm.vm.name), &headers).status, 409);
     assert_eq!(pool.post(&format!("/api/runner-complete/{}", vm.vm.name), &headers, b"{}").status, 200);
-    wait_until("the VM is replaced", || world.hypervisor.list().unwrap().vms.iter().all(|v| v.id != vm.vm));
+    wait_until("the VM is replaced", || world.hypervisor.list(&[]).unwrap().vms.iter().all(|v| v.id != vm.vm));
     pool.stop(Stop::Drain);
 }
 
@@ -69,7 +69,7 @@ fn jobs_past_a_shrunk_pools_size_end_in_peace_and_are_not_replaced() {
         world.hypervisor.power_off(&name);
     }
     pool.wait_for(Phase::Ready, 1);
-    wait_until("one VM is left", || world.hypervisor.list().unwrap().vms.len() == 1);
+    wait_until("one VM is left", || world.hypervisor.list(&[]).unwrap().vms.len() == 1);
     pool.stop(Stop::Drain);
 }
 
@@ -78,19 +78,22 @@ fn a_vm_whose_runner_github_does_not_know_is_destroyed_with_its_disk() {
     let world = world();
     let id = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
     let registration = world.github.register("runner-1").unwrap();
-    assert_eq!(world.github.remove(registration.runner_id.unwrap()), Ok(Removal::Removed));
+    assert_eq!(world.github.remove(world.github.scope(), registration.runner_id.unwrap()), Ok(Removal::Removed));
     let notes = Notes {
         pool: "test".into(),
         slot: 1,
         incarnation: id.incarnation.clone(),
+        scope: world.github.scope().clone(),
         runner_name: "runner-1".into(),
         runner_id: registration.runner_id,
+        fingerprint: None,
         created: 0,
+        job_started: None,
     };
     world.hypervisor.create(&VmSpec { id: id.clone(), notes, secret: Secret::new("wrong") }).unwrap();
     let pool = world.start(settings(1, 1));
     pool.wait_for(Phase::Ready, 1);
-    let left = world.hypervisor.list().unwrap();
+    let left = world.hypervisor.list(&[]).unwrap();
     assert!(left.vms.len() == 1 && left.vms[0].id != id, "{left:?}");
     pool.stop(Stop::Drain);
 }
@@ -101,9 +104,9 @@ fn a_stale_registration_of_a_slots_name_is_removed() {
     let stale = world.github.register("runner-1").unwrap().runner_id.unwrap();
     let pool = world.start(settings(1, 1));
     pool.wait_for(Phase::Ready, 1);
-    assert_eq!(world.github.runner_by_id(stale), Ok(None));
+    assert_eq!(world.github.runner_by_id(world.github.scope(), stale), Ok(None));
     wait_until("the slot's own runner is online", || {
-        world.github.runner_by_name("runner-1").unwrap().is_some_and(|r| r.online)
+        world.github.runner_by_name(world.github.scope(), "runner-1").unwrap().is_some_and(|r| r.online)
     });
     pool.stop(Stop::Drain);
 }
