@@ -5,7 +5,8 @@
 //! HTTP client in each: they count in its memory).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../tests/it/support/mod.rs"]
+#[allow(dead_code, reason = "the benches use a part of what the tests share")]
 mod support;
 
 use hyperv_runner_pool::date;

@@ -3,10 +3,8 @@
 //! themselves are not run here: a stand-in for `powershell` acts on a simulated
 //! host in their stead.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::fake_host::host::{self, FaultKind, Vm};
+use crate::support::fake_host::{Standin, wait_for, wait_until_dead};
 use hyperv_runner_pool::config::DiskMode;
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
@@ -18,8 +16,6 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::standin::host::{self, FaultKind, Vm};
-use support::standin::{Standin, wait_for, wait_until_dead};
 
 const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4";
 const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
@@ -70,11 +66,7 @@ fn spec(standin: &Standin, id: VmId) -> VmSpec {
         pool: pool_identity(&standin.storage()).unwrap(),
         slot: 1,
         incarnation: id.incarnation.clone(),
-        scope: Scope {
-            api_url: "https://api.github.com".into(),
-            owner: "octo".into(),
-            repository: None,
-        },
+        scope: Scope { api_url: "https://api.github.com".into(), owner: "octo".into(), repository: None },
         runner_name: id.name.clone(),
         runner_id: Some(7),
         fingerprint: None,
@@ -518,7 +510,8 @@ fn the_scripts_do_not_inherit_the_pools_secrets() {
         ("GITHUB_PAT", Path::new("ghp_x")),
         ("WEBHOOK_SECRET", Path::new("hook_x")),
     ];
-    let status = another_process("create_on_the_host_of_the_environment", &variables).status().unwrap();
+    let status =
+        another_process("hyperv::create_on_the_host_of_the_environment", &variables).status().unwrap();
     assert!(status.success());
     let invocations = standin.invocations();
     assert_eq!(invocations.len(), 1);
@@ -530,10 +523,12 @@ fn when_the_pool_is_killed_its_script_dies_and_the_next_start_can_clear_the_rest
     for step in ["vm", "notes", "start"] {
         let standin = Standin::new();
         standin.add_fault("create-vm", None, Some(step), Some(1), FaultKind::Hang);
-        let mut pool =
-            another_process("create_on_the_host_of_the_environment", &[("TEST_STANDIN", standin.folder())])
-                .spawn()
-                .unwrap();
+        let mut pool = another_process(
+            "hyperv::create_on_the_host_of_the_environment",
+            &[("TEST_STANDIN", standin.folder())],
+        )
+        .spawn()
+        .unwrap();
         wait_for("the disk is made", || standin.disks().len() == 1);
         if step != "vm" {
             wait_for("the VM is made", || standin.vms().len() == 1);

@@ -1,15 +1,11 @@
 //! What the VMs may ask and tell, and who else may not.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::http::Connection;
+use crate::support::mock_pool::{MockPool, World, settings, world, world_with_jobs_of};
+use crate::support::wait_until;
 use hyperv_runner_pool::github::GitHub;
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
 use hyperv_runner_pool::sim::hypervisor::Faults;
 use std::time::Duration;
-use support::http::Connection;
-use support::mock_pool::{MockPool, World, settings, world, world_with_jobs_of};
-use support::wait_until;
 
 /// A pool of two VMs whose guests are silent, so that the test speaks for them.
 fn silent_guests() -> (World, MockPool) {
@@ -167,7 +163,9 @@ fn status_and_metrics_show_the_slots_and_no_secret() {
     assert!(metrics.contains("hyperv_runner_pool_slots{state=\"ready\"} 1\n"), "{metrics}");
     let health = pool.get("/health", &[]).body;
     for text in [&status.body, &metrics, &health] {
-        for secret in [&pool.vm_secret(1), &pool.vm_secret(2), "simulated-jit", support::mock_pool::SECRET] {
+        for secret in
+            [&pool.vm_secret(1), &pool.vm_secret(2), "simulated-jit", crate::support::mock_pool::SECRET]
+        {
             assert!(!text.contains(secret), "{text}");
         }
     }

@@ -1,14 +1,10 @@
 //! The program under load, and against clients that mean harm: the real
 //! binary, with its real limits, over real sockets.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::process::Process;
+use crate::support::wait_until;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
-use support::process::Process;
-use support::wait_until;
 
 const MIB: usize = 1024 * 1024;
 

@@ -1,15 +1,13 @@
 //! What several test files share.
-#![allow(dead_code, reason = "no test file uses all of it")]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod fake_github;
-pub mod guest;
+pub mod fake_guest;
+pub mod fake_host;
+#[cfg(unix)]
+pub mod host_pool;
 pub mod http;
 pub mod mock_pool;
 pub mod process;
-pub mod standin;
-#[cfg(unix)]
-pub mod whole_pool;
 
 use std::time::{Duration, Instant};
 

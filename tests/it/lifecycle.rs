@@ -1,17 +1,13 @@
 //! A VM's life: made, ready, one job, gone, replaced.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::http::Connection;
+use crate::support::mock_pool::{settings, world, world_with_jobs_of};
+use crate::support::wait_until;
 use hyperv_runner_pool::github::GitHub;
 use hyperv_runner_pool::hypervisor::Hypervisor;
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
 use hyperv_runner_pool::sim::hypervisor::Faults;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::http::Connection;
-use support::mock_pool::{settings, world, world_with_jobs_of};
-use support::wait_until;
 
 #[test]
 fn the_pool_comes_up_with_a_ready_vm_in_every_slot() {

@@ -2,7 +2,7 @@
 //! Hyper-V host and a fake GitHub, with the guests that run in its VMs.
 
 use super::fake_github::{FakeGitHub, TOKEN};
-use super::standin::{Guest, Standin};
+use super::fake_host::{Guest, Standin};
 use hyperv_runner_pool::hypervisor::Notes;
 use hyperv_runner_pool::secret::{Keys, Secret};
 use serde_json::{Value, json};
@@ -133,7 +133,7 @@ impl World {
     }
 
     /// The VMs on the host that this pool made, as their Notes or disks say.
-    pub fn vms(&self) -> Vec<super::standin::host::Vm> {
+    pub fn vms(&self) -> Vec<super::fake_host::host::Vm> {
         of_the_pool(&self.standin)
     }
 
@@ -313,9 +313,9 @@ impl Drop for World {
     }
 }
 
-fn of_the_pool(standin: &Standin) -> Vec<super::standin::host::Vm> {
+fn of_the_pool(standin: &Standin) -> Vec<super::fake_host::host::Vm> {
     let storage = standin.storage();
-    let ours = |vm: &super::standin::host::Vm| {
+    let ours = |vm: &super::fake_host::host::Vm| {
         serde_json::from_str::<Notes>(&vm.notes).map_or_else(
             |_| vm.disks.iter().any(|disk| disk.parent() == Some(&storage)),
             |notes| Path::new(&notes.pool) == storage,

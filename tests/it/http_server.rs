@@ -1,8 +1,6 @@
 //! The connections of the HTTP server: HTTP/1 as strict as a server behind a
 //! proxy must be, and limits that hold against clients that mean harm.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Reply, Request};
 use std::io::{Read, Write};
 #[cfg(target_os = "linux")]

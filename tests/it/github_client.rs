@@ -1,10 +1,7 @@
 //! What the GitHub client asks of GitHub, and what it makes of its answers,
 //! of its faults, and of its silence.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
 use hyperv_runner_pool::config::RegistrationMode;
 use hyperv_runner_pool::github::client::{Client, Settings, Timeouts};
 use hyperv_runner_pool::github::time::Clock;
@@ -13,7 +10,6 @@ use hyperv_runner_pool::secret::Secret;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
 
 /// 2020-01-22, 20:13:35 UTC.
 const START: u64 = 1_579_724_015;

@@ -1,17 +1,13 @@
 //! A restarted pool finds out what is there, takes over what is of use, and
 //! clears away the rest.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::mock_pool::{settings, world, world_with_jobs_of};
+use crate::support::wait_until;
 use hyperv_runner_pool::github::{GitHub, Removal};
 use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, VmId, VmSpec};
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
 use hyperv_runner_pool::secret::Secret;
 use hyperv_runner_pool::sim::hypervisor::Faults;
 use std::time::Duration;
-use support::mock_pool::{settings, world, world_with_jobs_of};
-use support::wait_until;
 
 #[test]
 fn a_vm_with_a_job_is_adopted_and_its_guest_is_still_known() {
@@ -32,7 +28,9 @@ fn a_vm_with_a_job_is_adopted_and_its_guest_is_still_known() {
     // It has had its configuration, so it gets none again, but it may report.
     assert_eq!(pool.get(&format!("/api/runner-config/{}", vm.vm.name), &headers).status, 409);
     assert_eq!(pool.post(&format!("/api/runner-complete/{}", vm.vm.name), &headers, b"{}").status, 200);
-    wait_until("the VM is replaced", || world.hypervisor.list(&[]).unwrap().vms.iter().all(|v| v.id != vm.vm));
+    wait_until("the VM is replaced", || {
+        world.hypervisor.list(&[]).unwrap().vms.iter().all(|v| v.id != vm.vm)
+    });
     pool.stop(Stop::Drain);
 }
 
@@ -78,7 +76,10 @@ fn a_vm_whose_runner_github_does_not_know_is_destroyed_with_its_disk() {
     let world = world();
     let id = VmId { name: "runner-1".into(), incarnation: "00ff00ff00ff00ff".into() };
     let registration = world.github.register("runner-1").unwrap();
-    assert_eq!(world.github.remove(world.github.scope(), registration.runner_id.unwrap()), Ok(Removal::Removed));
+    assert_eq!(
+        world.github.remove(world.github.scope(), registration.runner_id.unwrap()),
+        Ok(Removal::Removed)
+    );
     let notes = Notes {
         pool: "test".into(),
         slot: 1,

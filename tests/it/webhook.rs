@@ -1,12 +1,8 @@
 //! `POST /webhook`: which deliveries are taken, and what they do.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::mock_pool::{MockPool, settings, world, world_with_jobs_of};
+use crate::support::wait_until;
 use hyperv_runner_pool::pool::slot::{Phase, Stop};
 use std::time::Duration;
-use support::mock_pool::{MockPool, settings, world, world_with_jobs_of};
-use support::wait_until;
 
 const BODY: &str = r#"{"action":"queued","workflow_job":{"id":1,"labels":["windows"],"runner_id":null}}"#;
 
@@ -129,7 +125,7 @@ fn a_burst_of_10_000_deliveries_loses_none() {
         for thread in 0..4u64 {
             let pool = &pool;
             scope.spawn(move || {
-                let mut connection = support::http::Connection::open(&pool.url);
+                let mut connection = crate::support::http::Connection::open(&pool.url);
                 for i in 0..2500 {
                     let id = thread * 2500 + i + 1_000_000;
                     let body =

@@ -6,20 +6,15 @@
 //!
 //! On Windows the program runs PowerShell from the system's folder only, where
 //! no test can put a stand-in.
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::fake_github::{Fault, Reply, TOKEN};
+use crate::support::fake_host::host::{self, FaultKind, Vm};
+use crate::support::host_pool::{News, Process, WEBHOOK_SECRET, World, free_port, wait};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
-use support::fake_github::{Fault, Reply, TOKEN};
-use support::standin::host::{self, FaultKind, Vm};
-use support::whole_pool::{News, Process, WEBHOOK_SECRET, World, free_port, wait};
 
 const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
 const DESTROY_STEPS: [&str; 4] = ["find", "stop", "remove", "disk"];
@@ -79,8 +74,10 @@ fn a_vm_without_its_secret_changes_nothing() {
     let world = World::new();
     let pool = world.start(&[]);
     world.wait_until_whole(&pool, 2, 0);
-    let stranger =
-        support::standin::Guest { secret: world.guest("runner-2").secret, ..world.guest("runner-1") };
+    let stranger = crate::support::fake_host::Guest {
+        secret: world.guest("runner-2").secret,
+        ..world.guest("runner-1")
+    };
     assert_eq!(stranger.fetch_config().0, 401);
     assert_eq!(stranger.report_started("{}").0, 401);
     assert_eq!(stranger.report_complete().0, 401);

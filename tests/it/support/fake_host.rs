@@ -3,7 +3,7 @@
 //! For a pool in its own process, start it with [`Standin::env`]. For
 //! `HyperV` in the test's process, give it [`Standin::program`].
 
-#[path = "../standin/host.rs"]
+#[path = "../../standin/host.rs"]
 pub mod host;
 
 use host::{Fault, FaultKind, Host, Invocation, Vm};

@@ -1,16 +1,12 @@
 //! The guest's side of the protocol: what the scripts in the image ask of the pool,
 //! read off the scripts themselves, and that the tests' guest asks exactly the same.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::fake_guest::{Answer, Guest, Image};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
-use support::guest::{Answer, Guest, Image};
 
 fn script(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packer/guest").join(name);
@@ -430,9 +426,9 @@ fn a_running_pool_takes_the_guests_requests_from_boot_to_replacement() {
     use hyperv_runner_pool::pool::slot::{Phase, Stop};
     use hyperv_runner_pool::sim::hypervisor::Faults;
 
-    let world = support::mock_pool::world();
+    let world = crate::support::mock_pool::world();
     world.hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
-    let pool = world.start(support::mock_pool::settings(1, 1));
+    let pool = world.start(crate::support::mock_pool::settings(1, 1));
     pool.wait_for(Phase::Booting, 1);
     let first = pool.incarnation(1);
     let today = hyperv_runner_pool::date::timestamp(std::time::SystemTime::now())[..10].to_string();
@@ -455,7 +451,7 @@ fn a_running_pool_takes_the_guests_requests_from_boot_to_replacement() {
     assert_eq!(guest.fetch_config().status, 409);
 
     assert_eq!(guest.report_complete(0).status, 200);
-    support::wait_until("the VM is replaced", || {
+    crate::support::wait_until("the VM is replaced", || {
         pool.slot(1).phase == Phase::Booting && pool.incarnation(1) != first
     });
     // A report that is sent again, since its answer was lost, must find an end (see `Send-Completion`).

@@ -1,0 +1,17 @@
+//! What the program does, seen from outside: one module per behavior.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod fake_guest;
+mod github_client;
+mod guest_calls;
+// On Windows the program runs PowerShell from the system's folder only, where no test can put a stand-in.
+#[cfg(unix)]
+mod host;
+mod hostile_clients;
+mod http_server;
+mod hyperv;
+mod lifecycle;
+mod restart;
+mod settings;
+mod support;
+mod webhook;
