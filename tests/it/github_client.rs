@@ -422,8 +422,8 @@ fn an_answer_without_end_is_not_read_to_its_end() {
 
 #[test]
 fn a_host_that_cannot_be_reached_is_named_with_what_to_check() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let refused = sentence(client(settings(&format!("http://{free}"))).runners());
+    let nobody = format!("http://127.0.0.1:{}", crate::support::free_port());
+    let refused = sentence(client(settings(&nobody)).runners());
     assert_says(
         &refused,
         &["cannot list the runners", "the connection to 127.0.0.1 is refused", "GITHUB_API_URL"],

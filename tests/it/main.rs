@@ -12,6 +12,9 @@ mod http_server;
 mod hyperv;
 mod lifecycle;
 mod restart;
+mod routes;
 mod settings;
+mod status;
+#[cfg_attr(not(unix), allow(dead_code, reason = "the tests of the host use some of it alone"))]
 mod support;
 mod webhook;

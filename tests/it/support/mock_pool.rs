@@ -1,47 +1,30 @@
-//! A whole pool with its HTTP server over simulated VMs and a simulated
-//! GitHub, in which everything takes milliseconds.
+//! A pool with its HTTP server in the test's process, over the mock: simulated
+//! VMs and a simulated GitHub, in which everything takes milliseconds.
+//!
+//! The tests reach what is inside of the program through this file only.
 
+use super::delivery::{self, LABELS};
+use super::http::{self, Connection, Response};
 use super::wait_until;
+use hyperv_runner_pool::github::{GitHub, Removal, Runner};
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
 use hyperv_runner_pool::http::{Api, RunnerFacts};
-use hyperv_runner_pool::pool::slot::{Phase, Stop, View};
-use hyperv_runner_pool::pool::{Pool, Settings, Snapshot};
+use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, VmId, VmSpec};
+use hyperv_runner_pool::pool::slot::View;
+pub use hyperv_runner_pool::pool::slot::{Phase, Stop};
+use hyperv_runner_pool::pool::{Pool, Settings};
 use hyperv_runner_pool::secret::{Keys, Secret};
 use hyperv_runner_pool::sim::github::MockGitHub;
-use hyperv_runner_pool::sim::hypervisor::{MockHypervisor, Timing};
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub const SECRET: &str = "test-webhook-secret";
-
-/// The simulated world, which outlives a pool.
-pub struct World {
-    pub github: Arc<MockGitHub>,
-    pub hypervisor: Arc<MockHypervisor>,
-    listener: TcpListener,
-}
-
-pub struct MockPool {
-    pub pool: Arc<Pool>,
-    pub url: String,
-    pub keys: Keys,
-    gate: Gate,
-}
-
-pub struct Answer {
-    pub status: u16,
-    pub body: String,
-}
-
-impl Answer {
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.body))
-    }
-}
+const IDENTITY: &str = "test";
 
 pub fn labels() -> Vec<String> {
-    ["self-hosted", "Windows", "X64", "ephemeral"].map(String::from).to_vec()
+    LABELS.map(String::from).to_vec()
 }
 
 pub fn settings(size: u32, warm: u32) -> Settings {
@@ -54,26 +37,106 @@ pub fn settings(size: u32, warm: u32) -> Settings {
         job_timeout: Duration::from_secs(21_600),
         poll: Duration::from_millis(20),
         jit: true,
-        identity: "test".into(),
+        identity: IDENTITY.into(),
     }
 }
 
-/// Everything at once, but for jobs, which take `job`.
-pub fn world_with_jobs_of(job: Duration) -> World {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let github =
-        Arc::new(MockGitHub::new(&labels(), format!("{url}/webhook"), Keys::new(&Secret::new(SECRET))));
-    let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job };
-    let hypervisor = Arc::new(MockHypervisor::new(timing, url, Some(Arc::clone(&github))));
-    World { github, hypervisor, listener }
+/// The simulated VMs and GitHub, which outlive a pool.
+pub struct MockWorld {
+    github: Arc<MockGitHub>,
+    hypervisor: Arc<MockHypervisor>,
+    listener: TcpListener,
 }
 
-pub fn world() -> World {
-    world_with_jobs_of(Duration::from_millis(20))
-}
+impl MockWorld {
+    pub fn new() -> MockWorld {
+        MockWorld::with_jobs_of(Duration::from_millis(20))
+    }
 
-impl World {
+    /// Everything takes no time, but for jobs.
+    pub fn with_jobs_of(job: Duration) -> MockWorld {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let github =
+            Arc::new(MockGitHub::new(&labels(), format!("{url}/webhook"), Keys::new(&Secret::new(SECRET))));
+        let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job };
+        let hypervisor = Arc::new(MockHypervisor::new(timing, url, Some(Arc::clone(&github))));
+        MockWorld { github, hypervisor, listener }
+    }
+
+    pub fn with_endless_jobs() -> MockWorld {
+        MockWorld::with_jobs_of(Duration::from_secs(3600))
+    }
+
+    /// Its guests do nothing, so that a test can speak for them.
+    pub fn with_silent_guests() -> MockWorld {
+        let world = MockWorld::new();
+        world.hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
+        world
+    }
+
+    pub fn fail_creates(&self, times: u32) {
+        self.hypervisor.set_faults(Faults { failing_creates: times, ..Faults::default() });
+    }
+
+    pub fn fail_destroys(&self, times: u32) {
+        self.hypervisor.set_faults(Faults { failing_destroys: times, ..Faults::default() });
+    }
+
+    /// The next so many lists leave every VM out.
+    pub fn leave_vms_out_of_lists(&self, times: u32) {
+        self.hypervisor.set_faults(Faults { lists_without_vms: times, ..Faults::default() });
+    }
+
+    /// The VMs that are there.
+    pub fn vms(&self) -> Vec<VmId> {
+        self.hypervisor.list(&[]).unwrap().vms.into_iter().map(|vm| vm.id).collect()
+    }
+
+    pub fn power_off(&self, vm_name: &str) {
+        assert!(self.hypervisor.power_off(vm_name), "no VM {vm_name}");
+    }
+
+    pub fn lose(&self, vm_name: &str) {
+        assert!(self.hypervisor.lose(vm_name), "no VM {vm_name}");
+    }
+
+    /// Makes a VM as a pool of earlier would have.
+    pub fn create_vm(&self, vm_name: &str, runner_id: u64) -> VmId {
+        let id = VmId { name: vm_name.into(), incarnation: "00ff00ff00ff00ff".into() };
+        let notes = Notes {
+            pool: IDENTITY.into(),
+            slot: 1,
+            incarnation: id.incarnation.clone(),
+            scope: self.github.scope().clone(),
+            runner_name: vm_name.into(),
+            runner_id: Some(runner_id),
+            fingerprint: None,
+            created: 0,
+            job_started: None,
+        };
+        self.hypervisor.create(&VmSpec { id: id.clone(), notes, secret: Secret::new("wrong") }).unwrap();
+        id
+    }
+
+    /// Registers a runner with GitHub, and returns its id.
+    pub fn register(&self, name: &str) -> u64 {
+        self.github.register(name).unwrap().runner_id.unwrap()
+    }
+
+    pub fn remove_runner(&self, id: u64) {
+        assert_eq!(self.github.remove(self.github.scope(), id), Ok(Removal::Removed));
+    }
+
+    /// The runners that GitHub has.
+    pub fn runners(&self) -> Vec<Runner> {
+        self.github.runners().unwrap()
+    }
+
+    pub fn runner(&self, name: &str) -> Option<Runner> {
+        self.runners().into_iter().find(|runner| runner.name == name)
+    }
+
     pub fn start(&self, settings: Settings) -> MockPool {
         let keys = Keys::new(&Secret::new(SECRET));
         let pool = Pool::start(settings, self.github.clone(), self.hypervisor.clone(), keys.clone()).unwrap();
@@ -89,20 +152,56 @@ impl World {
         let api = Api::new(pool.clone(), keys.clone(), facts, Some(self.github.clone()));
         let listener = self.listener.try_clone().unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let gate =
+        let server =
             gate::serve(listener, Limits::default(), Arc::new(move |request: &Request| api.answer(request)))
                 .unwrap();
-        MockPool { pool, url, keys, gate }
+        MockPool { pool, url, keys, server }
     }
 }
 
+/// The running pool.
+pub struct MockPool {
+    pool: Arc<Pool>,
+    pub url: String,
+    pub keys: Keys,
+    server: Gate,
+}
+
 impl MockPool {
-    pub fn snapshot(&self) -> Snapshot {
-        self.pool.snapshot()
+    /// Every slot, in order.
+    pub fn slots(&self) -> Vec<View> {
+        self.pool.snapshot().slots
     }
 
+    /// A slot, counted from 1.
     pub fn slot(&self, number: u32) -> View {
-        self.snapshot().slots[number as usize - 1].clone()
+        self.slots().swap_remove(number as usize - 1)
+    }
+
+    pub fn phase(&self, number: u32) -> Phase {
+        self.slot(number).phase
+    }
+
+    /// The first slot in this phase.
+    pub fn slot_in(&self, phase: Phase) -> View {
+        self.slots().into_iter().find(|slot| slot.phase == phase).unwrap()
+    }
+
+    pub fn count(&self, phase: Phase) -> usize {
+        self.pool.snapshot().count(phase)
+    }
+
+    pub fn jobs_waiting(&self) -> usize {
+        self.pool.snapshot().jobs_waiting
+    }
+
+    pub fn jobs_completed(&self) -> u64 {
+        self.slots().iter().map(|slot| slot.jobs_completed).sum()
+    }
+
+    /// Why the pool is not well, if it is not.
+    pub fn reason(&self) -> Option<String> {
+        self.pool.snapshot().reason().map(str::to_owned)
     }
 
     pub fn incarnation(&self, number: u32) -> Option<String> {
@@ -117,60 +216,29 @@ impl MockPool {
 
     #[track_caller]
     pub fn wait_for(&self, phase: Phase, count: usize) {
-        wait_until(&format!("{count} slots {}", phase.name()), || self.snapshot().count(phase) == count);
+        wait_until(&format!("{count} slots {}", phase.name()), || self.count(phase) == count);
     }
 
-    pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut request = agent().get(format!("{}{path}", self.url));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        answer(request.call())
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        http::try_request(&self.url, method, path, headers, body).expect("an answer")
     }
 
-    pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut request = agent().post(format!("{}{path}", self.url));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        answer(request.send(body))
+    pub fn get(&self, path: &str) -> Response {
+        self.request("GET", path, &[], b"")
     }
 
     /// A `workflow_job` delivery, signed as GitHub would.
-    pub fn deliver(&self, delivery: &str, body: &str) -> Answer {
-        let signature = self.keys.sign_webhook(body.as_bytes());
-        let headers = [
-            ("X-Hub-Signature-256", &*signature),
-            ("X-GitHub-Event", "workflow_job"),
-            ("X-GitHub-Delivery", delivery),
-        ];
-        self.post("/webhook", &headers, body.as_bytes())
+    pub fn deliver(&self, delivery: &str, body: &str) -> Response {
+        delivery::deliver(&mut Connection::open(&self.url), &self.keys, delivery, body)
     }
 
-    pub fn queue_job(&self, job_id: u64) -> Answer {
-        let body = format!(
-            r#"{{"action":"queued","workflow_job":{{"id":{job_id},"labels":["self-hosted","windows"],"runner_id":null}}}}"#
-        );
-        self.deliver(&format!("queued-{job_id}"), &body)
+    pub fn queue_job(&self, job: u64) -> Response {
+        self.deliver(&format!("queued-{job}"), &delivery::workflow_job("queued", job, None))
     }
 
     pub fn stop(self, stop: Stop) {
         self.pool.stop(stop);
         self.pool.join();
-        self.gate.stop();
+        self.server.stop();
     }
-}
-
-fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(10)))
-        .http_status_as_error(false)
-        .proxy(None)
-        .build()
-        .into()
-}
-
-fn answer(result: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Answer {
-    let mut response = result.expect("an answer");
-    Answer { status: response.status().as_u16(), body: response.body_mut().read_to_string().unwrap() }
 }
