@@ -1,10 +1,10 @@
 //! The connections of the HTTP server: HTTP/1 as strict as a server behind a
 //! proxy must be, and limits that hold against clients that mean harm.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
+use crate::support::http::{self, Connection, Response, status};
+use crate::support::wait_until;
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Reply, Request};
-use std::io::{Read, Write};
+use std::io::Write;
 #[cfg(target_os = "linux")]
 use std::net::{IpAddr, Ipv4Addr};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1024 * 1024;
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a handler waits for its test.
+const HANDLER_WAIT: Duration = Duration::from_secs(60);
 
 /// Answers with what it was given, one fact per line.
 fn echo(request: &Request<'_>) -> Reply {
@@ -51,17 +52,22 @@ fn brisk() -> Limits {
     }
 }
 
-fn connect(gate: &Gate) -> TcpStream {
-    let stream = TcpStream::connect(gate.local_addr()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
+fn url(gate: &Gate) -> String {
+    format!("http://{}", gate.local_addr())
+}
+
+fn connect(gate: &Gate) -> Connection {
+    Connection::open(&url(gate))
+}
+
+fn talk(gate: &Gate, request: impl AsRef<[u8]>) -> String {
+    http::talk(&url(gate), request)
 }
 
 /// A connection from another address of this machine. All of 127.0.0.0/8 is
 /// this machine's on Linux and Windows; std cannot bind a client socket.
 #[cfg(target_os = "linux")]
-fn connect_from(gate: &Gate, from: Ipv4Addr) -> TcpStream {
+fn connect_from(gate: &Gate, from: Ipv4Addr) -> Connection {
     use std::os::fd::FromRawFd;
     let address = |ip: Ipv4Addr, port: u16| libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
@@ -79,76 +85,13 @@ fn connect_from(gate: &Gate, from: Ipv4Addr) -> TcpStream {
         let stream = TcpStream::from_raw_fd(socket);
         assert_eq!(libc::bind(socket, (&raw const here).cast(), length), 0);
         assert_eq!(libc::connect(socket, (&raw const there).cast(), length), 0);
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        Connection::over(stream)
     }
-}
-
-/// Sends all at once and reads until the server closes.
-fn talk(gate: &Gate, request: impl AsRef<[u8]>) -> String {
-    let mut stream = connect(gate);
-    stream.write_all(request.as_ref()).unwrap();
-    read_all(stream)
-}
-
-fn read_all(mut stream: TcpStream) -> String {
-    let mut answer = Vec::new();
-    // A reset after the answer is an answer, too.
-    _ = stream.read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
-/// Reads one answer with a Content-Length: status, head and body.
-fn read_answer(stream: &mut TcpStream) -> (u16, String, String) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        assert_eq!(stream.read(&mut byte).unwrap(), 1, "closed after {:?}", String::from_utf8_lossy(&head));
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let length = head
-        .lines()
-        .find_map(|line| {
-            line.to_ascii_lowercase().strip_prefix("content-length: ").map(|n| n.parse().unwrap())
-        })
-        .unwrap_or(0);
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).unwrap();
-    (status, head, String::from_utf8(body).unwrap())
-}
-
-fn get(stream: &mut TcpStream, path: &str) -> (u16, String, String) {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
-    read_answer(stream)
-}
-
-fn status(answer: &str) -> u16 {
-    answer.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {answer:?}")).parse().unwrap()
 }
 
 /// The status in answer to a request that ends the connection.
 fn status_of(gate: &Gate, request: impl AsRef<[u8]>) -> u16 {
     status(&talk(gate, request))
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Waits for the server to close; says how long that took.
-fn time_to_close(stream: &mut TcpStream) -> Duration {
-    let start = Instant::now();
-    let mut bytes = [0; 4096];
-    while !matches!(stream.read(&mut bytes), Ok(0) | Err(_)) {}
-    let took = start.elapsed();
-    assert!(took < PATIENCE, "never closed");
-    took
 }
 
 /// The threads of one server, by the name that they carry.
@@ -159,17 +102,6 @@ fn threads_of(port: u16) -> usize {
     tasks
         .filter(|t| std::fs::read_to_string(t.as_ref().unwrap().path().join("comm")).is_ok_and(|n| n == name))
         .count()
-}
-
-#[cfg(unix)]
-fn allow_many_descriptors() {
-    // SAFETY: plain calls on a local structure.
-    unsafe {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
-        limit.rlim_cur = limit.rlim_max.min(20_000).max(limit.rlim_cur);
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
-    }
 }
 
 // Requests and answers.
@@ -191,7 +123,7 @@ fn a_request_reaches_the_handler_as_it_was_sent() {
     stream
         .write_all(b"POST /a%20b?c=d?e HTTP/1.1\r\nHost: h\r\nX-Many: 1\r\nx-one: \xff \r\nX-many: 2\r\nContent-Length: 4\r\n\r\n\0\xff\r\n")
         .unwrap();
-    let (status, head, body) = read_answer(&mut stream);
+    let Response { status, head, body } = stream.read();
     assert_eq!(status, 200);
     assert!(body.starts_with("POST /a%20b Some(\"c=d?e\") "), "{body}");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n"), "{head}");
@@ -201,7 +133,7 @@ fn a_request_reaches_the_handler_as_it_was_sent() {
     assert_eq!(values, [b"1".to_vec(), b"2".to_vec(), b"\xff".to_vec()]);
     assert_eq!(repeated, (true, false));
     assert_eq!(names, ["Host", "X-Many", "x-one", "X-many", "Content-Length"]);
-    assert_eq!(peer, stream.local_addr().unwrap());
+    assert_eq!(peer, stream.stream.local_addr().unwrap());
 }
 
 #[test]
@@ -209,7 +141,7 @@ fn a_reply_carries_its_status_type_and_headers_but_none_that_break_out() {
     let gate = start_with(Limits::default(), |_| {
         Reply::json(404, "{}").with_header("X-Good", "yes").with_header("X-Bad", "a\r\nX-Evil: b")
     });
-    let (status, head, body) = get(&mut connect(&gate), "/");
+    let Response { status, head, body } = connect(&gate).get("/");
     assert_eq!((status, body.as_str()), (404, "{}"));
     assert!(head.starts_with("HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n"), "{head}");
     assert!(
@@ -237,14 +169,14 @@ fn a_connection_serves_many_requests_until_one_says_close() {
     let gate = start(Limits::default());
     let mut stream = connect(&gate);
     for n in 0..50 {
-        let (status, _, body) = get(&mut stream, &format!("/{n}"));
+        let Response { status, body, .. } = stream.get(&format!("/{n}"));
         assert_eq!((status, body), (200, format!("GET /{n} None \n")));
     }
     assert_eq!(gate.connections(), 1);
     stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: foo, CLOSE\r\n\r\n").unwrap();
-    let (_, head, _) = read_answer(&mut stream);
+    let head = stream.read().head;
     assert!(head.contains("Connection: close\r\n"), "{head}");
-    assert!(time_to_close(&mut stream) < PATIENCE);
+    stream.time_to_close();
     drop(stream);
     wait_until("the connection is gone", || gate.connections() == 0);
 }
@@ -257,7 +189,7 @@ fn http_1_0_closes_unless_asked_to_stay() {
     let mut stream = connect(&gate);
     for _ in 0..2 {
         stream.write_all(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").unwrap();
-        let (status, head, _) = read_answer(&mut stream);
+        let Response { status, head, .. } = stream.read();
         assert_eq!(status, 200);
         assert!(head.contains("Connection: keep-alive\r\n"), "{head}");
     }
@@ -278,10 +210,10 @@ fn pipelined_requests_are_answered_in_order() {
             }
         }
     }
-    let mut sender = stream.try_clone().unwrap();
+    let mut sender = stream.stream.try_clone().unwrap();
     let sender = thread::spawn(move || sender.write_all(requests.as_bytes()).unwrap());
     for n in 0..500 {
-        let (status, _, body) = read_answer(&mut stream);
+        let Response { status, body, .. } = stream.read();
         let expected =
             if n % 3 == 0 { format!("GET /{n} None \n") } else { format!("POST /{n} None hello\n") };
         assert_eq!((status, body), (200, expected));
@@ -295,12 +227,11 @@ fn a_request_may_come_in_pieces_of_any_size() {
     let whole = b"\r\nPOST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhello\r\n6 ;x\r\n world\r\n0\r\nT: v\r\n\r\nGET /next HTTP/1.1\r\nHost: h\r\n\r\n";
     for size in [1, 2, 3, 7, 50, 99, whole.len()] {
         let mut stream = connect(&gate);
-        stream.set_nodelay(true).unwrap();
         for piece in whole.chunks(size) {
             stream.write_all(piece).unwrap();
         }
-        assert_eq!(read_answer(&mut stream).2, "POST /p None hello world\n", "pieces of {size}");
-        assert_eq!(read_answer(&mut stream).2, "GET /next None \n", "pieces of {size}");
+        assert_eq!(stream.read().body, "POST /p None hello world\n", "pieces of {size}");
+        assert_eq!(stream.read().body, "GET /next None \n", "pieces of {size}");
     }
 }
 
@@ -317,7 +248,7 @@ fn bodies_of_every_size_up_to_the_cap_arrive_whole_in_both_codings() {
         let sum = body.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
         write!(stream, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n").unwrap();
         stream.write_all(&body).unwrap();
-        assert_eq!(read_answer(&mut stream).2, format!("{length} {sum}"));
+        assert_eq!(stream.read().body, format!("{length} {sum}"));
         stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
         for chunk in body.chunks(50_021) {
             write!(stream, "{:X}\r\n", chunk.len()).unwrap();
@@ -325,7 +256,7 @@ fn bodies_of_every_size_up_to_the_cap_arrive_whole_in_both_codings() {
             stream.write_all(b"\r\n").unwrap();
         }
         stream.write_all(b"0\r\n\r\n").unwrap();
-        assert_eq!(read_answer(&mut stream).2, format!("{length} {sum}"), "chunked");
+        assert_eq!(stream.read().body, format!("{length} {sum}"), "chunked");
     }
     assert_eq!(gate.body_memory(), 0, "memory of large bodies is given back");
 }
@@ -336,10 +267,10 @@ fn expect_100_continue_is_answered_before_the_body_is_sent() {
     let mut stream = connect(&gate);
     for framing in ["Content-Length: 2", "Transfer-Encoding: chunked"] {
         write!(stream, "POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-Continue\r\n{framing}\r\n\r\n").unwrap();
-        let (status, head, _) = read_answer(&mut stream);
+        let Response { status, head, .. } = stream.read();
         assert_eq!((status, head.as_str()), (100, "HTTP/1.1 100 Continue\r\n\r\n"));
         stream.write_all(if framing.starts_with('C') { b"ab" } else { b"2\r\nab\r\n0\r\n\r\n" }).unwrap();
-        assert_eq!(read_answer(&mut stream).2, "POST / None ab\n");
+        assert_eq!(stream.read().body, "POST / None ab\n");
     }
     // No invitation where the body is not wanted, or where it is unknown.
     let large = "POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n\r\n";
@@ -427,6 +358,7 @@ fn malformed_requests_are_refused_and_end_the_connection() {
         ("no chunk size", format!("{chunked}\r\n\r\n").into_bytes(), 400),
         ("chunk size with extension only", format!("{chunked};a\r\n\r\n").into_bytes(), 400),
         ("chunk size with sign", format!("{chunked}+1\r\na\r\n0\r\n\r\n").into_bytes(), 400),
+        ("negative chunk size", format!("{chunked}-2\r\na\r\n0\r\n\r\n").into_bytes(), 400),
         ("chunk size with prefix", format!("{chunked}0x1\r\na\r\n0\r\n\r\n").into_bytes(), 400),
         ("chunk size overflows", format!("{chunked}10000000000000001\r\na\r\n").into_bytes(), 400),
         ("chunk too short", format!("{chunked}2\r\na\r\n0\r\n\r\n").into_bytes(), 400),
@@ -457,12 +389,11 @@ fn malformed_requests_are_refused_and_end_the_connection() {
 fn a_version_that_comes_in_pieces_is_still_named_wrong() {
     let gate = start(Limits::default());
     let mut stream = connect(&gate);
-    stream.set_nodelay(true).unwrap();
     for byte in b"GET / HTTP/3.0\r\n" {
         stream.write_all(&[*byte]).unwrap();
     }
     stream.write_all(b"\r\n").unwrap();
-    assert_eq!(status(&read_all(stream)), 505);
+    assert_eq!(status(&stream.read_to_end()), 505);
 }
 
 #[test]
@@ -528,9 +459,9 @@ fn large_bodies_together_are_bounded_and_small_ones_still_served() {
     let mut small = connect(&gate);
     write!(small, "POST /length HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n{}", "x".repeat(60_000))
         .unwrap();
-    assert_eq!(read_answer(&mut small).2, "60000\n");
+    assert_eq!(small.read().body, "60000\n");
     first.write_all(b"x").unwrap();
-    assert_eq!(read_answer(&mut first).2, "2097152\n");
+    assert_eq!(first.read().body, "2097152\n");
     wait_until("all memory is given back", || gate.body_memory() == 0);
 }
 
@@ -539,7 +470,7 @@ fn large_bodies_together_are_bounded_and_small_ones_still_served() {
 fn one_peers_half_sent_large_bodies_do_not_take_the_memory_from_another() {
     let gate = start(Limits { body_memory: 4 * MIB, ..Limits::default() });
     let head = format!("POST /length HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", 2 * MIB);
-    let hoarders: Vec<TcpStream> = (0..2)
+    let hoarders: Vec<Connection> = (0..2)
         .map(|_| {
             let mut stream = connect_from(&gate, Ipv4Addr::new(127, 0, 0, 2));
             stream.write_all(head.as_bytes()).unwrap();
@@ -551,7 +482,7 @@ fn one_peers_half_sent_large_bodies_do_not_take_the_memory_from_another() {
     let mut stream = connect(&gate);
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&vec![b'x'; 2 * MIB]).unwrap();
-    assert_eq!(read_answer(&mut stream).2, "2097152\n");
+    assert_eq!(stream.read().body, "2097152\n");
     drop(hoarders);
 }
 
@@ -562,13 +493,13 @@ fn a_connection_that_sends_nothing_is_cut_and_the_server_answers_on() {
     let gate = start(brisk());
     let mut silent = connect(&gate);
     let mut used = connect(&gate);
-    assert_eq!(get(&mut used, "/").0, 200);
-    assert!(time_to_close(&mut silent) < Duration::from_secs(5));
-    assert!(time_to_close(&mut used) < Duration::from_secs(5));
+    assert_eq!(used.get("/").status, 200);
+    assert!(silent.time_to_close() < Duration::from_secs(5));
+    assert!(used.time_to_close() < Duration::from_secs(5));
     wait_until("all are gone", || gate.connections() == 0);
     // Idle for longer than any limit.
     thread::sleep(Duration::from_millis(1500));
-    assert_eq!(get(&mut connect(&gate), "/").0, 200);
+    assert_eq!(connect(&gate).get("/").status, 200);
 }
 
 #[test]
@@ -585,7 +516,7 @@ fn a_half_sent_request_is_cut_wherever_it_stops() {
     ] {
         let mut stream = connect(&gate);
         stream.write_all(part.as_bytes()).unwrap();
-        assert!(time_to_close(&mut stream) < Duration::from_secs(5), "{part}");
+        assert!(stream.time_to_close() < Duration::from_secs(5), "{part}");
     }
     wait_until("all are gone", || gate.connections() == 0);
 }
@@ -603,7 +534,7 @@ fn a_client_that_trickles_is_cut_in_spite_of_its_progress() {
         let mut stream = connect(&gate);
         stream.write_all(begin.as_bytes()).unwrap();
         let start = Instant::now();
-        let mut writer = stream.try_clone().unwrap();
+        let mut writer = stream.stream.try_clone().unwrap();
         let done = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&done);
         let trickler = thread::spawn(move || {
@@ -611,7 +542,7 @@ fn a_client_that_trickles_is_cut_in_spite_of_its_progress() {
                 thread::sleep(Duration::from_millis(40));
             }
         });
-        time_to_close(&mut stream);
+        stream.time_to_close();
         done.store(true, Ordering::SeqCst);
         let took = start.elapsed();
         trickler.join().unwrap();
@@ -633,7 +564,7 @@ fn a_large_body_may_take_longer_than_a_small_one() {
         thread::sleep(Duration::from_millis(80));
         stream.write_all(&[b'x'; 10_000]).unwrap();
     }
-    assert_eq!(read_answer(&mut stream).2, "100000\n");
+    assert_eq!(stream.read().body, "100000\n");
 }
 
 #[test]
@@ -648,44 +579,26 @@ fn a_client_that_never_reads_its_answers_is_cut() {
 // Room.
 
 #[test]
-fn health_answers_while_thousands_of_half_sent_requests_are_open() {
-    #[cfg(unix)]
-    allow_many_descriptors();
-    let limits = Limits::default();
+fn health_answers_while_more_half_sent_requests_are_open_than_there_are_places() {
+    let limits = Limits { max_connections: 16, ..Limits::default() };
     let places = limits.max_connections;
     // Those being cut on Windows need a moment to end.
     let most = if cfg!(windows) { 2 * places } else { places };
     let gate = start(limits);
     let mut half_sent = Vec::new();
-    for n in 1..=3000 {
+    for _ in 0..10 * places {
         let mut stream = connect(&gate);
         // The server may already have given its place to the next one.
         _ = stream.write_all(b"POST /webhook HTTP/1.1\r\nHost: h\r\n");
         half_sent.push(stream);
-        // Also paces the flood: with a full backlog the kernel would make this
-        // client wait for a second, and that is not what is tested here.
-        if n % 50 == 0 {
-            assert_eq!(get(&mut connect(&gate), "/health").0, 200);
-            assert!(gate.connections() <= most, "{} connections", gate.connections());
-        }
+        assert_eq!(connect(&gate).get("/health").status, 200);
+        assert!(gate.connections() <= most, "{} connections", gate.connections());
     }
     // The last /health has left, everything else is taken.
     assert!(gate.connections() >= places - 1, "{} connections", gate.connections());
+    // A connection gives its place back a moment before its thread ends.
     #[cfg(target_os = "linux")]
-    {
-        let threads = threads_of(gate.local_addr().port());
-        assert!(threads <= most + 2, "{threads} threads");
-    }
-    // The median, since tests share the machine.
-    let mut times: Vec<Duration> = (0..9)
-        .map(|_| {
-            let start = Instant::now();
-            assert_eq!(get(&mut connect(&gate), "/health").0, 200);
-            start.elapsed()
-        })
-        .collect();
-    times.sort();
-    assert!(times[times.len() / 2] < Duration::from_millis(50), "answered after {times:?}");
+    wait_until("one thread for each place", || threads_of(gate.local_addr().port()) <= most + 2);
     drop(half_sent);
     wait_until("all are gone", || gate.connections() == 0);
     #[cfg(target_os = "linux")]
@@ -697,7 +610,7 @@ fn health_answers_while_thousands_of_half_sent_requests_are_open() {
 fn a_flood_from_one_address_takes_places_from_that_address_only() {
     let gate = start(Limits { max_connections: 8, ..Limits::default() });
     let mut other = connect_from(&gate, Ipv4Addr::new(127, 0, 0, 2));
-    assert_eq!(get(&mut other, "/before").0, 200);
+    assert_eq!(other.get("/before").status, 200);
     let mut flood = Vec::new();
     for _ in 0..100 {
         let mut stream = connect_from(&gate, Ipv4Addr::new(127, 0, 0, 3));
@@ -705,11 +618,11 @@ fn a_flood_from_one_address_takes_places_from_that_address_only() {
         flood.push(stream);
     }
     // It has waited for longer than any connection of the flood, and yet stays.
-    assert_eq!(get(&mut other, "/after").0, 200);
+    assert_eq!(other.get("/after").status, 200);
     let mut third = connect_from(&gate, Ipv4Addr::new(127, 0, 0, 4));
-    assert_eq!(get(&mut third, "/new").0, 200);
+    assert_eq!(third.get("/new").status, 200);
     assert!(gate.connections() <= 8);
-    assert_eq!(other.local_addr().unwrap().ip(), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)));
+    assert_eq!(other.stream.local_addr().unwrap().ip(), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)));
 }
 
 #[test]
@@ -720,31 +633,31 @@ fn a_connection_whose_handler_runs_keeps_its_place() {
     let gate = start_with(Limits { max_connections: 2, ..Limits::default() }, move |request| {
         if request.path == "/slow" {
             entered.send(()).unwrap();
-            released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            released.lock().unwrap().recv_timeout(HANDLER_WAIT).unwrap();
         }
         echo(request)
     });
     let mut slow = connect(&gate);
     slow.write_all(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
-    running.recv_timeout(PATIENCE).unwrap();
+    running.recv_timeout(HANDLER_WAIT).unwrap();
     for n in 0..20 {
-        assert_eq!(get(&mut connect(&gate), &format!("/{n}")).0, 200);
+        assert_eq!(connect(&gate).get(&format!("/{n}")).status, 200);
     }
     release.send(()).unwrap();
-    assert_eq!(read_answer(&mut slow).2, "GET /slow None \n");
+    assert_eq!(slow.read().body, "GET /slow None \n");
 }
 
 #[test]
 fn the_longest_waiting_connection_goes_first() {
     let gate = start(Limits { max_connections: 2, ..Limits::default() });
     let mut oldest = connect(&gate);
-    assert_eq!(get(&mut oldest, "/").0, 200);
+    assert_eq!(oldest.get("/").status, 200);
     thread::sleep(Duration::from_millis(5));
     let mut newer = connect(&gate);
-    assert_eq!(get(&mut newer, "/").0, 200);
-    assert_eq!(get(&mut connect(&gate), "/").0, 200);
-    assert!(time_to_close(&mut oldest) < PATIENCE);
-    assert_eq!(get(&mut newer, "/").0, 200, "the newer one stays");
+    assert_eq!(newer.get("/").status, 200);
+    assert_eq!(connect(&gate).get("/").status, 200);
+    oldest.time_to_close();
+    assert_eq!(newer.get("/").status, 200, "the newer one stays");
 }
 
 // The end.
@@ -757,26 +670,26 @@ fn stop_cuts_what_waits_and_finishes_what_is_answered() {
     let gate = start_with(Limits::default(), move |request| {
         if request.path == "/slow" {
             entered.send(()).unwrap();
-            released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            released.lock().unwrap().recv_timeout(HANDLER_WAIT).unwrap();
         }
         echo(request)
     });
     let address: SocketAddr = gate.local_addr();
     let mut idle = connect(&gate);
-    assert_eq!(get(&mut idle, "/").0, 200);
+    assert_eq!(idle.get("/").status, 200);
     let mut half_sent = connect(&gate);
     half_sent.write_all(b"GET /").unwrap();
     let mut slow = connect(&gate);
     slow.write_all(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
-    running.recv_timeout(PATIENCE).unwrap();
+    running.recv_timeout(HANDLER_WAIT).unwrap();
     let stopper = thread::spawn(move || {
         gate.stop();
         gate
     });
-    assert!(time_to_close(&mut idle) < PATIENCE);
-    assert!(time_to_close(&mut half_sent) < PATIENCE);
+    idle.time_to_close();
+    half_sent.time_to_close();
     release.send(()).unwrap();
-    let (status, head, body) = read_answer(&mut slow);
+    let Response { status, head, body } = slow.read();
     assert_eq!((status, body.as_str()), (200, "GET /slow None \n"));
     assert!(head.contains("Connection: close\r\n"), "{head}");
     drop(slow);
@@ -796,12 +709,12 @@ fn stop_does_not_wait_for_a_handler_for_ever() {
     let limits = Limits { stop_grace: Duration::from_millis(100), ..Limits::default() };
     let gate = start_with(limits, move |request| {
         entered.send(()).unwrap();
-        _ = released.lock().unwrap().recv_timeout(PATIENCE);
+        _ = released.lock().unwrap().recv_timeout(HANDLER_WAIT);
         echo(request)
     });
     let mut stuck = connect(&gate);
     stuck.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
-    running.recv_timeout(PATIENCE).unwrap();
+    running.recv_timeout(HANDLER_WAIT).unwrap();
     let start = Instant::now();
     gate.stop();
     assert!(start.elapsed() < Duration::from_secs(5), "stopped after {:?}", start.elapsed());

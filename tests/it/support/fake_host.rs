@@ -1,32 +1,30 @@
-//! A simulated Hyper-V host with a `powershell` that acts on it.
+//! A fake Hyper-V host, and the stand-in for `powershell` that acts on it.
 //!
-//! For a pool in its own process, start it with [`Standin::env`]. For
-//! `HyperV` in the test's process, give it [`Standin::program`].
+//! For a pool in its own process, start it with [`FakeHost::env`]. For
+//! `HyperV` in the test's process, give it [`FakeHost::program`].
 
-#[path = "../standin/host.rs"]
+#[path = "../../standin/host.rs"]
 pub mod host;
 
+use super::fake_guest::FakeGuest;
 use host::{Fault, FaultKind, Host, Invocation, Vm};
 use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 /// The host, and the template and storage folder on it. Its folder goes when
 /// this is dropped.
-pub struct Standin {
+pub struct FakeHost {
     folder: PathBuf,
     host: Host,
     borrowed: bool,
 }
 
-impl Standin {
+impl FakeHost {
     /// A host with no VMs, a template, an empty storage folder, and the
     /// switches `Default Switch` (127.0.0.1) and `Isolated` (no address).
-    pub fn new() -> Standin {
+    pub fn new() -> FakeHost {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // The space is there to be got wrong.
@@ -35,20 +33,20 @@ impl Standin {
         for part in ["host", "vms/templates", "vms/storage"] {
             fs::create_dir_all(folder.join(part)).unwrap();
         }
-        let standin = Standin { host: Host::create(&folder.join("host")), folder, borrowed: false };
-        host::make_disk(&standin.template(), None);
+        let fake = FakeHost { host: Host::create(&folder.join("host")), folder, borrowed: false };
+        host::make_disk(&fake.template(), None);
         let built = env!("CARGO_BIN_EXE_powershell-standin");
         #[cfg(unix)]
-        std::os::unix::fs::symlink(built, standin.program()).unwrap();
+        std::os::unix::fs::symlink(built, fake.program()).unwrap();
         #[cfg(windows)]
-        fs::copy(built, standin.program()).unwrap();
-        standin
+        fs::copy(built, fake.program()).unwrap();
+        fake
     }
 
-    /// The host of another [`Standin`], with its [`Standin::folder`]; left
+    /// The host of another [`FakeHost`], with its [`FakeHost::folder`]; left
     /// alone when this is dropped.
-    pub fn borrowed(folder: &Path) -> Standin {
-        Standin { host: Host::open(&folder.join("host")), folder: folder.into(), borrowed: true }
+    pub fn borrowed(folder: &Path) -> FakeHost {
+        FakeHost { host: Host::open(&folder.join("host")), folder: folder.into(), borrowed: true }
     }
 
     /// The folder of all this.
@@ -62,7 +60,7 @@ impl Standin {
     }
 
     /// What a pool's process needs in its environment to run on this host (on
-    /// Windows it must also be led to [`Standin::program`], since it looks for
+    /// Windows it must also be led to [`FakeHost::program`], since it looks for
     /// PowerShell in the system's folder only).
     pub fn env(&self) -> Vec<(&'static str, OsString)> {
         let mut path = vec![self.host.file("")];
@@ -185,16 +183,12 @@ impl Standin {
     }
 
     /// The guest of a VM, with what its key-value items tell it.
-    pub fn guest(&self, name: &str) -> Guest {
-        Guest {
-            url: self.kvp(name, "RunnerPoolUrl"),
-            name: self.kvp(name, "RunnerPoolVmName"),
-            secret: self.kvp(name, "RunnerPoolVmSecret"),
-        }
+    pub fn guest(&self, name: &str) -> FakeGuest {
+        guest_of(&self.vm(name)).expect("the VM has its key-values")
     }
 }
 
-impl Drop for Standin {
+impl Drop for FakeHost {
     fn drop(&mut self) {
         if !self.borrowed {
             let _ = fs::remove_dir_all(&self.folder);
@@ -202,100 +196,9 @@ impl Drop for Standin {
     }
 }
 
-/// What runs in a VM: speaks to the pool over HTTP, as the image's guest script
-/// does. Every call returns the status and the body; 0 if the pool cannot be
-/// reached.
-#[derive(Clone, Debug)]
-pub struct Guest {
-    pub url: String,
-    pub name: String,
-    pub secret: String,
-}
-
-impl Guest {
-    /// Fetches the configuration.
-    pub fn fetch_config(&self) -> (u16, String) {
-        self.request("GET", "runner-config", "")
-    }
-
-    /// Reports that a job has started.
-    pub fn report_started(&self, body: &str) -> (u16, String) {
-        self.request("POST", "runner-started", body)
-    }
-
-    /// Reports that the runner has ended.
-    pub fn report_complete(&self) -> (u16, String) {
-        self.request("POST", "runner-complete", "")
-    }
-
-    fn request(&self, method: &str, route: &str, body: &str) -> (u16, String) {
-        self.try_request(method, route, body).unwrap_or_default()
-    }
-
-    fn try_request(&self, method: &str, route: &str, body: &str) -> Option<(u16, String)> {
-        let authority = self.url.strip_prefix("http://").unwrap();
-        let mut stream = TcpStream::connect(authority).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
-        let request = format!(
-            "{method} /api/{route}/{} HTTP/1.1\r\nHost: {authority}\r\nAuthorization: Bearer {}\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            self.name,
-            self.secret,
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response).ok()?;
-        let status = response.split(' ').nth(1)?.parse().ok()?;
-        let (_, body) = response.split_once("\r\n\r\n")?;
-        Some((status, body.to_owned()))
-    }
-}
-
-/// Waits until something holds; panics if it does not within ten seconds.
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < limit, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Whether a process is alive (a zombie is not).
-#[cfg(target_os = "linux")]
-pub fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
-/// Whether a process is alive.
-#[cfg(all(unix, not(target_os = "linux")))]
-pub fn is_alive(pid: u32) -> bool {
-    std::process::Command::new("kill").args(["-0", &pid.to_string()]).status().unwrap().success()
-}
-
-/// Whether a process is alive.
-#[cfg(windows)]
-pub fn is_alive(pid: u32) -> bool {
-    use windows_sys::Win32::Foundation::{CloseHandle, STILL_ACTIVE};
-    use windows_sys::Win32::System::Threading::{
-        GetExitCodeProcess, OpenProcess, PROCESS_QUERY_LIMITED_INFORMATION,
-    };
-    // SAFETY: the handle is checked and closed; `code` outlives the call.
-    unsafe {
-        let process = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, 0, pid);
-        if process.is_null() {
-            return false;
-        }
-        let mut code = 0;
-        let asked = GetExitCodeProcess(process, &mut code) != 0;
-        CloseHandle(process);
-        asked && code == STILL_ACTIVE as u32
-    }
-}
-
-/// Waits until a process is dead.
-pub fn wait_until_dead(pid: u32) {
-    assert!(is_alive(std::process::id()), "this system tells who is alive");
-    wait_for("the process is dead", || !is_alive(pid));
+/// The guest of a VM; `None` while its key-values are not all there.
+pub fn guest_of(vm: &Vm) -> Option<FakeGuest> {
+    let value = |key: &str| vm.kvp.get(key);
+    let (url, name) = (value("RunnerPoolUrl")?, value("RunnerPoolVmName")?);
+    Some(FakeGuest::new(url, name, value("RunnerPoolVmSecret")?))
 }

@@ -1,7 +1,5 @@
 //! What users read about the settings (`.env.example` and `--help`) agrees
 //! with what the program does with them.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use hyperv_runner_pool::config::{self, Config, Fallback, Loaded, SETTINGS};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -34,7 +32,7 @@ fn env_example_is_what_the_table_of_settings_makes() {
     }
     assert!(
         example_file() == config::example(),
-        ".env.example is out of date: run `UPDATE_ENV_EXAMPLE=1 cargo test --test settings`"
+        ".env.example is out of date: run `UPDATE_ENV_EXAMPLE=1 cargo test --test it settings`"
     );
 }
 

@@ -1,10 +1,7 @@
 //! What the GitHub client asks of GitHub, and what it makes of its answers,
 //! of its faults, and of its silence.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
 use hyperv_runner_pool::config::{GitHubConfig, RegistrationMode};
 use hyperv_runner_pool::github::client::{Client, Timeouts};
 use hyperv_runner_pool::github::scope::Scope;
@@ -15,7 +12,6 @@ use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
 
 /// 2020-01-22, 20:13:35 UTC.
 const START: u64 = 1_579_724_015;
@@ -432,8 +428,8 @@ fn an_answer_without_end_is_not_read_to_its_end() {
 
 #[test]
 fn a_host_that_cannot_be_reached_is_named_with_what_to_check() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let refused = sentence(client(settings(&format!("http://{free}"))).runners());
+    let nobody = format!("http://127.0.0.1:{}", crate::support::free_port());
+    let refused = sentence(client(settings(&nobody)).runners());
     assert_says(
         &refused,
         &["cannot list the runners", "the connection to 127.0.0.1 is refused", "GITHUB_API_URL"],
