@@ -49,7 +49,12 @@ impl App {
             Some(client) => (Arc::new(client), None),
             None => {
                 let webhook = format!("{here}/webhook");
-                let simulated = Arc::new(MockGitHub::new(&config.github.labels, webhook, keys.clone()));
+                let simulated = Arc::new(MockGitHub::new(
+                    config.github.scope(),
+                    &config.github.labels,
+                    webhook,
+                    keys.clone(),
+                ));
                 (Arc::clone(&simulated) as Arc<dyn GitHub>, Some(simulated))
             }
         };

@@ -711,9 +711,9 @@ impl Cause {
     /// Whether the VM did not end as it should.
     pub fn is_failure(&self, had_job: bool) -> bool {
         match self {
-            Cause::JobTimeout | Cause::BootTimeout | Cause::CreateFailed | Cause::Vanished => true,
+            Cause::JobTimeout | Cause::BootTimeout | Cause::Vanished => true,
             Cause::RunnerEnded { .. } | Cause::PoweredOff | Cause::RunnerGone => !had_job,
-            Cause::Retired(_) | Cause::Orphan | Cause::Stop => false,
+            Cause::Retired(_) | Cause::Stop => false,
         }
     }
 }

@@ -8,9 +8,10 @@
 //! order in which they were decided.
 //!
 //! Nothing blocks while the lock is held: the state has no I/O, a channel
-//! without a bound takes a message at once, and no other lock is taken. So
-//! there is no deadlock, and each use of the state is one step. What is left
-//! to chance is the order of these steps, which the simulator tries.
+//! without a bound takes a message at once, and the one lock taken under it,
+//! that of the log's story, is never held by who waits for it. So there is no
+//! deadlock, and each use of the state is one step. What is left to chance is
+//! the order of these steps, which the simulator tries.
 
 mod monitor;
 mod slot;
@@ -253,13 +254,14 @@ impl Shared {
             inner.send(slot, Work::Perform(action));
         }
         inner.wake_workers(now);
+        // Taken before the state is let go, so that the log tells things in their order.
+        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
         drop(inner);
+        story.tell(out.news, now);
+        drop(story);
         if out.look_now {
             // One that is asked for already is enough.
             let _ = self.look.try_send(());
-        }
-        if !out.news.is_empty() {
-            self.story.lock().unwrap_or_else(PoisonError::into_inner).tell(out.news, now);
         }
         answer
     }

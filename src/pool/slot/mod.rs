@@ -82,7 +82,6 @@ struct Retirement {
 #[derive(Clone, Debug)]
 struct Destroying {
     instance: Instance,
-    cause: Cause,
     /// What to make of it once it is over: how long to wait before the next VM.
     retry_after: Millis,
     vm_gone: bool,
@@ -502,7 +501,7 @@ impl Slot {
             Err(failure) => {
                 // The creation has undone itself as far as it could; this makes sure.
                 let retry_after = self.failed(failure, now, news);
-                self.destroy(instance, Cause::CreateFailed, retry_after, now);
+                self.destroy(instance, self.stop.is_some(), retry_after, now);
             }
         }
     }
@@ -692,15 +691,13 @@ impl Slot {
                 self.failed(Failure { why, retry_after: None }, now, news)
             }
         };
-        self.destroy(live.instance, cause, retry_after, now);
+        self.destroy(live.instance, false, retry_after, now);
     }
 
-    fn destroy(&mut self, instance: Instance, cause: Cause, retry_after: Millis, now: Millis) {
-        let look_again = self.stop.is_some() && cause == Cause::CreateFailed;
+    fn destroy(&mut self, instance: Instance, look_again: bool, retry_after: Millis, now: Millis) {
         let destroying = Destroying {
             deregistered: false,
             instance,
-            cause,
             retry_after,
             vm_gone: false,
             look_again,
@@ -724,7 +721,7 @@ impl Slot {
             runner_name: String::new(),
             runner_id: None,
         });
-        self.destroy(instance, Cause::Orphan, 0, now);
+        self.destroy(instance, false, 0, now);
         if let State::Destroying(d) = &mut self.state {
             d.deregistered = deregistered;
         }
@@ -806,7 +803,7 @@ impl Slot {
             (State::Creating { instance, registered: true }, _) => {
                 // No VM was begun for this registration.
                 let instance = instance.clone();
-                self.destroy(instance, Cause::Stop, 0, now);
+                self.destroy(instance, false, 0, now);
                 if let State::Destroying(d) = &mut self.state {
                     d.vm_gone = true;
                     d.deregistered = d.instance.runner_id.is_none();

@@ -339,12 +339,8 @@ pub enum Cause {
     BootTimeout,
     /// The job took too long.
     JobTimeout,
-    /// It could not be made.
-    CreateFailed,
     /// It retired.
     Retired(RetireReason),
-    /// An earlier start, or a failed creation, left it behind.
-    Orphan,
     /// The pool stops.
     Stop,
 }
@@ -359,9 +355,7 @@ impl Cause {
             Cause::RunnerGone => "runner_gone",
             Cause::BootTimeout => "boot_timeout",
             Cause::JobTimeout => "job_timeout",
-            Cause::CreateFailed => "create_failed",
             Cause::Retired(_) => "retired",
-            Cause::Orphan => "orphan",
             Cause::Stop => "stop",
         }
     }
@@ -381,9 +375,7 @@ impl fmt::Display for Cause {
                 f.write_str("its guest did not fetch its configuration within BOOT_TIMEOUT")
             }
             Cause::JobTimeout => f.write_str("its job ran for longer than JOB_TIMEOUT"),
-            Cause::CreateFailed => f.write_str("it could not be made"),
             Cause::Retired(reason) => write!(f, "it retired: {}", reason.text()),
-            Cause::Orphan => f.write_str("it belongs to no slot"),
             Cause::Stop => f.write_str("the pool stops"),
         }
     }
