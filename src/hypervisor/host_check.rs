@@ -83,7 +83,7 @@ fn facts(powershell: &PowerShell, settings: &Settings, deadline: Duration) -> Re
         host: settings.host(),
         port: settings.port,
     };
-    powershell.run(Script::CheckHost, &request, &[], deadline)
+    powershell.run(Script::CheckHost, &request, &[], deadline, None)
 }
 
 #[derive(Serialize)]

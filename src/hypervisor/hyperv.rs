@@ -17,8 +17,12 @@ pub use crate::config::HyperVConfig as Settings;
 
 use crate::config::DiskMode;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
-use std::time::Duration;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 impl Settings {
     /// The address for the scripts, which make it part of a URL; empty to have
@@ -57,13 +61,17 @@ impl Default for Deadlines {
     }
 }
 
+/// Where the template is now, or why that cannot be told.
+pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
+
 /// The Hyper-V of this machine.
-#[derive(Debug)]
 pub struct HyperV {
     settings: Settings,
+    template_path: Box<TemplatePath>,
     pool: String,
     powershell: PowerShell,
     deadlines: Deadlines,
+    creating_stopped: AtomicBool,
 }
 
 /// What the Notes of a VM must have as `pool` to be of the pool with this
@@ -83,7 +91,21 @@ impl HyperV {
     pub fn new(settings: Settings, powershell: PowerShell) -> Result<HyperV, Error> {
         text(&settings.template_path)?;
         let pool = pool_identity(&settings.storage_path)?;
-        Ok(HyperV { settings, pool, powershell, deadlines: Deadlines::default() })
+        let configured = settings.template_path.clone();
+        Ok(HyperV {
+            settings,
+            template_path: Box::new(move || Ok(configured.clone())),
+            pool,
+            powershell,
+            deadlines: Deadlines::default(),
+            creating_stopped: AtomicBool::new(false),
+        })
+    }
+
+    /// The same, but asks `template_path` before each creation where the
+    /// template is, so that a new one is taken without a restart.
+    pub fn with_template_path(self, template_path: Box<TemplatePath>) -> HyperV {
+        HyperV { template_path, ..self }
     }
 
     /// The same with other deadlines.
@@ -110,7 +132,7 @@ impl HyperV {
     }
 
     /// Whether a VM of the host is the pool's, and which.
-    fn recognise(&self, fact: VmFact) -> Option<Vm> {
+    fn recognize(&self, fact: VmFact) -> Option<Vm> {
         let notes: Option<Notes> = serde_json::from_str(&fact.notes).ok();
         let (id, notes) = match notes {
             Some(notes) if same_path(&notes.pool, &self.pool, cfg!(windows)) => {
@@ -133,8 +155,13 @@ impl HyperV {
             id,
             power: power(&fact.state),
             uptime: Duration::from_secs(fact.uptime_seconds),
-            heartbeat: Heartbeat::Unknown,
-            guest: None,
+            heartbeat: match fact.heartbeat.as_deref() {
+                Some("ok") => Heartbeat::Ok,
+                Some("lost") => Heartbeat::Lost,
+                _ => Heartbeat::Unknown,
+            },
+            // Jobs can write what a guest says: nonsense there fails no list.
+            guest: serde_json::from_value(fact.guest).ok(),
             notes,
         })
     }
@@ -142,9 +169,9 @@ impl HyperV {
     /// What the pool makes of the raw facts.
     fn inventory(&self, facts: Facts) -> Inventory {
         Inventory {
-            vms: facts.vms.into_iter().filter_map(|fact| self.recognise(fact)).collect(),
+            vms: facts.vms.into_iter().filter_map(|fact| self.recognize(fact)).collect(),
             disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
-            free_bytes: None,
+            free_bytes: facts.free_bytes,
         }
     }
 
@@ -170,13 +197,19 @@ impl Hypervisor for HyperV {
         {
             return Err(Error(format!("the Notes for {} are another VM's: not created", vm.id)));
         }
+        if self.creating_stopped.load(Ordering::Relaxed) {
+            return Err(Error(format!("{} is not created, because the pool is stopping", vm.id)));
+        }
         let settings = &self.settings;
+        let template_path = (self.template_path)().map_err(|e| {
+            Error(format!("{} is not created, because the path of the template is unknown: {e}", vm.id))
+        })?;
         let request = CreateVm {
             name: &vm.id.name,
             incarnation: &vm.id.incarnation,
             notes: serde_json::to_string(&vm.notes)
                 .map_err(|e| Error(format!("the Notes for {} cannot be written: {e}", vm.id)))?,
-            template_path: text(&settings.template_path)?,
+            template_path: text(&template_path)?,
             disk_path: self.disk_path(&vm.id)?,
             disk_mode: settings.disk_mode,
             memory_mb: settings.memory_mb,
@@ -193,7 +226,13 @@ impl Hypervisor for HyperV {
             DiskMode::Differencing => self.deadlines.create,
             DiskMode::Copy => self.deadlines.create_copy,
         };
-        let created: Created = self.powershell.run(Script::CreateVm, &request, &[&vm.secret], deadline)?;
+        let created: Created = self.powershell.run(
+            Script::CreateVm,
+            &request,
+            &[&vm.secret],
+            deadline,
+            Some(&self.creating_stopped),
+        )?;
         log::debug!("{} is to reach the pool at {}", vm.id, created.url);
         Ok(())
     }
@@ -205,19 +244,44 @@ impl Hypervisor for HyperV {
             pool: &self.pool,
             disk_path: self.disk_path(vm)?,
         };
-        let Done {} = self.powershell.run(Script::DestroyVm, &request, &[], self.deadlines.destroy)?;
+        let Done {} = self.powershell.run(Script::DestroyVm, &request, &[], self.deadlines.destroy, None)?;
         Ok(())
     }
 
     fn fingerprint(&self) -> Option<String> {
-        None
+        let path = (self.template_path)().ok()?;
+        let template = fs::metadata(&path).ok()?;
+        let written = template.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        // Destructured, so that a new setting has to be put on one side or the other.
+        let Settings {
+            disk_mode,
+            memory_mb,
+            memory_max_mb,
+            cpu_count,
+            switch,
+            secure_boot,
+            nested_virtualization,
+            template_path: _,
+            storage_path: _,
+            orchestrator_ip: _,
+            port: _,
+        } = &self.settings;
+        let made_of = serde_json::to_vec(&(
+            (path, template.len(), written),
+            (disk_mode, memory_mb, memory_max_mb, cpu_count),
+            (switch, secure_boot, nested_virtualization),
+        ));
+        Some(hash(&made_of.ok()?, 16))
     }
 
-    fn stop_creating(&self) {}
+    fn stop_creating(&self) {
+        self.creating_stopped.store(true, Ordering::Relaxed);
+    }
 
-    fn list(&self, _writes: &[VmWrite]) -> Result<Inventory, Error> {
-        let request = ListVms { storage_path: &self.pool };
-        let facts = self.powershell.run(Script::ListVms, &request, &[], self.deadlines.list)?;
+    fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error> {
+        let request =
+            ListVms { storage_path: &self.pool, writes: writes.iter().map(WriteVm::from).collect() };
+        let facts = self.powershell.run(Script::ListVms, &request, &[], self.deadlines.list, None)?;
         Ok(self.inventory(facts))
     }
 }
@@ -226,18 +290,25 @@ impl Hypervisor for HyperV {
 ///
 /// Saved and hibernated VMs count as off: the pool saves none, so somebody or
 /// the host's shutdown did, and its runner has lost its connection and its job.
-/// All else counts as on, including the states on the way to another, paused
-/// (the host pauses VMs when their disk's volume is full, and they go on
-/// later), and any state unknown here: taking a VM that works for dead would
-/// cost a job, the reverse costs a time-out. Each state has a form with
-/// `Critical`, for a VM whose storage the host cannot reach.
+/// The host pauses VMs when their disk's volume is full, and they go on later.
+/// All else counts as on, including the states on the way to another and any
+/// state unknown here: taking a VM that works for dead would cost a job, the
+/// reverse costs a time-out. Each state has a form with `Critical`, for a VM
+/// whose storage the host cannot reach.
 ///
 /// The states: <https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-computersystem>
 fn power(state: &str) -> Power {
     match state.strip_suffix("Critical").unwrap_or(state) {
         "Off" | "Saved" | "FastSaved" | "Hibernated" => Power::Off,
+        "Paused" => Power::Paused,
         _ => Power::On,
     }
+}
+
+/// The first `digits` hex digits of a SHA-256.
+fn hash(bytes: &[u8], digits: usize) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    hex[..digits].to_owned()
 }
 
 /// Whether two absolute paths name the same file or folder, by their text.
@@ -306,12 +377,37 @@ struct Done {}
 #[serde(rename_all = "camelCase")]
 struct ListVms<'a> {
     storage_path: &'a str,
+    writes: Vec<WriteVm<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WriteVm<'a> {
+    name: &'a str,
+    incarnation: &'a str,
+    job_started: Option<u64>,
+    retire: bool,
+    forget_jit_config: bool,
+}
+
+impl<'a> From<&'a VmWrite> for WriteVm<'a> {
+    fn from(write: &'a VmWrite) -> WriteVm<'a> {
+        WriteVm {
+            name: &write.vm.name,
+            incarnation: &write.vm.incarnation,
+            job_started: write.job_started,
+            retire: write.retire,
+            forget_jit_config: write.forget_jit_config,
+        }
+    }
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Facts {
     vms: Vec<VmFact>,
     disks: Vec<String>,
+    free_bytes: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -322,6 +418,10 @@ struct VmFact {
     uptime_seconds: u64,
     notes: String,
     disks: Vec<String>,
+    heartbeat: Option<String>,
+    /// A [`GuestWord`](super::GuestWord), if it is in order.
+    #[serde(default)]
+    guest: Value,
 }
 
 #[cfg(test)]
@@ -329,7 +429,7 @@ pub(super) mod tests {
     use super::*;
 
     #[test]
-    fn states_that_a_vm_does_not_leave_by_itself_are_off() {
+    fn only_states_that_a_vm_does_not_leave_by_itself_are_off() {
         for state in ["Off", "OffCritical", "Saved", "SavedCritical", "FastSaved", "FastSavedCritical"] {
             assert_eq!(power(state), Power::Off, "{state}");
         }
@@ -338,8 +438,6 @@ pub(super) mod tests {
             "RunningCritical",
             "Starting",
             "Stopping",
-            "Paused",
-            "PausedCritical",
             "Saving",
             "Reset",
             "Resuming",
@@ -347,6 +445,9 @@ pub(super) mod tests {
             "Unheard",
         ] {
             assert_eq!(power(state), Power::On, "{state}");
+        }
+        for state in ["Paused", "PausedCritical"] {
+            assert_eq!(power(state), Power::Paused, "{state}");
         }
     }
 
@@ -400,8 +501,10 @@ pub(super) mod tests {
                 uptime_seconds: 0,
                 notes,
                 disks: Vec::new(),
+                heartbeat: None,
+                guest: Value::Null,
             };
-            assert_eq!(hyperv.recognise(fact), None, "{vm}");
+            assert_eq!(hyperv.recognize(fact), None, "{vm}");
         }
         assert_eq!(hyperv.processes(), 0);
     }

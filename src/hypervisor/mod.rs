@@ -169,6 +169,7 @@ pub enum Heartbeat {
 
 /// What a guest says of itself through its key-values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct GuestWord {
     /// How far it has come.
     pub stage: String,

@@ -26,7 +26,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -140,18 +140,21 @@ impl PowerShell {
         self.processes.load(Ordering::Relaxed)
     }
 
-    /// Runs `script` with `request` as its input, and returns its answer.
+    /// Runs `script` with `request` as its input, and returns its answer. Once
+    /// `cancel` is true, the script is killed as at its deadline.
     ///
     /// # Errors
     /// When the script answers `"ok":false`; when it does not answer in JSON,
-    /// or not by the deadline; when the process cannot be started. The text
-    /// names the script, and has `***` in place of every value of `secrets`.
+    /// or not by the deadline; when it is canceled; when the process cannot be
+    /// started. The text names the script, and has `***` in place of every
+    /// value of `secrets`.
     pub fn run<A: DeserializeOwned>(
         &self,
         script: Script,
         request: &impl Serialize,
         secrets: &[&Secret],
         deadline: Duration,
+        cancel: Option<&AtomicBool>,
     ) -> Result<A, Error> {
         let failed = |why: String| Error(redact(&format!("{} failed: {why}", script.name()), secrets));
         let input = ascii_json(request).map_err(|e| failed(format!("its input cannot be written: {e}")))?;
@@ -176,7 +179,7 @@ impl PowerShell {
         }
 
         self.processes.fetch_add(1, Ordering::Relaxed);
-        let output = run_process(command, input, deadline)
+        let output = run_process(command, input, deadline, cancel)
             .map_err(|e| failed(format!("{} cannot be run: {e}", self.program.display())))?;
         let stdout = redact(&String::from_utf8_lossy(&output.stdout), secrets);
         let stderr = redact(&readable_stderr(&String::from_utf8_lossy(&output.stderr)), secrets);
@@ -187,9 +190,10 @@ impl PowerShell {
         // An answer counts even if the process then failed to end in time:
         // the work that it reports is done.
         let Some((answer, noise)) = find_answer(&stdout) else {
-            let mut why = match output.status {
-                None => format!("it did not end within {} and was killed", seconds(deadline)),
-                Some(status) => format!("it ended without an answer ({status})"),
+            let mut why = match output.ended {
+                Ended::Deadline => format!("it did not end within {} and was killed", seconds(deadline)),
+                Ended::Canceled => "it was killed because the pool is stopping".to_owned(),
+                Ended::Exit(status) => format!("it ended without an answer ({status})"),
             };
             for (stream, text) in [("standard output", &stdout), ("standard error", &stderr)] {
                 if !text.trim().is_empty() {
@@ -331,16 +335,30 @@ fn unique() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-/// What became of a process.
+/// How a process ended.
+enum Ended {
+    /// By itself.
+    Exit(ExitStatus),
+    /// It was killed at its deadline.
+    Deadline,
+    /// It was killed because it was canceled.
+    Canceled,
+}
+
+/// What a process left.
 struct Output {
-    /// `None` if it was killed at its deadline.
-    status: Option<ExitStatus>,
+    ended: Ended,
     stdout: Vec<u8>,
     stdout_overflow: bool,
     stderr: Vec<u8>,
 }
 
-fn run_process(mut command: Command, input: String, deadline: Duration) -> io::Result<Output> {
+fn run_process(
+    mut command: Command,
+    input: String,
+    deadline: Duration,
+    cancel: Option<&AtomicBool>,
+) -> io::Result<Output> {
     let started = Instant::now();
     tree::prepare(&mut command);
     let mut child = command.spawn()?;
@@ -352,31 +370,38 @@ fn run_process(mut command: Command, input: String, deadline: Duration) -> io::R
             return Err(e);
         }
     };
-    let result = converse(&mut child, &tree, input, started, deadline);
+    let result = converse(&mut child, &tree, input, || {
+        if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            return Some(Ended::Canceled);
+        }
+        (started.elapsed() >= deadline).then_some(Ended::Deadline)
+    });
     // Also ends what a process left behind that ended by itself.
     tree.kill();
     let _ = child.kill();
-    let ended = child.wait();
-    let (in_time, stdout, stderr) = result?;
-    let status = if in_time { Some(ended?) } else { None };
+    let exit = child.wait();
+    let (cut_off, stdout, stderr) = result?;
+    let ended = match cut_off {
+        Some(cut_off) => cut_off,
+        None => Ended::Exit(exit?),
+    };
     // With the tree dead the pipes are at their end, unless something got out
     // of its process group (Unix only). That must not hold up the pool.
     let limit = Instant::now() + PIPE_GRACE;
     let (stdout, stdout_overflow) = stdout.take_by(limit);
     let (stderr, _) = stderr.take_by(limit);
-    Ok(Output { status, stdout, stdout_overflow, stderr })
+    Ok(Output { ended, stdout, stdout_overflow, stderr })
 }
 
-/// Feeds the process and reads from it until it ends (`true`) or the deadline
-/// passes (`false`). Input and both outputs have a thread each, so that no
+/// Feeds the process and reads from it until it ends (`None`) or `cut_off`
+/// says that it must. Input and both outputs have a thread each, so that no
 /// full pipe can stop another.
 fn converse(
     child: &mut Child,
     tree: &tree::Tree,
     input: String,
-    started: Instant,
-    deadline: Duration,
-) -> io::Result<(bool, Capture, Capture)> {
+    cut_off: impl Fn() -> Option<Ended>,
+) -> io::Result<(Option<Ended>, Capture, Capture)> {
     let missing = || io::Error::other("a standard stream is missing");
     let stdout = Capture::start(child.stdout.take().ok_or_else(missing)?, STDOUT_LIMIT)?;
     let stderr = Capture::start(child.stderr.take().ok_or_else(missing)?, STDERR_LIMIT)?;
@@ -397,10 +422,12 @@ fn converse(
         if let Some(at) = ended_at
             && (at.elapsed() >= PIPE_GRACE || stdout.at_end() && stderr.at_end())
         {
-            return Ok((true, stdout, stderr));
+            return Ok((None, stdout, stderr));
         }
-        if ended_at.is_none() && started.elapsed() >= deadline {
-            return Ok((false, stdout, stderr));
+        if ended_at.is_none()
+            && let Some(ended) = cut_off()
+        {
+            return Ok((Some(ended), stdout, stderr));
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));

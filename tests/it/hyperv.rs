@@ -12,11 +12,12 @@ use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
 use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, Settings, pool_identity};
 use hyperv_runner_pool::hypervisor::powershell::PowerShell;
-use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, Power, VmId, VmSpec};
+use hyperv_runner_pool::hypervisor::{GuestWord, Heartbeat, Hypervisor, Notes, Power, VmId, VmSpec, VmWrite};
 use hyperv_runner_pool::secret::Secret;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4";
@@ -141,6 +142,62 @@ fn the_settings_of_the_pool_are_those_of_the_vm() {
 }
 
 #[test]
+fn a_new_template_path_is_taken_without_a_restart() {
+    let host = FakeHost::new();
+    let path = Arc::new(Mutex::new(Ok(host.template())));
+    let now = Arc::clone(&path);
+    let hyperv = hyperv(&host).with_template_path(Box::new(move || now.lock().unwrap().clone()));
+    let first = hyperv.fingerprint().unwrap();
+
+    let newer = host.template().with_file_name("newer.vhdx");
+    make_disk(&newer, None);
+    *path.lock().unwrap() = Ok(newer.clone());
+    assert_ne!(hyperv.fingerprint().unwrap(), first);
+    create(&host, &hyperv, runner_1()).unwrap();
+    let disk = fs::read_to_string(&host.vm("runner-1").disks[0]).unwrap();
+    assert!(disk.ends_with(newer.to_str().unwrap()), "{disk}");
+
+    *path.lock().unwrap() = Err("VM_TEMPLATE_PATH is empty".into());
+    assert_eq!(hyperv.fingerprint(), None);
+    let error = create(&host, &hyperv, vm("runner-2", "0123456789abcdef")).unwrap_err();
+    has(&error, &["runner-2", "VM_TEMPLATE_PATH is empty"]);
+}
+
+#[test]
+fn the_fingerprint_changes_with_the_template_and_what_a_vm_is_made_of() {
+    let host = FakeHost::new();
+    let fingerprint = |settings| HyperV::new(settings, powershell(&host)).unwrap().fingerprint();
+    let first = fingerprint(settings(&host)).unwrap();
+    assert!(first.len() == 16 && first.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
+    assert_eq!(fingerprint(settings(&host)), Some(first.clone()));
+
+    let port = Settings { port: 9090, ..settings(&host) };
+    assert_eq!(fingerprint(port), Some(first.clone()), "which a VM is told, not made of");
+    let disk_mode = DiskMode::Copy;
+    for changed in [
+        Settings { disk_mode, ..settings(&host) },
+        Settings { memory_mb: 8192, ..settings(&host) },
+        Settings { memory_max_mb: Some(8192), ..settings(&host) },
+        Settings { cpu_count: 4, ..settings(&host) },
+        Settings { switch: "Isolated".into(), ..settings(&host) },
+        Settings { secure_boot: "off".into(), ..settings(&host) },
+        Settings { nested_virtualization: true, ..settings(&host) },
+    ] {
+        assert_ne!(fingerprint(changed.clone()), Some(first.clone()), "{changed:?}");
+    }
+
+    let template = fs::File::options().append(true).open(host.template()).unwrap();
+    template.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let rebuilt = fingerprint(settings(&host));
+    assert_ne!(rebuilt, Some(first));
+    template.set_len(100).unwrap();
+    template.set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert_ne!(fingerprint(settings(&host)), rebuilt);
+    fs::remove_file(host.template()).unwrap();
+    assert_eq!(fingerprint(settings(&host)), None);
+}
+
+#[test]
 fn an_ipv6_address_of_the_pool_becomes_a_url() {
     let host = FakeHost::new();
     let settings = Settings { orchestrator_ip: Some("fd00::1".parse().unwrap()), ..settings(&host) };
@@ -257,7 +314,8 @@ fn vms_that_the_pool_did_not_make_are_neither_listed_nor_destroyed() {
     let disks = vec![host.storage().join("runner-2-00000000000000ff.vhdx")];
     host.add_vm(Vm { disks, ..Vm::new("build server") });
     let foreign = host.vms();
-    assert_eq!(hyperv.list(&[]).unwrap(), Default::default());
+    let inventory = hyperv.list(&[]).unwrap();
+    assert_eq!((inventory.vms, inventory.disks), (vec![], vec![]));
 
     create(&host, &hyperv, runner_1()).unwrap();
     let inventory = hyperv.list(&[]).unwrap();
@@ -291,6 +349,69 @@ fn list_tells_power_uptime_and_notes() {
 }
 
 #[test]
+fn list_tells_what_is_free_and_how_the_guests_are() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    host.set_free_bytes(5 << 30);
+    create(&host, &hyperv, runner_1()).unwrap();
+    let listed = || {
+        let inventory = hyperv.list(&[]).unwrap();
+        assert_eq!(inventory.free_bytes, Some(5 << 30));
+        (inventory.vms[0].heartbeat, inventory.vms[0].guest.clone())
+    };
+    assert_eq!(listed(), (Heartbeat::Unknown, None));
+
+    for (heartbeat, expected) in
+        [("ok", Heartbeat::Ok), ("lost", Heartbeat::Lost), ("paused", Heartbeat::Unknown)]
+    {
+        host.change_vm("runner-1", |vm| vm.heartbeat = heartbeat.into());
+        assert_eq!(listed().0, expected);
+    }
+
+    host.change_vm("runner-1", |vm| {
+        vm.guest = Some(serde_json::json!({ "stage": "listening", "lastError": null, "worker": true }));
+    });
+    let word = GuestWord { stage: "listening".into(), last_error: None, worker: true };
+    assert_eq!(listed().1, Some(word));
+    // A job with administrator's rights can write anything there.
+    host.change_vm("runner-1", |vm| vm.guest = Some(serde_json::json!({ "worker": "?" })));
+    assert_eq!(listed().1, None);
+}
+
+#[test]
+fn list_writes_to_the_vms_of_those_incarnations_alone() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    let second = vm("runner-2", "fedcba9876543210");
+    for id in [runner_1(), second.clone()] {
+        create(&host, &hyperv, id).unwrap();
+    }
+    for name in ["runner-1", "runner-2"] {
+        host.change_vm(name, |vm| {
+            for key in ["RunnerPoolJitConfigParts", "RunnerPoolJitConfig1"] {
+                vm.kvp.insert(key.into(), "1".into());
+            }
+        });
+    }
+    let nothing = VmWrite { vm: second, job_started: None, retire: false, forget_jit_config: false };
+    let all = VmWrite { vm: runner_1(), job_started: Some(77), retire: true, forget_jit_config: true };
+    let earlier = VmWrite { vm: vm("runner-2", "00000000000000ff"), ..all.clone() };
+    let inventory = hyperv.list(&[nothing, all, earlier]).unwrap();
+
+    let one = host.vm("runner-1");
+    assert_eq!(one.kvp["RunnerPoolRetire"], "1");
+    assert!(one.kvp.keys().all(|key| !key.starts_with("RunnerPoolJitConfig")), "{:?}", one.kvp);
+    let two = host.vm("runner-2");
+    assert_eq!(two.kvp.get("RunnerPoolRetire"), None);
+    assert!(two.kvp.contains_key("RunnerPoolJitConfig1"));
+    let started = |name| {
+        let vm = inventory.vms.iter().find(|vm| vm.id.name == name).unwrap();
+        vm.notes.as_ref().unwrap().job_started
+    };
+    assert_eq!((started("runner-1"), started("runner-2")), (Some(77), None));
+}
+
+#[test]
 fn files_of_other_names_in_the_storage_folder_are_not_the_pools() {
     let host = FakeHost::new();
     for name in ["database.vhdx", "runner-1-0123456789abcdef_AB12.avhdx", "runner-1-0123456789abcdef.vhdx"] {
@@ -316,6 +437,32 @@ fn at_its_deadline_a_hanging_script_dies_with_all_it_has_started() {
     // What it had made is still there, and can be cleared.
     assert_eq!(host.vms().len(), 1);
     hyperv(&host).destroy(&runner_1()).unwrap();
+    assert_eq!((host.vms().len(), host.disks().len()), (0, 0));
+}
+
+#[test]
+fn a_creation_under_way_is_cut_off_when_the_pool_stops_and_no_other_begins() {
+    let host = FakeHost::new();
+    host.set_fault_at("create-vm", "start", FaultKind::HangWithGrandchild);
+    let hyperv = hyperv(&host);
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| create(&host, &hyperv, runner_1()).unwrap_err());
+        wait_until("the creation has come far", || host.grandchild().is_some());
+        let stopped = Instant::now();
+        hyperv.stop_creating();
+        has(&creating.join().unwrap(), &["create-vm failed", "killed", "the pool is stopping"]);
+        assert!(stopped.elapsed() < Duration::from_secs(10), "{:?}", stopped.elapsed());
+    });
+    for pid in [host.invocations()[0].pid, host.grandchild().unwrap()] {
+        wait_until_dead(pid);
+    }
+
+    has(&create(&host, &hyperv, runner_1()).unwrap_err(), &["runner-1", "not created", "stopping"]);
+    assert_eq!(hyperv.processes(), 1);
+
+    assert_eq!((host.vms().len(), host.disks().len()), (1, 1), "the remains are still listed and removed");
+    assert_eq!(hyperv.list(&[]).unwrap().vms[0].id, runner_1());
+    hyperv.destroy(&runner_1()).unwrap();
     assert_eq!((host.vms().len(), host.disks().len()), (0, 0));
 }
 

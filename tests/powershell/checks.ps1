@@ -565,17 +565,20 @@ function Get-Check {
     $checks['list of nothing is two empty lists'] = {
         param($Fake)
         $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer'
+        Assert-Like $text '{"ok":true,"vms":`[`],"disks":`[`],"freeBytes":*}' 'the answer'
+        Assert-True ((ConvertFrom-Json -InputObject $text).freeBytes -gt 0) 'no free space was found'
         $gone = $Fake.Storage + ' gone'
         $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $gone } -Compress) ''
-        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer without a folder'
+        Assert-Like $text '{"ok":true,"vms":`[`],"disks":`[`],"freeBytes":*}' 'the answer without a folder'
+        $text = Invoke-ScriptText $Fake 'list-vms' '{"storagePath":"gone"}' ''
+        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer without a volume'
     }
 
     $checks['list of one VM with one disk is still lists'] = {
         param($Fake)
         Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
         $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":5,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`]}' 'the answer'
+        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":5,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"freeBytes":*}' 'the answer'
         $vm = @((ConvertFrom-Json -InputObject $text).vms)[0]
         Assert-Equal $vm.notes (Get-Mark $Fake '0123456789abcdef') 'the Notes'
         Assert-Equal @($vm.disks)[0] (Get-DiskPath $Fake '0123456789abcdef') 'the disk'

@@ -22,7 +22,7 @@ pub const VHDX_SIGNATURE: &str = "vhdxfile";
 pub struct State {
     pub vms: Vec<Vm>,
     pub switches: Vec<Switch>,
-    /// Free space that `check-host` tells of.
+    /// Free space that `check-host` and `list-vms` tell of.
     pub free_bytes: u64,
     next_id: u64,
 }
@@ -49,6 +49,12 @@ pub struct Vm {
     pub kvp: BTreeMap<String, String>,
     /// What `create-vm` was told about memory, processors and so on.
     pub settings: BTreeMap<String, serde_json::Value>,
+    /// `ok` or `lost`; anything else is not known.
+    #[serde(default)]
+    pub heartbeat: String,
+    /// What its guest says of itself: `stage`, `lastError`, `worker`.
+    #[serde(default)]
+    pub guest: Option<serde_json::Value>,
 }
 
 impl Vm {
@@ -62,6 +68,8 @@ impl Vm {
             disks: Vec::new(),
             kvp: BTreeMap::new(),
             settings: BTreeMap::new(),
+            heartbeat: String::new(),
+            guest: None,
         }
     }
 }

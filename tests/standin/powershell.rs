@@ -240,16 +240,18 @@ impl Run {
 
     fn list(&mut self) -> Result<Value, Failure> {
         let storage = self.text("storagePath");
-        let vms: Vec<Value> = self
-            .host
-            .state()
+        for write in self.input["writes"].as_array().expect("writes is a list") {
+            self.host.change(|state| state.vms.iter_mut().for_each(|vm| write_to(vm, write)));
+        }
+        let state = self.host.state();
+        let vms: Vec<Value> = state
             .vms
             .iter()
             .map(|vm| {
                 let uptime = if vm.started == 0 { 0 } else { (host::now() - vm.started) / 1000 };
                 json!({
                     "name": vm.name, "state": vm.state, "uptimeSeconds": uptime,
-                    "notes": vm.notes, "disks": vm.disks,
+                    "notes": vm.notes, "disks": vm.disks, "heartbeat": vm.heartbeat, "guest": vm.guest,
                 })
             })
             .collect();
@@ -258,7 +260,7 @@ impl Run {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| name.ends_with(".vhdx") || name.ends_with(".avhdx"))
             .collect();
-        Ok(json!({ "ok": true, "vms": vms, "disks": disks }))
+        Ok(json!({ "ok": true, "vms": vms, "disks": disks, "freeBytes": state.free_bytes }))
     }
 
     fn check(&mut self) -> Result<Value, Failure> {
@@ -342,6 +344,24 @@ impl Run {
                 Made::Disk(path) => fs::remove_file(path).unwrap(),
             }
         }
+    }
+}
+
+/// Writes to a VM what the pool has for it, if its Notes bear that incarnation.
+fn write_to(vm: &mut Vm, write: &Value) {
+    let mut notes: Value = serde_json::from_str(&vm.notes).unwrap_or_default();
+    if vm.name != write["name"] || notes["incarnation"] != write["incarnation"] {
+        return;
+    }
+    if let Some(uptime) = write["jobStarted"].as_u64() {
+        notes["job_started"] = json!(uptime);
+        vm.notes = notes.to_string();
+    }
+    if write["retire"].as_bool().expect("retire is true or false") {
+        vm.kvp.insert("RunnerPoolRetire".into(), "1".into());
+    }
+    if write["forgetJitConfig"].as_bool().expect("forgetJitConfig is true or false") {
+        vm.kvp.retain(|name, _| !name.starts_with("RunnerPoolJitConfig"));
     }
 }
 

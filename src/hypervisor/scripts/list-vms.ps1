@@ -1,6 +1,8 @@
-# Says what is there: every VM of the host, and the disks in the storage folder.
+# Lists every VM of the host, the disks in the storage folder, and the bytes
+# that are free on its volume ("freeBytes", left out where that is unknown).
 # Standard input: one JSON object. Standard output: one line,
-# {"ok":true,"vms":[...],"disks":[...]} or {"ok":false,"error":...,"at":...}.
+# {"ok":true,"vms":[...],"disks":[...],"freeBytes":...} or
+# {"ok":false,"error":...,"at":...}.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 
 Set-StrictMode -Version Latest
@@ -12,6 +14,7 @@ $script:step = 'input'
 # Lists, not arrays: a list of one stays a list in JSON.
 $script:vms = [System.Collections.Generic.List[object]]::new()
 $script:disks = [System.Collections.Generic.List[object]]::new()
+$script:freeBytes = $null
 
 function Read-Request {
     # Not [Console]::In: Windows PowerShell decodes that with the OEM code page.
@@ -71,6 +74,14 @@ function Get-Inventory($Request) {
             }
         }
     }
+
+    try {
+        $root = [System.IO.Path]::GetPathRoot([string]$Request.storagePath)
+        $script:freeBytes = [int64][System.IO.DriveInfo]::new($root).AvailableFreeSpace
+    } catch {
+        # A network share has no such number, and the list is useful without it.
+        Write-Verbose -Message (Get-OneLine $_)
+    }
 }
 
 try {
@@ -78,6 +89,9 @@ try {
     # Whatever the cmdlets print, nothing but the answer may reach standard output.
     Get-Inventory $request *> $null
     $answer = [ordered]@{ ok = $true; vms = $script:vms; disks = $script:disks }
+    if ($null -ne $script:freeBytes) {
+        $answer['freeBytes'] = $script:freeBytes
+    }
 } catch {
     $answer = [ordered]@{ ok = $false; error = (Get-OneLine $_); at = $script:step }
 }

@@ -133,6 +133,11 @@ impl FakeHost {
         });
     }
 
+    /// Sets what is free on the volume of the storage folder.
+    pub fn set_free_bytes(&self, bytes: u64) {
+        self.host.change(|state| state.free_bytes = bytes);
+    }
+
     /// Makes a VM vanish; its disk stays.
     pub fn lose(&self, name: &str) {
         self.host.change(|state| state.vms.retain(|vm| vm.name != name));
