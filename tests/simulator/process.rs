@@ -50,7 +50,8 @@ pub struct Process {
     pub config: Config,
     pub state: PoolState,
     monitor: Monitor,
-    pausing: bool,
+    /// The end of the monitor's pause, if it pauses.
+    pause_ends: Option<Millis>,
     epoch: Millis,
     workers: Vec<Worker>,
     stop_creating: bool,
@@ -111,7 +112,7 @@ impl Sim {
         let mut p = Box::new(Process {
             generation: self.generation,
             monitor: Monitor::new(self.rng.next()),
-            pausing: false,
+            pause_ends: None,
             state,
             epoch: self.clock(),
             workers: Vec::new(),
@@ -253,7 +254,11 @@ impl Sim {
                 self.after(at - self.now, Ev::Tick(p.generation, slot));
             }
         }
-        if out.look_now && p.pausing && self.options.bug != Some(Bug::NoMonitor) {
+        if out.look_now
+            && let Some(end) = &mut p.pause_ends
+            && *end > self.now + 500
+        {
+            *end = self.now + 500;
             self.after(500, Ev::Monitor(p.generation));
         }
     }
@@ -280,8 +285,10 @@ impl Sim {
                 }
             }
             Ev::Perform(generation, slot) if generation == p.generation => self.perform(&mut p, slot),
-            Ev::Monitor(generation) if generation == p.generation && p.pausing => {
-                p.pausing = false;
+            Ev::Monitor(generation)
+                if generation == p.generation && p.pause_ends.is_some_and(|end| end <= self.now) =>
+            {
+                p.pause_ends = None;
                 if self.options.bug != Some(Bug::NoMonitor) || !p.state.has_recovered() {
                     self.monitor_goes_on(&mut p, Answer::Paused);
                 }
@@ -397,9 +404,9 @@ impl Sim {
             Ask::Remove(id) => Act::Remove(id, p.state.rules().scope.clone()),
             Ask::QueuedJobs => Act::QueuedJobs,
             Ask::Pause(wait) => {
-                p.pausing = true;
-                let idle = self.idle_rounds(p) * wait;
-                return self.after(wait + idle, Ev::Monitor(p.generation));
+                let wait = wait + self.idle_rounds(p) * wait;
+                p.pause_ends = Some(self.now + wait);
+                return self.after(wait, Ev::Monitor(p.generation));
             }
             Ask::End | Ask::NewestRunner => return,
         };

@@ -194,7 +194,7 @@ impl Sim {
             self.foreign(&scope, &format!("runner-1-{OTHER_TAG}00000001"), false, true);
             if scope != own {
                 // Ids count per scope, so that those of this pool's runners are others' elsewhere.
-                (0..60).for_each(|i| self.foreign(&scope, &format!("prod-{i}"), i % 2 == 0, true));
+                (0..60).for_each(|i| self.foreign(&scope, &format!("prod-{i}"), i % 2 == 0, i % 2 == 1));
                 self.last_runner.insert(scope, 104 + 60);
             } else if self.plan.other_host {
                 self.foreign(&scope, &format!("runner-1-{OTHER_TAG}00000002"), true, true);
