@@ -37,7 +37,8 @@ pub enum Brought {
 /// The thread of one slot.
 #[derive(Debug, Default)]
 struct Worker {
-    queue: VecDeque<Action>,
+    /// Each with the time when it was decided.
+    queue: VecDeque<(Action, Millis)>,
     performing: bool,
     timer: Option<Millis>,
     last_disk: Option<VmId>,
@@ -243,7 +244,7 @@ impl Sim {
         p.workers.resize_with(p.state.slots().count(), Worker::default);
         for (slot, action) in out.actions {
             self.trace(|_| format!("    slot {slot}: {action:?}"));
-            p.workers[slot].queue.push_back(action);
+            p.workers[slot].queue.push_back((action, self.now));
             self.perform_next(p, slot);
         }
         for slot in 0..p.workers.len() {
@@ -328,7 +329,7 @@ impl Sim {
     }
 
     fn perform(&mut self, p: &mut Process, slot: usize) {
-        let Some(action) = p.workers[slot].queue.pop_front() else { return };
+        let Some((action, decided)) = p.workers[slot].queue.pop_front() else { return };
         let now = self.clock() - p.epoch;
         let act = match action {
             Action::Register { runner_name } => Act::Register(runner_name, p.state.rules().scope.clone()),
@@ -359,7 +360,7 @@ impl Sim {
             Action::DestroyVm(vm) => Act::Destroy(vm),
         };
         let forced = p.state.stopping() == Some(Stop::Destroy);
-        self.begin_op(Some(slot), act, forced);
+        self.begin_op(Some(slot), act, decided, forced);
     }
 
     /// An operation's answer comes.
@@ -410,7 +411,7 @@ impl Sim {
             }
             Ask::End | Ask::NewestRunner => return,
         };
-        self.begin_op(None, act, false);
+        self.begin_op(None, act, self.now, false);
     }
 
     /// Plants a bug into what the monitor is told.
