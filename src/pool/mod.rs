@@ -30,6 +30,8 @@ pub mod policy;
 pub mod recovery;
 pub mod slot;
 pub mod state;
+#[cfg(test)]
+mod scenarios;
 
 use crate::config::{GitHubConfig, PoolConfig, RegistrationMode};
 use crate::github::scope::Scope;
