@@ -396,7 +396,7 @@ fn a_guest_that_does_not_retire_is_deregistered_on_the_word_of_a_fresh_list() {
     world.pass(15 * MINUTE);
     assert!(world.removed.is_empty(), "it has five minutes to obey");
     world.pass(2 * MINUTE);
-    assert_eq!(world.removed.len(), 1);
+    assert!(!world.removed.is_empty());
     // It ends like any other: GitHub does not know it, and a later list names no Worker.
     world.pass(2 * MINUTE);
     assert!(world.vms.is_empty());
@@ -423,8 +423,9 @@ fn a_mute_guest_cannot_be_told_and_is_deregistered_when_github_calls_it_idle() {
     world.round();
     world.boot_all();
     world.round();
+    world.pass(MINUTE);
     world.fact(|state, now, out| state.stop(Stop::Keep, now, out));
-    world.round();
+    world.pass(MINUTE);
     assert_eq!(world.removed.len(), 1);
 }
 
