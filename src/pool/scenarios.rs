@@ -257,7 +257,8 @@ impl World {
         self.says_worker(id, true);
         self.runner_of(id).busy = true;
         let is_proven = |its: &VmId| its == id;
-        self.fact(|state, now, out| state.job_started(&id.name, is_proven, Job::default(), now, out)).unwrap();
+        self.fact(|state, now, out| state.job_started(&id.name, is_proven, Job::default(), now, out))
+            .unwrap();
     }
 
     /// The guest reports the end of its runner, whose registration is gone by then.
@@ -538,7 +539,8 @@ fn after_a_move_to_another_scope_a_runner_with_the_same_id_is_somebody_elses() {
     old.heartbeat = Heartbeat::Ok;
     world.vms.push(old);
     // In the new scope the old VM's runner id is that of a busy, then an offline stranger.
-    let stranger = Runner { id: 1, name: "prod-linux-1".into(), online: true, busy: true, labels: Vec::new() };
+    let stranger =
+        Runner { id: 1, name: "prod-linux-1".into(), online: true, busy: true, labels: Vec::new() };
     world.runners.push(stranger);
     world.round();
     world.pass(60 * MINUTE);
@@ -550,7 +552,8 @@ fn after_a_move_to_another_scope_a_runner_with_the_same_id_is_somebody_elses() {
 #[test]
 fn only_registrations_with_the_pools_tag_are_removed_and_only_after_boot_timeout() {
     let mut world = World::ready(rules(1, 0));
-    let offline = |id, name: &str| Runner { id, name: name.into(), online: false, busy: false, labels: Vec::new() };
+    let offline =
+        |id, name: &str| Runner { id, name: name.into(), online: false, busy: false, labels: Vec::new() };
     world.runners.push(offline(1, "runner-1-7a9e000100000001"));
     world.runners.push(offline(2, "runner-1-7a9e000200000001"));
     world.runners.push(offline(3, "runner-1"));
