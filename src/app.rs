@@ -69,10 +69,8 @@ impl App {
         } else {
             let lock = lock_storage(&config.hyperv.storage_path)?;
             let powershell = powershell()?;
-            let settings = config.hyperv.clone();
-            let deadline = Deadlines::default().check;
-            host_check::run(&powershell, &settings, config.pool.size, deadline).iter().for_each(log_finding);
-            let hyperv = HyperV::new(settings, powershell).map_err(|err| err.to_string())?;
+            let hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
+            look_at_host(config);
             (Arc::new(hyperv), Some(lock))
         };
 
@@ -139,12 +137,9 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
     if let Some(client) = github_client(config) {
         match client.check() {
             Ok(warnings) => {
-                findings.push(Finding {
-                    severity: Severity::Ok,
-                    text: format!("GITHUB_PAT may register runners for {}.", config.github.scope()),
-                });
-                let warning = |text| Finding { severity: Severity::Warning, text };
-                findings.extend(warnings.into_iter().map(warning));
+                let text = format!("GITHUB_PAT may register runners for {}.", config.github.scope());
+                findings.push(Finding::ok(text));
+                findings.extend(warnings.into_iter().map(Finding::warning));
             }
             Err(err) => findings.push(Finding::fault(format!("GitHub cannot be used: {err}"))),
         }
@@ -192,6 +187,23 @@ fn lock_storage(folder: &Path) -> Result<File, String> {
             folder.display()
         )),
         Err(TryLockError::Error(err)) => Err(format!("{} cannot be locked: {err}", path.display())),
+    }
+}
+
+/// Logs what stands in the way of a pool on this host, beside the pool's
+/// start: it can take minutes, and a pool that cannot make VMs yet can still
+/// look after those that run.
+fn look_at_host(config: &Config) {
+    let (hyperv, size) = (config.hyperv.clone(), config.pool.size);
+    let look = move || match powershell() {
+        Ok(powershell) => {
+            let deadline = Deadlines::default().check;
+            host_check::run(&powershell, &hyperv, size, deadline).iter().for_each(log_finding);
+        }
+        Err(why) => error!("{why}"),
+    };
+    if let Err(err) = std::thread::Builder::new().name("host-check".into()).spawn(look) {
+        warn!("the host is not checked: {err}");
     }
 }
 

@@ -1539,6 +1539,10 @@ mod tests {
                 job_timeout: Duration::from_secs(21_600),
                 poll: Duration::from_secs(30),
                 shutdown: Shutdown::Keep,
+                surplus_after: Duration::from_secs(600),
+                max_idle: Duration::from_secs(24 * 3600),
+                min_free_bytes: 10 << 30,
+                max_concurrent_creates: 2,
             }
         );
         assert_eq!(config.http, HttpConfig { bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 8080 });

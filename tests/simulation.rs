@@ -162,7 +162,7 @@ fn invariant_4_a_registration_left_for_ever_is_caught() {
 
 #[test]
 fn invariant_4_an_idle_surplus_is_caught() {
-    is_caught(Bug::NoRetire, 4, &plan(4, 1));
+    is_caught(Bug::NoRetire, 4, &with(plan(4, 0), &[(Fault::JobCanceled, 700_000)]));
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | [`policy`] | how many VMs there should be, and which idle ones retire |
 //! | [`demand`] | which queued jobs count |
 //! | [`monitor`] | what to look at next, and what to conclude from it |
+//! | [`observed`] | what lists of VMs and runners mean for the slots |
 //! | [`recovery`] | what a starting pool does with what it finds |
 //! | [`orphans`] | which VMs and registrations belong to no slot |
 //! | [`health`] | whether the pool serves, and what is wrong if not |
@@ -25,9 +26,12 @@ pub mod demand;
 pub mod health;
 pub mod image_age;
 pub mod monitor;
+pub mod observed;
 pub mod orphans;
 pub mod policy;
 pub mod recovery;
+#[cfg(test)]
+mod scenarios;
 pub mod slot;
 pub mod state;
 

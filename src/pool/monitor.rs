@@ -6,8 +6,9 @@
 //! and waits, the simulator does the same in simulated time.
 
 use super::back_off::{self, Random};
+use super::observed::Asked;
 use super::slot::types::Stop;
-use super::state::{Asked, Outcome, PoolState};
+use super::state::{Outcome, PoolState};
 use super::{Millis, millis, recovery};
 use crate::github::{Error, QueuedJob, Removal, Runner};
 use crate::hypervisor::{Inventory, VmWrite};

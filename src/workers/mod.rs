@@ -26,7 +26,7 @@ use crate::pool::state::{Outcome, PoolState};
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::secret::Keys;
 use crossbeam_channel::{Receiver, Sender};
-use log::{error, warn};
+use log::warn;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -306,15 +306,4 @@ fn random_seed() -> u64 {
     let nanos =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos());
     RandomState::new().hash_one(nanos)
-}
-
-/// Says that a thread ends by a defect, so that it is seen in the log.
-struct ReportPanic(&'static str);
-
-impl Drop for ReportPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            error!("the thread of {} has panicked: this is a defect", self.0);
-        }
-    }
 }

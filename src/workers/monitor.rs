@@ -1,6 +1,6 @@
 //! The thread of the monitor: asks what [`Monitor`] wants to know.
 
-use super::{ReportPanic, Shared, random_seed};
+use super::{Shared, random_seed};
 use crate::date;
 use crate::pool::Millis;
 use crate::pool::monitor::{Answer, Ask, Monitor};
@@ -25,7 +25,6 @@ pub(super) fn start(shared: Arc<Shared>, looks: Receiver<()>) -> std::io::Result
 }
 
 fn run(shared: &Arc<Shared>, looks: &Receiver<()>) {
-    let _report = ReportPanic("the monitor");
     let mut monitor = Monitor::new(random_seed());
     let mut answer = Answer::Started;
     let mut warned: Option<Instant> = None;

@@ -1,7 +1,7 @@
 //! The thread of one slot: performs its actions, one call at a time, and feeds
 //! back what came of each.
 
-use super::{ReportPanic, Shared, Work};
+use super::{Shared, Work};
 use crate::github::{self, Removal};
 use crate::hypervisor::{Notes, VmSpec};
 use crate::pool::millis;
@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Runs a slot's worker until the slot has stopped.
 pub(super) fn run(index: usize, works: &Receiver<Work>, shared: &Arc<Shared>) {
-    let _report = ReportPanic("a slot");
     loop {
         let mut inner = shared.lock();
         let now = shared.now();

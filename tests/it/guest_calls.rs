@@ -3,6 +3,7 @@
 use crate::support::fake_guest::{FakeGuest, Image};
 use crate::support::mock_pool::{MockPool, MockWorld, Phase, Stop, settings};
 use crate::support::wait_until;
+use hyperv_runner_pool::pool::slot::types::Instance;
 use serde_json::Value;
 
 /// A pool of two VMs whose guests are silent, so that the test speaks for them.
@@ -24,11 +25,13 @@ fn a_guest_gets_its_configuration_with_its_secret_and_may_ask_again_until_a_job_
     let answer = guest.fetch_config();
     assert_eq!(answer.status, 200);
     let config: Value = serde_json::from_str(&answer.body).unwrap();
-    let id = world.runner("runner-1").unwrap().id;
-    assert_eq!(config["token"], format!("simulated-jit-{id}"));
+    let Instance { vm, runner_name, runner_id, .. } = pool.instance(1);
+    assert_eq!(config["token"], format!("simulated-jit-{}", runner_id.unwrap()));
     assert_eq!(config["organization"], "octo");
     assert_eq!(config["repository"], "");
-    assert_eq!(config["name"], "runner-1");
+    assert_eq!(config["name"], runner_name);
+    assert_eq!(runner_name, format!("runner-1-{}", vm.incarnation));
+    assert!(world.runners().iter().any(|runner| runner.name == runner_name));
     assert_eq!(config["labels"], "self-hosted,Windows,X64,ephemeral");
     assert_eq!(config["registration"], "jit");
     assert_eq!(config["url"], "https://github.com/octo");

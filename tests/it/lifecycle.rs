@@ -3,8 +3,10 @@ use crate::support::delivery::workflow_job;
 use crate::support::http::Connection;
 use crate::support::mock_pool::{MockWorld, Phase, Stop, settings};
 use crate::support::{random, wait_until};
+use hyperv_runner_pool::config::PoolConfig;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 #[test]
 fn the_pool_comes_up_with_a_ready_vm_in_every_slot() {
@@ -19,7 +21,7 @@ fn the_pool_comes_up_with_a_ready_vm_in_every_slot() {
         "{}",
         health.body
     );
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -34,32 +36,96 @@ fn a_queued_job_is_run_by_one_vm_which_is_then_replaced() {
     let replaced = [1, 2].iter().filter(|&&n| !before.contains(&pool.incarnation(n))).count();
     assert_eq!(replaced, 1);
     assert_eq!(world.vms().len(), 2);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
-fn a_slot_past_pool_warm_is_filled_by_a_queued_job_and_not_refilled_without_one() {
+fn a_queued_job_is_filled_by_shortage_alone_so_that_jobs_in_turn_take_no_more_vms_than_idle_ones_replace() {
     let world = MockWorld::new();
-    let pool = world.start(settings(2, 0));
-    wait_until("the pool knows what is there", || pool.count(Phase::Empty) == 2);
-    pool.queue_job(1);
-    wait_until("the job has ended", || pool.jobs_completed() == 1);
-    wait_until("no VM is left", || world.vms().is_empty());
-    pool.stop(Stop::Drain);
+    let pool = world.start(settings(6, 1));
+    pool.wait_for(Phase::Ready, 1);
+    let mut most = 0;
+    for job in 1..=12 {
+        pool.queue_job(job);
+        wait_until("the job has ended and a VM is idle", || {
+            most = most.max(world.vms().len());
+            pool.jobs_completed() == job && pool.count(Phase::Ready) == 1 && world.vms().len() == 1
+        });
+    }
+    assert!(most <= 2, "{most} VMs at one time");
+    pool.stop(Stop::Keep);
 }
 
 #[test]
-fn a_vm_that_powers_off_or_disappears_is_replaced() {
+fn vms_that_canceled_jobs_called_for_retire_after_surplus_minutes() {
+    let world = MockWorld::without_jobs();
+    let pool = world.start(PoolConfig { surplus_after: Duration::from_millis(5), ..settings(4, 0) });
+    pool.wait_for(Phase::Empty, 4);
+    for job in 1..=4 {
+        pool.queue_job(job);
+    }
+    wait_until("VMs are made", || pool.count(Phase::Ready) > 0);
+    for job in 1..=4 {
+        pool.deliver(&format!("canceled-{job}"), &workflow_job("completed", job, None));
+    }
+    wait_until("no VM is left", || world.vms().is_empty() && pool.count(Phase::Empty) == 4);
+    assert_eq!((pool.jobs_waiting(), pool.jobs_completed()), (0, 0));
+    assert!(world.runners().is_empty(), "{:?}", world.runners());
+    pool.stop(Stop::Keep);
+}
+
+#[test]
+fn a_vm_that_powers_off_is_replaced() {
     let world = MockWorld::new();
     let pool = world.start(settings(2, 2));
     pool.wait_for(Phase::Ready, 2);
     let before = [pool.incarnation(1), pool.incarnation(2)];
     world.power_off("runner-1");
-    world.lose("runner-2");
-    wait_until("both are replaced", || {
-        [1, 2].iter().all(|&n| pool.phase(n) == Phase::Ready && !before.contains(&pool.incarnation(n)))
+    wait_until("it is replaced", || pool.phase(1) == Phase::Ready && pool.incarnation(1) != before[0]);
+    assert_eq!(pool.incarnation(2), before[1]);
+    pool.stop(Stop::Keep);
+}
+
+#[test]
+fn a_new_template_replaces_idle_vms_one_at_a_time() {
+    let world = MockWorld::new();
+    let pool = world.start(settings(3, 3));
+    pool.wait_for(Phase::Ready, 3);
+    let old = world.vms();
+    world.set_template("another template");
+    wait_until("every VM is replaced", || {
+        let slots = pool.slots();
+        let serving =
+            slots.iter().filter(|slot| slot.phase == Phase::Ready && slot.retiring.is_none()).count();
+        assert!(serving >= 2, "{slots:?}");
+        serving == 3 && !world.vms().iter().any(|vm| old.contains(vm))
     });
-    pool.stop(Stop::Drain);
+    assert_eq!(world.runners().len(), 3);
+    pool.stop(Stop::Keep);
+}
+
+#[test]
+fn on_a_full_host_no_vm_is_made_and_the_pool_goes_on_by_itself_when_there_is_room() {
+    let world = MockWorld::new();
+    let settings = settings(1, 1);
+    world.set_free_bytes(settings.min_free_bytes - 1);
+    let pool = world.start(settings);
+    wait_until("health is degraded", || pool.get("/health").status == 503);
+    let health = pool.get("/health").json();
+    assert_eq!(health["status"], "degraded");
+    assert!(health["reasons"].to_string().contains("too little free disk space"), "{health}");
+    assert!(world.vms().is_empty() && world.runners().is_empty());
+    world.set_free_bytes(1 << 40);
+    pool.wait_for(Phase::Ready, 1);
+    assert_eq!(pool.get("/health").status, 200);
+    // A VM that is there stays, and a job on it is not disturbed.
+    world.set_free_bytes(0);
+    wait_until("the host is full", || pool.get("/api/status").json()["free_bytes"] == 0);
+    assert_eq!((pool.phase(1), pool.get("/health").status), (Phase::Ready, 200));
+    pool.queue_job(1);
+    wait_until("the job has ended", || pool.jobs_completed() == 1);
+    wait_until("its VM is not replaced", || world.vms().is_empty() && pool.get("/health").status == 503);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -71,8 +137,8 @@ fn one_slots_failure_is_retried_and_touches_no_other() {
     let failing = pool.slots().into_iter().find(|s| s.phase != Phase::Ready).unwrap();
     assert!(failing.reason.unwrap().contains("a simulated fault"));
     pool.wait_for(Phase::Ready, 2);
-    assert_eq!(pool.reason(), None);
-    pool.stop(Stop::Drain);
+    assert_eq!(pool.get("/health").status, 200);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -85,7 +151,7 @@ fn a_vm_is_destroyed_before_its_slot_makes_another_however_often_that_fails() {
     wait_until("destroying fails", || pool.phase(1) == Phase::Destroying && pool.slot(1).reason.is_some());
     assert_eq!(world.vms().len(), 1);
     pool.wait_for(Phase::Ready, 1);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -95,7 +161,7 @@ fn a_stop_removes_idle_vms_with_their_registrations_and_leaves_jobs_running_and_
     pool.wait_for(Phase::Ready, 3);
     pool.queue_job(1);
     pool.wait_for(Phase::Running, 1);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
     assert_eq!(world.vms().len(), 1);
     let runners = world.runners();
     assert!(runners.len() == 1 && runners[0].busy, "{runners:?}");
@@ -128,7 +194,7 @@ fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks_and_callba
                 while !over.load(Ordering::Relaxed) {
                     let number = random(&mut seed);
                     let slot = pool.slot(number as u32 % 64 + 1);
-                    let Some(vm) = slot.made.map(|made| made.vm) else { continue };
+                    let Some(vm) = slot.instance.map(|instance| instance.vm) else { continue };
                     let present = number >> 40 & 1 == 1;
                     let incarnation = if present { &*vm.incarnation } else { "00ff00ff00ff00ff" };
                     let secret = format!("Bearer {}", pool.keys.vm_secret(&vm.name, incarnation).expose());
@@ -155,5 +221,5 @@ fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks_and_callba
     pool.wait_for(Phase::Ready, 64);
     assert_eq!(pool.jobs_completed(), 200);
     assert_eq!(world.vms().len(), 64);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }

@@ -15,7 +15,7 @@ fn the_status_names_every_slot_of_the_pool() {
     assert_eq!(states, ["ready", "ready", "empty"]);
     assert_eq!(status["slots"][0]["incarnation"].as_str(), pool.incarnation(1).as_deref());
     assert_eq!(status["slots"][2]["vm"], Value::Null);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -25,12 +25,14 @@ fn status_and_metrics_show_the_slots_and_no_secret() {
     pool.wait_for(Phase::Ready, 2);
     pool.queue_job(42);
     pool.wait_for(Phase::Running, 1);
-    wait_until("the job is named", || pool.slots().iter().any(|slot| slot.job_id == Some(42)));
+    wait_until("the job is named", || {
+        pool.slots().iter().any(|slot| slot.job.as_ref().and_then(|job| job.id) == Some(42))
+    });
     let status = pool.get("/api/status");
     let json = status.json();
     assert_eq!(json["slots"].as_array().unwrap().len(), 2);
     let running = json["slots"].as_array().unwrap().iter().find(|s| s["state"] == "running").unwrap();
-    assert_eq!(running["job_id"], 42);
+    assert_eq!(running["job"]["id"], 42);
     assert!(running["vm"].as_str().unwrap().starts_with("runner-"));
     let metrics = pool.get("/metrics").body;
     assert!(metrics.contains("hyperv_runner_pool_slots{state=\"running\"} 1\n"), "{metrics}");

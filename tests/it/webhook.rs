@@ -1,6 +1,7 @@
 //! `POST /webhook`: which deliveries are taken, and what they do.
 
 use crate::support::delivery::workflow_job;
+use crate::support::fake_guest::FakeGuest;
 use crate::support::http::{Connection, Response};
 use crate::support::mock_pool::{MockPool, MockWorld, Phase, Stop, settings};
 use crate::support::wait_until;
@@ -48,7 +49,7 @@ fn a_delivery_without_a_right_signature_is_refused_and_changes_nothing() {
     assert_eq!(pool.phase(1), Phase::Empty);
     assert_eq!(signed(&pool, "workflow_job", body.as_bytes()).status, 200);
     wait_until("the job is run", || pool.jobs_completed() == 1);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -58,13 +59,26 @@ fn a_signed_body_that_is_not_json_is_a_bad_request_that_says_what_to_do() {
     assert_eq!(signed(&pool, "workflow_job", b"{\"action\":").status, 400);
     assert_eq!(signed(&pool, "ping", b"").status, 400);
     assert_eq!(signed(&pool, "workflow_job", b"[\xff]").status, 400);
-    let Response { status, body: text, .. } = signed(&pool, "workflow_job", b"payload=%7B%7D");
-    assert_eq!(status, 400);
-    assert!(text.contains("content type to application/json"), "{text}");
+    assert_eq!(signed(&pool, "workflow_job", b"other=%7B%7D").status, 400);
+    assert_eq!(signed(&pool, "workflow_job", b"payload=%7B").status, 400);
     let Response { status, body: text, .. } = signed(&pool, "workflow_job", br#"{"action":"queued"}"#);
     assert_eq!(status, 400);
     assert!(text.contains("workflow_job"), "{text}");
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
+}
+
+#[test]
+fn a_delivery_as_a_form_is_taken_with_the_signature_of_the_raw_body() {
+    let world = MockWorld::with_silent_guests();
+    let pool = one_empty(&world);
+    let encoded: String = queued().bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let form = format!("payload={encoded}");
+    let of_the_json = [("X-Hub-Signature-256", &*pool.keys.sign_webhook(queued().as_bytes()))];
+    assert_eq!(pool.request("POST", "/webhook", &of_the_json, form.as_bytes()).status, 401);
+    assert_eq!(pool.jobs_waiting(), 0);
+    assert_eq!(signed(&pool, "workflow_job", form.as_bytes()).body, "OK");
+    assert_eq!(pool.jobs_waiting(), 1);
+    pool.stop(Stop::Destroy);
 }
 
 #[test]
@@ -74,7 +88,7 @@ fn ping_and_other_events_are_taken_and_ignored() {
     assert_eq!(signed(&pool, "ping", br#"{"zen":"Keep it logically awesome."}"#).status, 200);
     assert_eq!(signed(&pool, "push", queued().as_bytes()).status, 200);
     assert_eq!(pool.jobs_waiting(), 0);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -98,7 +112,7 @@ fn a_bad_delivery_that_is_sent_again_mended_is_not_taken_for_a_repeat() {
     let pool = one_empty(&world);
     assert_eq!(pool.deliver("once", r#"{"action":"queued"}"#).status, 400);
     assert_eq!(pool.deliver("once", &queued()).body, "OK");
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
@@ -108,25 +122,32 @@ fn a_job_for_labels_that_the_pool_lacks_is_left_alone() {
     let other = queued().replace("Windows", "ubuntu-latest");
     assert_eq!(pool.deliver("1", &other).body, "OK");
     assert_eq!(pool.jobs_waiting(), 0);
-    pool.stop(Stop::Drain);
+    pool.stop(Stop::Keep);
 }
 
 #[test]
-fn a_completed_job_of_this_vms_runner_replaces_it_and_a_late_one_of_an_earlier_vm_does_not() {
-    let world = MockWorld::new();
+fn a_delivery_is_about_a_vm_by_its_runners_id_and_name_and_ends_it_only_with_its_guests_word() {
+    let world = MockWorld::with_silent_guests();
     let pool = world.start(settings(1, 1));
-    pool.wait_for(Phase::Ready, 1);
-    let first = pool.slot(1).made.unwrap();
-    let completed = workflow_job("completed", 5, Some((first.runner_id.unwrap(), "runner-1")));
-    pool.deliver("first", &completed);
-    wait_until("it is replaced", || {
-        pool.phase(1) == Phase::Ready && pool.incarnation(1).as_deref() != Some(&*first.vm.incarnation)
-    });
-    let second = pool.slot(1).made.unwrap();
-    pool.deliver("late", &completed);
-    // A slot takes its events in order: once it has seen this one, it has seen the late one.
-    pool.deliver("next", &workflow_job("in_progress", 6, Some((second.runner_id.unwrap(), "runner-1"))));
-    pool.wait_for(Phase::Running, 1);
-    assert_eq!(pool.slot(1).made.map(|made| made.vm), Some(second.vm));
+    pool.wait_for(Phase::Booting, 1);
+    let runner = pool.instance(1);
+    let (id, name) = (runner.runner_id.unwrap(), &*runner.runner_name);
+    let guest = FakeGuest::new(&pool.url, "runner-1", &pool.vm_secret(1));
+    assert_eq!(guest.fetch_config().status, 200);
+    for (number, other) in
+        [(id + 1, name), (id, "runner-1"), (id, "runner-1-7a9e000100ff00ff")].into_iter().enumerate()
+    {
+        for action in ["in_progress", "completed"] {
+            pool.deliver(&format!("{action}-{number}"), &workflow_job(action, 5, Some(other)));
+            assert_eq!(pool.phase(1), Phase::Ready, "{action} of {other:?}");
+        }
+    }
+    pool.deliver("ours", &workflow_job("in_progress", 6, Some((id, name))));
+    assert_eq!(pool.phase(1), Phase::Running);
+    // Known by its id now.
+    pool.deliver("over", &workflow_job("completed", 6, None));
+    assert_eq!((pool.phase(1), pool.instance(1)), (Phase::Running, runner.clone()));
+    assert_eq!(guest.report_complete().status, 200);
+    wait_until("it is replaced", || pool.incarnation(1).is_some_and(|now| now != runner.vm.incarnation));
     pool.stop(Stop::Destroy);
 }

@@ -37,7 +37,8 @@ pub enum Brought {
 /// The thread of one slot.
 #[derive(Debug, Default)]
 struct Worker {
-    queue: VecDeque<Action>,
+    /// Each with the time when it was decided.
+    queue: VecDeque<(Action, Millis)>,
     performing: bool,
     timer: Option<Millis>,
     last_disk: Option<VmId>,
@@ -50,7 +51,8 @@ pub struct Process {
     pub config: Config,
     pub state: PoolState,
     monitor: Monitor,
-    pausing: bool,
+    /// The end of the monitor's pause, if it pauses.
+    pause_ends: Option<Millis>,
     epoch: Millis,
     workers: Vec<Worker>,
     stop_creating: bool,
@@ -111,7 +113,7 @@ impl Sim {
         let mut p = Box::new(Process {
             generation: self.generation,
             monitor: Monitor::new(self.rng.next()),
-            pausing: false,
+            pause_ends: None,
             state,
             epoch: self.clock(),
             workers: Vec::new(),
@@ -242,7 +244,7 @@ impl Sim {
         p.workers.resize_with(p.state.slots().count(), Worker::default);
         for (slot, action) in out.actions {
             self.trace(|_| format!("    slot {slot}: {action:?}"));
-            p.workers[slot].queue.push_back(action);
+            p.workers[slot].queue.push_back((action, self.now));
             self.perform_next(p, slot);
         }
         for slot in 0..p.workers.len() {
@@ -253,7 +255,11 @@ impl Sim {
                 self.after(at - self.now, Ev::Tick(p.generation, slot));
             }
         }
-        if out.look_now && p.pausing && self.options.bug != Some(Bug::NoMonitor) {
+        if out.look_now
+            && let Some(end) = &mut p.pause_ends
+            && *end > self.now + 500
+        {
+            *end = self.now + 500;
             self.after(500, Ev::Monitor(p.generation));
         }
     }
@@ -280,8 +286,10 @@ impl Sim {
                 }
             }
             Ev::Perform(generation, slot) if generation == p.generation => self.perform(&mut p, slot),
-            Ev::Monitor(generation) if generation == p.generation && p.pausing => {
-                p.pausing = false;
+            Ev::Monitor(generation)
+                if generation == p.generation && p.pause_ends.is_some_and(|end| end <= self.now) =>
+            {
+                p.pause_ends = None;
                 if self.options.bug != Some(Bug::NoMonitor) || !p.state.has_recovered() {
                     self.monitor_goes_on(&mut p, Answer::Paused);
                 }
@@ -321,7 +329,7 @@ impl Sim {
     }
 
     fn perform(&mut self, p: &mut Process, slot: usize) {
-        let Some(action) = p.workers[slot].queue.pop_front() else { return };
+        let Some((action, decided)) = p.workers[slot].queue.pop_front() else { return };
         let now = self.clock() - p.epoch;
         let act = match action {
             Action::Register { runner_name } => Act::Register(runner_name, p.state.rules().scope.clone()),
@@ -352,7 +360,7 @@ impl Sim {
             Action::DestroyVm(vm) => Act::Destroy(vm),
         };
         let forced = p.state.stopping() == Some(Stop::Destroy);
-        self.begin_op(Some(slot), act, forced);
+        self.begin_op(Some(slot), act, decided, forced);
     }
 
     /// An operation's answer comes.
@@ -397,13 +405,13 @@ impl Sim {
             Ask::Remove(id) => Act::Remove(id, p.state.rules().scope.clone()),
             Ask::QueuedJobs => Act::QueuedJobs,
             Ask::Pause(wait) => {
-                p.pausing = true;
-                let idle = self.idle_rounds(p) * wait;
-                return self.after(wait + idle, Ev::Monitor(p.generation));
+                let wait = wait + self.idle_rounds(p) * wait;
+                p.pause_ends = Some(self.now + wait);
+                return self.after(wait, Ev::Monitor(p.generation));
             }
             Ask::End | Ask::NewestRunner => return,
         };
-        self.begin_op(None, act, false);
+        self.begin_op(None, act, self.now, false);
     }
 
     /// Plants a bug into what the monitor is told.

@@ -160,6 +160,8 @@ pub struct Op {
     pub stage: u8,
     pub outcome: Outcome,
     pub began: Millis,
+    /// When the pool decided on it.
+    pub decided: Millis,
     /// Somebody waits for the answer.
     pub awaited: bool,
     /// It does nothing any more.
@@ -194,7 +196,7 @@ impl Sim {
             self.foreign(&scope, &format!("runner-1-{OTHER_TAG}00000001"), false, true);
             if scope != own {
                 // Ids count per scope, so that those of this pool's runners are others' elsewhere.
-                (0..60).for_each(|i| self.foreign(&scope, &format!("prod-{i}"), i % 2 == 0, true));
+                (0..60).for_each(|i| self.foreign(&scope, &format!("prod-{i}"), i % 2 == 0, i % 2 == 1));
                 self.last_runner.insert(scope, 104 + 60);
             } else if self.plan.other_host {
                 self.foreign(&scope, &format!("runner-1-{OTHER_TAG}00000002"), true, true);
@@ -250,7 +252,7 @@ impl Sim {
 
     // --- operations ---
 
-    pub(crate) fn begin_op(&mut self, slot: Option<usize>, act: Act, forced: bool) {
+    pub(crate) fn begin_op(&mut self, slot: Option<usize>, act: Act, decided: Millis, forced: bool) {
         let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::ListVms(_));
         let own_scope = super::process::rules(&self.known.config).scope;
         let elsewhere = match &act {
@@ -316,6 +318,7 @@ impl Sim {
             stage: 0,
             outcome,
             began: self.now,
+            decided,
             awaited: true,
             dead: false,
             answer: None,
@@ -625,7 +628,7 @@ impl Sim {
         // GitHub lied of a runner without a job, which got one when that was decided.
         let began = self.jobs[job as usize].began;
         let lied =
-            self.runner_of(vm).is_some_and(|at| self.runners[at].lied) && began >= op.began - 5 * SECOND;
+            self.runner_of(vm).is_some_and(|at| self.runners[at].lied) && began >= op.decided - 5 * SECOND;
         lied || unknowable || forced || timed_out || (unheard && given_up)
     }
 

@@ -10,14 +10,14 @@ fn a_vms_life_takes_two_powershell_processes() {
     let world = HostWorld::new();
     // So that the monitor asks once, at the start.
     let pool = world.start(&[("POLL_SECONDS", "3600")]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     for job in 1..=3 {
         let before = world.incarnation("runner-1");
         world.start_job(&pool, "runner-1", job, News::Webhook);
         pool.wait_for_state("runner-1", "running");
         world.end_job(&pool, "runner-1", job, News::Webhook);
         wait_until("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != before));
-        world.wait_until_whole(&pool, 2, 0);
+        world.wait_until_whole(&pool, 2);
     }
     pool.stop();
     world.assert_empty();
@@ -35,7 +35,7 @@ fn a_round_of_the_monitor_takes_one_powershell_process_whatever_the_pools_size()
     each(&[1, 12], |&size: &usize| {
         let world = HostWorld::new();
         let pool = world.start(&[("POOL_SIZE", &size.to_string())]);
-        world.wait_until_whole(&pool, size, 0);
+        world.wait_until_whole(&pool, size);
         // One listing of all runners belongs to each round, after the one of all VMs.
         let rounds = || world.github.count("GET /orgs/acme/actions/runners?");
         let (rounds_before, runs_before) = (rounds(), world.host.invocations().len());

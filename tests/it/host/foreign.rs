@@ -91,14 +91,14 @@ fn two_pools_on_one_host_leave_each_other_alone() {
     let second =
         [("VM_STORAGE_PATH", &*second_storage), ("PORT", &*second_port), ("RUNNER_NAME_PREFIX", "other-")];
     let pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     let before = (world.incarnation("runner-1"), world.incarnation("runner-2"));
     let mut other = world.spawn(&second);
     wait_until("its VMs boot", || world.host.vms().len() == 4);
     other.interrupt();
     assert_eq!(other.wait(), 0, "{}", other.log());
     wait_until("its VMs are gone", || world.host.vms().len() == 2);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     assert_eq!((world.incarnation("runner-1"), world.incarnation("runner-2")), before);
     pool.stop();
 }

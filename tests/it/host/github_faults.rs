@@ -4,6 +4,7 @@ use super::degraded_because;
 use crate::support::fake_github::Fault;
 use crate::support::free_port;
 use crate::support::host_pool::HostWorld;
+use crate::support::wait_until;
 
 #[test]
 fn without_github_the_pool_waits_says_why_and_begins_when_it_is_back() {
@@ -11,12 +12,33 @@ fn without_github_the_pool_waits_says_why_and_begins_when_it_is_back() {
     world.github.misbehave("/actions/", usize::MAX, Fault::Cut);
     let mut pool = world.start(&[]);
     let reason = degraded_because(&mut pool);
-    let said = reason.matches("cannot list the runners").count();
-    assert!(said == 1 && reason.contains("was cut"), "{reason}");
+    assert!(reason.contains("cannot list the runners") && reason.contains("was cut"), "{reason}");
+    assert!(!pool.get("/health").body.contains("was cut"), "anyone may read it");
     world.github.behave();
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.stop();
     world.assert_empty();
+}
+
+#[test]
+fn without_github_at_the_start_the_vms_that_are_there_are_served() {
+    let world = HostWorld::new();
+    let mut pool = world.start(&[]);
+    world.wait_until_whole(&pool, 2);
+    pool.kill();
+    world.github.misbehave("/actions/", usize::MAX, Fault::Cut);
+    let pool = world.start(&[]);
+    wait_until("both are adopted", || pool.health()["ready"] == 2);
+    let first = world.incarnation("runner-1");
+    let guest = world.guest("runner-1");
+    assert_eq!(guest.report_started().status, 200);
+    assert_eq!(pool.state("runner-1"), "running");
+    assert_eq!(guest.report_complete().status, 200);
+    wait_until("its VM is removed", || world.incarnation("runner-1") != first);
+    assert_eq!(pool.get("/health").status, 200, "the other one serves");
+    world.github.behave();
+    world.wait_until_whole(&pool, 2);
+    pool.stop();
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn killed_and_whole_again(
     // Long enough for whatever does not wait until the old VM is gone to be seen.
     world.host.set_fault("destroy-vm", FaultKind::Slow(300));
     let pool = world.start(settings);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     then(&world, &pool);
     pool.stop();
 }
@@ -49,7 +49,7 @@ fn killed_at_any_step_of_creating_a_vm_the_next_start_is_whole() {
             |world, pool| {
                 // What the kill cut off was cleared away; what was whole was kept.
                 assert_eq!(world.runs("create-vm"), 3, "{}", pool.log());
-                assert!(pool.log().contains("adopting runner-1"), "{}", pool.log());
+                assert!(pool.log().contains(": adopted"), "{}", pool.log());
             },
         );
     });
@@ -83,7 +83,7 @@ fn killed_with_ready_vms_the_next_start_adopts_them_all() {
     killed_and_whole_again(
         &[],
         |_| {},
-        |world, pool| world.wait_until_whole(pool, 2, 0),
+        |world, pool| world.wait_until_whole(pool, 2),
         |world, _| assert_eq!((world.runs("create-vm"), world.runs("destroy-vm")), (2, 0)),
     );
 }
@@ -103,7 +103,7 @@ fn killed_with_runners_that_register_themselves_the_next_start_knows_them_by_nam
         },
         |world, pool| {
             assert_eq!(world.runs("create-vm"), 3, "{}", pool.log());
-            assert!(pool.log().contains("adopting runner-1"), "{}", pool.log());
+            assert!(pool.log().contains(": adopted"), "{}", pool.log());
         },
     );
 }
@@ -114,7 +114,7 @@ fn killed_again_and_again_at_any_moment_the_last_start_is_whole_and_the_job_stil
         let world = HostWorld::new();
         let size = [("POOL_SIZE", "4")];
         let mut pool = world.start(&size);
-        world.wait_until_whole(&pool, 4, 0);
+        world.wait_until_whole(&pool, 4);
         world.start_job(&pool, "runner-3", 7, News::Callback);
         pool.wait_for_state("runner-3", "running");
         let at_work = world.incarnation("runner-3");
@@ -138,7 +138,7 @@ fn killed_again_and_again_at_any_moment_the_last_start_is_whole_and_the_job_stil
             pool = world.start(&size);
         }
         world.host.clear_faults();
-        world.wait_until_whole(&pool, 4, 0);
+        world.wait_until_whole(&pool, 4);
         assert_eq!((pool.state("runner-3").as_str(), world.incarnation("runner-3")), ("running", at_work));
         pool.interrupt();
         assert_eq!(pool.wait(), 0);
@@ -153,7 +153,7 @@ fn killed_with_a_job_running_the_next_start_sees_it_to_its_end() {
             &[],
             |_| {},
             |world, pool| {
-                world.wait_until_whole(pool, 2, 0);
+                world.wait_until_whole(pool, 2);
                 world.start_job(pool, "runner-1", 7, News::Callback);
                 pool.wait_for_state("runner-1", "running");
             },
@@ -165,7 +165,7 @@ fn killed_with_a_job_running_the_next_start_sees_it_to_its_end() {
                 wait_until("the VM is replaced", || {
                     world.incarnation("runner-1").is_some_and(|i| Some(i) != running)
                 });
-                world.wait_until_whole(pool, 2, 0);
+                world.wait_until_whole(pool, 2);
             },
         );
     });
@@ -175,7 +175,7 @@ fn killed_with_a_job_running_the_next_start_sees_it_to_its_end() {
 fn a_job_that_ends_while_no_pool_runs_leaves_no_vm_behind() {
     let world = HostWorld::new();
     let mut pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.start_job(&pool, "runner-1", 7, News::Webhook);
     pool.wait_for_state("runner-1", "running");
     let ran = world.incarnation("runner-1");
@@ -183,7 +183,7 @@ fn a_job_that_ends_while_no_pool_runs_leaves_no_vm_behind() {
     world.end_job(&pool, "runner-1", 7, News::Silence);
     let pool = world.start(&[]);
     wait_until("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != ran));
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.stop();
     world.assert_empty();
 }
@@ -195,7 +195,7 @@ fn killed_at_any_step_of_destroying_a_vm_the_next_start_is_whole() {
             &[],
             |world| world.host.add_fault("destroy-vm", None, Some(step), None, FOR_EVER),
             |world, pool| {
-                world.wait_until_whole(pool, 2, 0);
+                world.wait_until_whole(pool, 2);
                 let before = world.incarnation("runner-2").unwrap();
                 world.start_job(pool, "runner-2", 7, News::Callback);
                 pool.wait_for_state("runner-2", "running");
@@ -212,7 +212,7 @@ fn killed_at_any_step_of_destroying_a_vm_the_next_start_is_whole() {
                 });
             },
             |world, pool| {
-                assert!(pool.log().contains("adopting runner-1"), "{}", pool.log());
+                assert!(pool.log().contains(": adopted"), "{}", pool.log());
                 assert_eq!(world.runs("create-vm"), 3, "{}", pool.log());
             },
         );
@@ -225,7 +225,7 @@ fn killed_between_destroying_a_vm_and_removing_its_runner_the_next_start_is_whol
         &[],
         |world| world.github.misbehave("DELETE", 1000, Fault::Answer(Reply::refusal(500, "Server Error"))),
         |world, pool| {
-            world.wait_until_whole(pool, 2, 0);
+            world.wait_until_whole(pool, 2);
             world.host.power_off("runner-2");
             wait_until("the VM is gone and its runner is not", || {
                 world.vms().len() == 1 && world.github.runners().len() == 2
@@ -241,7 +241,7 @@ fn killed_while_it_stops_the_next_start_is_whole() {
         &[],
         |world| world.host.add_fault("destroy-vm", Some("runner-2"), Some("disk"), None, FOR_EVER),
         |world, pool| {
-            world.wait_until_whole(pool, 2, 0);
+            world.wait_until_whole(pool, 2);
             pool.interrupt();
             wait_until("one VM is gone, of the other the disk is left", || {
                 world.vms().is_empty() && world.disks().len() == 1

@@ -44,11 +44,20 @@ fn is_being_created(world: &HostWorld, name: &str, step: &str) -> bool {
     }
 }
 
-/// The reason that health gives once it is degraded. The process is still there.
+/// The errors in the status, to which health adds no detail: of GitHub, of Hyper-V and of each slot.
+fn errors(pool: &Process) -> String {
+    let status = pool.status();
+    let of_slots = status["slots"].as_array().unwrap().iter().map(|slot| &slot["reason"]);
+    let errors = [&status["github_error"], &status["hypervisor_error"]].into_iter().chain(of_slots);
+    errors.filter_map(|error| error.as_str()).collect::<Vec<_>>().join("\n")
+}
+
+/// The errors in the status once health is degraded. The process is still there.
 fn degraded_because(pool: &mut Process) -> String {
     wait_until("health is degraded", || pool.get("/health").status == 503);
     let health = pool.health();
     assert_eq!((health["status"].as_str(), health["vms"].as_u64()), (Some("degraded"), Some(0)));
+    assert!(!health["reasons"].as_array().unwrap().is_empty(), "{health}");
     assert_eq!(pool.ended(), None);
-    health["reason"].as_str().unwrap().to_owned()
+    errors(pool)
 }

@@ -9,14 +9,14 @@ use std::net::TcpListener;
 fn a_storage_folder_that_another_pool_uses_is_refused() {
     let world = HostWorld::new();
     let pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     let port = free_port().to_string();
     let mut second = world.spawn(&[("PORT", &port)]);
     assert_eq!(second.wait(), 1);
     let said = second.log();
     assert!(said.contains("Another pool uses VM_STORAGE_PATH"), "{said}");
     assert!(said.contains(world.host.storage().to_str().unwrap()), "{said}");
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.stop();
 }
 

@@ -1,5 +1,6 @@
 //! No secret is ever shown.
 
+use super::errors;
 use crate::support::fake_github::{Fault, Reply, TOKEN};
 use crate::support::fake_host::host::FaultKind;
 use crate::support::host_pool::{HostWorld, News, WEBHOOK_SECRET};
@@ -30,7 +31,7 @@ fn no_secret_is_in_any_output_whatever_powershell_and_github_say() {
     let pool = world.start(&[("LOG_LEVEL", "trace")]);
     #[cfg(target_os = "linux")]
     shown.push_str(&fs::read_to_string(format!("/proc/{}/cmdline", pool.id())).unwrap().replace('\0', " "));
-    wait_until("something has failed", || pool.health()["reason"].is_string());
+    wait_until("something has failed", || !errors(&pool).is_empty());
     let look = |shown: &mut String| {
         for path in ["/api/status", "/metrics"] {
             shown.push_str(&pool.get(path).body);
@@ -39,12 +40,12 @@ fn no_secret_is_in_any_output_whatever_powershell_and_github_say() {
         shown.push_str(&pool.get("/").body);
     };
     look(&mut shown);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.start_job(&pool, "runner-1", 7, News::Webhook);
     pool.wait_for_state("runner-1", "running");
     look(&mut shown);
     world.end_job(&pool, "runner-1", 7, News::Callback);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.host.vms().iter().for_each(|vm| shown.push_str(&vm.notes));
     let (log, output) = (pool.log(), pool.output());
     pool.stop();

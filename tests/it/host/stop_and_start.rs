@@ -10,7 +10,7 @@ use crate::support::wait_until;
 fn ctrl_c_removes_idle_vms_and_the_next_start_adopts_the_one_with_a_job() {
     let world = HostWorld::new();
     let pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.start_job(&pool, "runner-1", 7, News::Webhook);
     pool.wait_for_state("runner-1", "running");
     let running = world.incarnation("runner-1");
@@ -22,12 +22,12 @@ fn ctrl_c_removes_idle_vms_and_the_next_start_adopts_the_one_with_a_job() {
 
     let made_before = world.runs("create-vm");
     let pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     assert_eq!(pool.state("runner-1"), "running");
     assert_eq!((world.incarnation("runner-1"), world.runs("create-vm")), (running.clone(), made_before + 1));
     world.end_job(&pool, "runner-1", 7, News::Callback);
     wait_until("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != running));
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.stop();
     world.assert_empty();
 }
@@ -36,7 +36,7 @@ fn ctrl_c_removes_idle_vms_and_the_next_start_adopts_the_one_with_a_job() {
 fn a_job_that_github_gave_out_at_the_last_moment_outlives_the_stop() {
     let world = HostWorld::new();
     let pool = world.start(&[("POLL_SECONDS", "3600")]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.start_job(&pool, "runner-1", 7, News::Silence);
     pool.stop();
     let left: Vec<String> = world.vms().into_iter().map(|vm| vm.name).collect();
@@ -47,7 +47,7 @@ fn a_job_that_github_gave_out_at_the_last_moment_outlives_the_stop() {
 fn a_forced_stop_destroys_vms_with_jobs_too() {
     let world = HostWorld::new();
     let pool = world.start(&[("SHUTDOWN", "destroy")]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.start_job(&pool, "runner-1", 7, News::Webhook);
     pool.wait_for_state("runner-1", "running");
     pool.stop();
@@ -58,7 +58,7 @@ fn a_forced_stop_destroys_vms_with_jobs_too() {
 fn a_service_managers_stop_is_a_stop_like_ctrl_c() {
     let world = HostWorld::new();
     let mut pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.terminate();
     assert_eq!(pool.wait(), 0, "{}", pool.log());
     world.assert_empty();
@@ -94,14 +94,14 @@ fn what_cannot_be_removed_at_the_stop_is_left_to_the_next_start() {
     each(&troubles, |trouble| {
         let world = HostWorld::new();
         let pool = world.start(&[("POLL_SECONDS", "3600")]);
-        world.wait_until_whole(&pool, 2, 0);
+        world.wait_until_whole(&pool, 2);
         trouble(&world);
         pool.stop();
         assert_eq!((world.vms().len(), world.disks().len()), (2, 2));
         world.github.behave();
         world.host.clear_faults();
         let pool = world.start(&[]);
-        world.wait_until_whole(&pool, 2, 0);
+        world.wait_until_whole(&pool, 2);
         pool.stop();
         world.assert_empty();
     });
@@ -111,7 +111,7 @@ fn what_cannot_be_removed_at_the_stop_is_left_to_the_next_start() {
 fn another_pool_size_at_the_next_start_is_what_counts() {
     let world = HostWorld::new();
     let mut pool = world.start(&[("POOL_SIZE", "3")]);
-    world.wait_until_whole(&pool, 3, 0);
+    world.wait_until_whole(&pool, 3);
     world.start_job(&pool, "runner-3", 7, News::Webhook);
     pool.wait_for_state("runner-3", "running");
     let at_work = world.incarnation("runner-3");
@@ -127,11 +127,11 @@ fn another_pool_size_at_the_next_start_is_what_counts() {
     pool.kill();
     world.forget_most_vms();
     let pool = world.start(&[("POOL_SIZE", "2")]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     assert_eq!(world.incarnation("runner-3"), at_work);
     world.end_job(&pool, "runner-3", 7, News::Callback);
     wait_until("the VM is gone", || world.incarnation("runner-3") != at_work);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.stop();
     world.assert_empty();
 }
@@ -140,18 +140,18 @@ fn another_pool_size_at_the_next_start_is_what_counts() {
 fn after_a_change_of_the_webhook_secret_old_vms_cannot_report_but_are_replaced_all_the_same() {
     let world = HostWorld::new();
     let mut pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.start_job(&pool, "runner-1", 7, News::Silence);
     pool.wait_for_state("runner-1", "running");
     let first = world.incarnation("runner-1");
     pool.kill();
     let pool = world.start(&[("WEBHOOK_SECRET", "another-webhook-secret-of-these-tests")]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     assert_eq!(world.guest("runner-1").report_complete().status, 401);
     assert_eq!((pool.state("runner-1").as_str(), world.incarnation("runner-1")), ("running", first.clone()));
     world.end_job(&pool, "runner-1", 7, News::Silence);
     wait_until("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != first));
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.stop();
     world.assert_empty();
 }
@@ -160,7 +160,7 @@ fn after_a_change_of_the_webhook_secret_old_vms_cannot_report_but_are_replaced_a
 fn a_second_ctrl_c_stops_at_once_and_the_next_start_clears_up() {
     let world = HostWorld::new();
     let mut pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     world.host.set_fault("destroy-vm", FaultKind::Hang);
     pool.interrupt();
     wait_until("destroying has begun", || world.runs("destroy-vm") >= 1);
@@ -171,7 +171,7 @@ fn a_second_ctrl_c_stops_at_once_and_the_next_start_clears_up() {
 
     world.host.clear_faults();
     let pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     pool.stop();
     world.assert_empty();
 }
@@ -180,7 +180,7 @@ fn a_second_ctrl_c_stops_at_once_and_the_next_start_clears_up() {
 fn what_the_next_start_finds_of_no_use_it_clears_away() {
     let world = HostWorld::new();
     let pool = world.start(&[]);
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     let mut pool = pool;
     pool.kill();
     // While it is down: one VM goes off, and a disk is left that belongs to no VM.
@@ -193,7 +193,7 @@ fn what_the_next_start_finds_of_no_use_it_clears_away() {
     wait_until("the VM that is off is replaced", || {
         world.incarnation("runner-2").is_some_and(|i| Some(i) != dead)
     });
-    world.wait_until_whole(&pool, 2, 0);
+    world.wait_until_whole(&pool, 2);
     assert_eq!(world.incarnation("runner-1"), kept);
     assert!(!stray.exists());
     pool.stop();

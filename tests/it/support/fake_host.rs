@@ -125,6 +125,15 @@ impl FakeHost {
         self.set_state(name, "Off");
     }
 
+    /// Turns off the VM with this id, if it is still there.
+    pub fn power_off_vm(&self, id: u64) {
+        self.host.change(|state| {
+            for vm in state.vms.iter_mut().filter(|vm| vm.id == id) {
+                (vm.state, vm.started) = ("Off".into(), 0);
+            }
+        });
+    }
+
     /// Puts a VM into any state.
     pub fn set_state(&self, name: &str, state: &str) {
         self.change_vm(name, |vm| {

@@ -53,6 +53,8 @@ struct Shared {
     /// Whether two VMs of the pool were seen to bear one name.
     twins: AtomicBool,
     secrets: Mutex<HashSet<String>>,
+    /// Runners whose end is the test's affair, by GitHub's id: their guests say nothing of it.
+    ended_by_test: Mutex<HashSet<u64>>,
 }
 
 impl HostWorld {
@@ -155,11 +157,12 @@ impl HostWorld {
         }
     }
 
-    /// The job has ended: its ephemeral runner is gone from GitHub, and its guest powers off.
+    /// The job has ended: its ephemeral runner is gone from GitHub, and its guest tells of it or not and powers off.
     pub fn end_job(&self, process: &Process, vm: &str, job: u64, news: News) {
         let notes = self.notes(vm);
         let guest = self.guest(vm);
         let id = self.github.runners().into_iter().find(|r| r.name == notes.runner_name).unwrap().id;
+        self.shared.ended_by_test.lock().unwrap().insert(id);
         self.github.forget_runner(id);
         let notes = Notes { runner_id: Some(id), ..notes };
         match news {
@@ -200,9 +203,9 @@ impl HostWorld {
 
     /// Waits until the pool is whole: as many VMs as it has slots, each with a
     /// guest that waits for a job or has one, and no VM, disk or registration
-    /// besides. `foreign` of GitHub's runners are not the pool's.
+    /// that is online besides. (Registrations without a VM go later, after `BOOT_TIMEOUT`.)
     #[track_caller]
-    pub fn wait_until_whole(&self, process: &Process, size: usize, foreign: usize) {
+    pub fn wait_until_whole(&self, process: &Process, size: usize) {
         let serving = || {
             let health = process.get("/health");
             let (status, health) = (health.status, health.json());
@@ -227,7 +230,7 @@ impl HostWorld {
                 && registered
                 && vms.len() == size
                 && disks == self.disks()
-                && runners.len() == size + foreign
+                && runners.iter().filter(|runner| runner.online).count() == size
         };
         wait_until_or(whole, || {
             format!(
@@ -304,6 +307,18 @@ impl Guests {
         let names: HashSet<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
         self.shared.twins.fetch_or(names.len() < vms.len(), Ordering::SeqCst);
 
+        // A listener whose registration is gone ends, and its guest reports that and powers off.
+        let registered: HashSet<u64> = self.github.runners().iter().map(|runner| runner.id).collect();
+        for vm in vms.iter().filter(|vm| vm.state == "Running") {
+            let ended = self.runners.get(&vm.id).is_some_and(|runner| {
+                !registered.contains(runner) && !self.shared.ended_by_test.lock().unwrap().contains(runner)
+            });
+            if ended && let Some(guest) = guest_of(vm) {
+                guest.report_complete();
+                self.runners.remove(&vm.id);
+                self.host.power_off_vm(vm.id);
+            }
+        }
         // A runner is cut off with its VM.
         self.runners.retain(|id, runner| {
             let on = vms.iter().any(|vm| vm.id == *id && vm.state == "Running");

@@ -6,39 +6,81 @@
 use super::delivery::{self, LABELS};
 use super::http::{self, Connection, Response};
 use super::wait_until;
-use hyperv_runner_pool::github::{GitHub, Removal, Runner};
+use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::github::{GitHub, Runner};
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
-use hyperv_runner_pool::http::{Api, RunnerFacts};
-use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, VmId, VmSpec};
-use hyperv_runner_pool::pool::slot::View;
-pub use hyperv_runner_pool::pool::slot::{Phase, Stop};
-use hyperv_runner_pool::pool::{Pool, Settings};
+use hyperv_runner_pool::http::{Api, JobListener};
+use hyperv_runner_pool::hypervisor::{Error, Hypervisor, Inventory, VmId, VmSpec, VmWrite};
+use hyperv_runner_pool::pool::slot::types::{Instance, SlotSnapshot};
+pub use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
 use hyperv_runner_pool::sim::github::MockGitHub;
 use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
+use hyperv_runner_pool::workers::{Pool, STOP_LIMIT};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub const SECRET: &str = "test-webhook-secret";
-const IDENTITY: &str = "test";
+/// How the incarnations of this pool's VMs begin.
+pub const TAG: &str = "7a9e0001";
 
-pub fn labels() -> Vec<String> {
-    LABELS.map(String::from).to_vec()
-}
-
-pub fn settings(size: u32, warm: u32) -> Settings {
-    Settings {
+pub fn settings(size: u32, warm: u32) -> PoolConfig {
+    PoolConfig {
         name_prefix: "runner-".into(),
         size,
         warm,
-        labels: labels(),
         boot_timeout: Duration::from_secs(600),
         job_timeout: Duration::from_secs(21_600),
         poll: Duration::from_millis(20),
-        jit: true,
-        identity: IDENTITY.into(),
+        shutdown: Shutdown::Keep,
+        surplus_after: Duration::from_secs(600),
+        max_idle: Duration::from_secs(86_400),
+        min_free_bytes: 10 << 30,
+        max_concurrent_creates: size,
     }
+}
+
+/// JIT runners of the organization `octo`.
+pub fn github_config() -> GitHubConfig {
+    GitHubConfig {
+        api_url: "https://api.github.com".into(),
+        pat: None,
+        org: "octo".into(),
+        repo: None,
+        registration: RegistrationMode::Jit,
+        runner_group: "Default".into(),
+        labels: LABELS.map(String::from).to_vec(),
+    }
+}
+
+/// A simulated GitHub for the pool at `url`.
+pub fn mock_github(url: &str, keys: &Keys) -> Arc<MockGitHub> {
+    let GitHubConfig { labels, .. } = &github_config();
+    Arc::new(MockGitHub::new(github_config().scope(), labels, format!("{url}/webhook"), keys.clone()))
+}
+
+/// How one pool sees the simulated host: that it stops keeps no later pool from making VMs.
+struct HostOfOnePool(Arc<MockHypervisor>);
+
+impl Hypervisor for HostOfOnePool {
+    fn create(&self, vm: &VmSpec) -> Result<(), Error> {
+        self.0.create(vm)
+    }
+
+    fn destroy(&self, vm: &VmId) -> Result<(), Error> {
+        self.0.destroy(vm)
+    }
+
+    fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error> {
+        self.0.list(writes)
+    }
+
+    fn fingerprint(&self) -> Option<String> {
+        self.0.fingerprint()
+    }
+
+    fn stop_creating(&self) {}
 }
 
 /// The simulated VMs and GitHub, which outlive a pool.
@@ -46,6 +88,7 @@ pub struct MockWorld {
     github: Arc<MockGitHub>,
     hypervisor: Arc<MockHypervisor>,
     listener: TcpListener,
+    gives_jobs: bool,
 }
 
 impl MockWorld {
@@ -57,15 +100,19 @@ impl MockWorld {
     pub fn with_jobs_of(job: Duration) -> MockWorld {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let github =
-            Arc::new(MockGitHub::new(&labels(), format!("{url}/webhook"), Keys::new(&Secret::new(SECRET))));
+        let github = mock_github(&url, &Keys::new(&Secret::new(SECRET)));
         let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job };
         let hypervisor = Arc::new(MockHypervisor::new(timing, url, Some(Arc::clone(&github))));
-        MockWorld { github, hypervisor, listener }
+        MockWorld { github, hypervisor, listener, gives_jobs: true }
     }
 
     pub fn with_endless_jobs() -> MockWorld {
         MockWorld::with_jobs_of(Duration::from_secs(3600))
+    }
+
+    /// Its GitHub gives no job to any runner.
+    pub fn without_jobs() -> MockWorld {
+        MockWorld { gives_jobs: false, ..MockWorld::new() }
     }
 
     /// Its guests do nothing, so that a test can speak for them.
@@ -97,26 +144,13 @@ impl MockWorld {
         assert!(self.hypervisor.power_off(vm_name), "no VM {vm_name}");
     }
 
-    pub fn lose(&self, vm_name: &str) {
-        assert!(self.hypervisor.lose(vm_name), "no VM {vm_name}");
+    /// Puts another template in the place of the present one.
+    pub fn set_template(&self, name: &str) {
+        self.hypervisor.set_template(name);
     }
 
-    /// Makes a VM as a pool of earlier would have.
-    pub fn create_vm(&self, vm_name: &str, runner_id: u64) -> VmId {
-        let id = VmId { name: vm_name.into(), incarnation: "00ff00ff00ff00ff".into() };
-        let notes = Notes {
-            pool: IDENTITY.into(),
-            slot: 1,
-            incarnation: id.incarnation.clone(),
-            scope: self.github.scope().clone(),
-            runner_name: vm_name.into(),
-            runner_id: Some(runner_id),
-            fingerprint: None,
-            created: 0,
-            job_started: None,
-        };
-        self.hypervisor.create(&VmSpec { id: id.clone(), notes, secret: Secret::new("wrong") }).unwrap();
-        id
+    pub fn set_free_bytes(&self, free_bytes: u64) {
+        self.hypervisor.set_free_bytes(free_bytes);
     }
 
     /// Registers a runner with GitHub, and returns its id.
@@ -124,32 +158,26 @@ impl MockWorld {
         self.github.register(name).unwrap().runner_id.unwrap()
     }
 
-    pub fn remove_runner(&self, id: u64) {
-        assert_eq!(self.github.remove(self.github.scope(), id), Ok(Removal::Removed));
-    }
-
     /// The runners that GitHub has.
     pub fn runners(&self) -> Vec<Runner> {
         self.github.runners().unwrap()
     }
 
-    pub fn runner(&self, name: &str) -> Option<Runner> {
-        self.runners().into_iter().find(|runner| runner.name == name)
-    }
-
-    pub fn start(&self, settings: Settings) -> MockPool {
+    pub fn start(&self, settings: PoolConfig) -> MockPool {
         let keys = Keys::new(&Secret::new(SECRET));
-        let pool = Pool::start(settings, self.github.clone(), self.hypervisor.clone(), keys.clone()).unwrap();
+        let github = github_config();
+        let hypervisor = Arc::new(HostOfOnePool(self.hypervisor.clone()));
+        let identity = (TAG.to_owned(), "test".to_owned());
+        let pool =
+            Pool::start(&settings, &github, identity, self.github.clone(), hypervisor, keys.clone()).unwrap();
         let pool = Arc::new(pool);
-        let facts = RunnerFacts {
-            organization: "octo".into(),
-            repository: None,
-            labels: labels(),
-            registration: "jit",
-            url: "https://github.com/octo".into(),
-            runner_group: "Default".into(),
-        };
-        let api = Api::new(pool.clone(), keys.clone(), facts, Some(self.github.clone()));
+        let jobs = self.github.clone();
+        let listener: Box<JobListener> = Box::new(move |action, job, labels| match action {
+            "queued" => jobs.offer(job, labels.to_vec()),
+            _ => jobs.withdraw(job),
+        });
+        let listener = self.gives_jobs.then_some(listener);
+        let api = Api::new(pool.clone(), keys.clone(), github, listener);
         let listener = self.listener.try_clone().unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server =
@@ -169,12 +197,12 @@ pub struct MockPool {
 
 impl MockPool {
     /// Every slot, in order.
-    pub fn slots(&self) -> Vec<View> {
+    pub fn slots(&self) -> Vec<SlotSnapshot> {
         self.pool.snapshot().slots
     }
 
     /// A slot, counted from 1.
-    pub fn slot(&self, number: u32) -> View {
+    pub fn slot(&self, number: u32) -> SlotSnapshot {
         self.slots().swap_remove(number as usize - 1)
     }
 
@@ -183,7 +211,7 @@ impl MockPool {
     }
 
     /// The first slot in this phase.
-    pub fn slot_in(&self, phase: Phase) -> View {
+    pub fn slot_in(&self, phase: Phase) -> SlotSnapshot {
         self.slots().into_iter().find(|slot| slot.phase == phase).unwrap()
     }
 
@@ -199,18 +227,18 @@ impl MockPool {
         self.slots().iter().map(|slot| slot.jobs_completed).sum()
     }
 
-    /// Why the pool is not well, if it is not.
-    pub fn reason(&self) -> Option<String> {
-        self.pool.snapshot().reason().map(str::to_owned)
+    /// The VM that a slot has.
+    pub fn instance(&self, number: u32) -> Instance {
+        self.slot(number).instance.expect("a VM")
     }
 
     pub fn incarnation(&self, number: u32) -> Option<String> {
-        Some(self.slot(number).made?.vm.incarnation)
+        Some(self.slot(number).instance?.vm.incarnation)
     }
 
     /// The secret of the VM that a slot has.
     pub fn vm_secret(&self, number: u32) -> String {
-        let vm = self.slot(number).made.expect("a VM").vm;
+        let vm = self.instance(number).vm;
         self.keys.vm_secret(&vm.name, &vm.incarnation).expose().to_string()
     }
 
@@ -238,7 +266,7 @@ impl MockPool {
 
     pub fn stop(self, stop: Stop) {
         self.pool.stop(stop);
-        self.pool.join();
+        assert!(self.pool.join(STOP_LIMIT), "it stops in time");
         self.server.stop();
     }
 }

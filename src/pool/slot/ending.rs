@@ -1,0 +1,229 @@
+//! The end of a VM: what is made of it, and how VM, disk and registration go.
+
+use super::types::{Action, Cause, Failure, Instance, Job, News, OrphanVm, Phase, RetireReason, Stop};
+use super::{Awaiting, Slot, State};
+use crate::github::Removal;
+use crate::pool::back_off;
+use crate::pool::{Millis, Rules};
+
+/// How long after a creation was cut off Hyper-V may still finish it.
+const SECOND_LOOK_AFTER: Millis = 5_000;
+
+/// How often a destruction is tried when the pool stops.
+const TRIES_AT_STOP: u32 = 3;
+
+#[derive(Clone, Debug)]
+pub(super) struct Destroying {
+    pub(super) instance: Instance,
+    /// What to make of it once it is over: how long to wait before the next VM.
+    pub(super) retry_after: Millis,
+    pub(super) vm_gone: bool,
+    /// The removal of the registration was tried, or there is none.
+    pub(super) deregistered: bool,
+    /// Look once more: Hyper-V may finish a creation that was cut off.
+    pub(super) look_again: bool,
+    pub(super) attempts: u32,
+    pub(super) retry_at: Millis,
+}
+
+impl Slot {
+    /// The VM is of no further use.
+    pub(super) fn end(&mut self, cause: Cause, rules: &Rules, now: Millis, news: &mut Vec<News>) {
+        let from = self.phase();
+        if self.live().is_none() {
+            return;
+        }
+        let (State::Booting(live) | State::Ready(live) | State::Running(live)) = self.take_state() else {
+            return;
+        };
+        // A guest that ends when asked to retire does as it is told.
+        let cause = match live.retire.as_ref().filter(|retire| retire.told_at.is_some()) {
+            Some(retire) if from == Phase::Ready && cause != Cause::Vanished => Cause::Retired(retire.reason),
+            _ => cause,
+        };
+        let had_job = live.job.is_some();
+        let job = live.job.map(|job| {
+            let started = live.evidence.started_at.unwrap_or(live.since) + live.job_started.unwrap_or(0);
+            (job, (now - started).max(0))
+        });
+        news.push(News::Ended { vm: live.instance.vm.clone(), cause: cause.clone(), job });
+        let retry_after = match &cause {
+            Cause::Retired(_) | Cause::Stop => 0,
+            _ if had_job => {
+                self.jobs_completed += u64::from(cause != Cause::JobTimeout);
+                self.clear_failure();
+                0
+            }
+            cause => {
+                let why = match (cause, from) {
+                    (Cause::BootTimeout, _) => format!(
+                        "the guest did not fetch its configuration within {} s of starting (see C:\\actions-runner\\pool-guest.log in the image)",
+                        rules.boot_timeout() / 1000
+                    ),
+                    (Cause::PoweredOff, Phase::Booting) => {
+                        "the VM powered off before its guest fetched its configuration".into()
+                    }
+                    (Cause::RunnerGone, _) => {
+                        "the runner was removed from GitHub, or did not stay online".into()
+                    }
+                    (cause, _) => format!("the VM ended without a job: {cause}"),
+                };
+                self.failed(Failure { why, retry_after: None }, now, news)
+            }
+        };
+        self.destroy(live.instance, false, retry_after, now);
+    }
+
+    pub(super) fn destroy(&mut self, instance: Instance, look_again: bool, retry_after: Millis, now: Millis) {
+        let destroying = Destroying {
+            deregistered: false,
+            instance,
+            retry_after,
+            vm_gone: false,
+            look_again,
+            attempts: 0,
+            retry_at: now,
+        };
+        self.enter(State::Destroying(destroying), now);
+    }
+
+    /// Destroys an orphan as this slot's own VM, so that nothing is created before it is gone.
+    pub(super) fn clear_away(&mut self, orphan: OrphanVm, now: Millis) {
+        let known = orphan.notes.as_ref().map(|notes| Instance::of_notes(&orphan.vm, notes));
+        let deregistered = known.is_none();
+        let instance = known.unwrap_or_else(|| Instance {
+            vm: orphan.vm,
+            scope: crate::github::scope::Scope {
+                api_url: String::new(),
+                owner: String::new(),
+                repository: None,
+            },
+            runner_name: String::new(),
+            runner_id: None,
+        });
+        self.destroy(instance, false, 0, now);
+        if let State::Destroying(d) = &mut self.state {
+            d.deregistered = deregistered;
+        }
+    }
+
+    pub(super) fn destroyed(&mut self, answer: Result<(), Failure>, now: Millis, news: &mut Vec<News>) {
+        if self.awaiting.take() == Some(Awaiting::Orphan) {
+            // The monitor finds it again if it is still there.
+            return;
+        }
+        let since = self.since;
+        let State::Destroying(d) = &mut self.state else { return };
+        match answer {
+            Ok(()) if d.look_again => {
+                d.look_again = false;
+                d.retry_at = now + SECOND_LOOK_AFTER;
+            }
+            Ok(()) => {
+                d.vm_gone = true;
+                news.push(News::Destroyed(d.instance.vm.clone(), now - since));
+                self.finish_if_gone(now);
+            }
+            Err(failure) => {
+                d.attempts = d.attempts.saturating_add(1);
+                let attempts = d.attempts;
+                news.push(News::Failed(self.vm_name.clone(), failure.why.clone()));
+                self.reason = Some(failure.why);
+                self.failed_at = now;
+                let wait = back_off::SLOT.wait(attempts, &mut self.random);
+                if let State::Destroying(d) = &mut self.state {
+                    d.retry_at = now + wait;
+                }
+            }
+        }
+    }
+
+    pub(super) fn runner_removed(
+        &mut self,
+        answer: Result<Removal, Failure>,
+        now: Millis,
+        news: &mut Vec<News>,
+    ) {
+        self.awaiting = None;
+        match (&mut self.state, answer) {
+            // What cannot be removed now is swept later.
+            (State::Destroying(d), _) => {
+                d.deregistered = true;
+                self.finish_if_gone(now);
+            }
+            (State::Ready(live), Ok(Removal::Removed | Removal::NotThere)) => {
+                if let Some(retire) = &mut live.retire {
+                    retire.deregistered = true;
+                }
+                live.evidence.runner_gone();
+            }
+            (State::Ready(_), Ok(Removal::Busy)) => self.job_starts(Job::default(), now, news),
+            // The next list is the occasion for the next try.
+            _ => {}
+        }
+    }
+
+    pub(super) fn finish_if_gone(&mut self, now: Millis) {
+        let State::Destroying(d) = &self.state else { return };
+        if d.vm_gone && d.deregistered {
+            // What could not be destroyed before is destroyed now.
+            if d.attempts > 0 && self.failures == 0 {
+                self.reason = None;
+            }
+            let retry_at = now + d.retry_after;
+            self.enter(State::Empty { retry_at }, now);
+        }
+    }
+
+    // --- stopping ---
+
+    pub(super) fn obey_stop(&mut self, rules: &Rules, now: Millis, news: &mut Vec<News>) {
+        let Some(stop) = self.stop else { return };
+        match (&mut self.state, stop) {
+            (State::Stopped { .. }, _) => {}
+            (State::Recovering | State::Empty { .. }, _) => self.enter(State::Stopped { left: None }, now),
+            (State::Creating { registered: false, .. }, _) => {
+                self.enter(State::Stopped { left: None }, now);
+            }
+            (State::Creating { instance, registered: true }, _) => {
+                // No VM was begun for this registration.
+                let instance = instance.clone();
+                self.destroy(instance, false, 0, now);
+                if let State::Destroying(d) = &mut self.state {
+                    d.vm_gone = true;
+                    d.deregistered = d.instance.runner_id.is_none();
+                    if d.deregistered {
+                        self.enter(State::Stopped { left: None }, now);
+                    }
+                }
+            }
+            (State::Booting(_), _) | (State::Ready(_) | State::Running(_), Stop::Destroy) => {
+                self.end(Cause::Stop, rules, now, news);
+            }
+            (State::Ready(_), Stop::Keep) => self.retire(RetireReason::Stop, news),
+            (State::Running(live), Stop::Keep) => {
+                let left = Some(live.instance.clone());
+                self.enter(State::Stopped { left }, now);
+            }
+            // What cannot be removed now, the next start finds and removes.
+            (State::Destroying(d), _) if d.attempts >= TRIES_AT_STOP => {
+                let left = (!d.vm_gone).then(|| d.instance.clone());
+                self.enter(State::Stopped { left }, now);
+            }
+            (State::Destroying(_), _) => {}
+        }
+    }
+}
+
+impl Destroying {
+    pub(super) fn next_action(&self) -> Action {
+        if !self.vm_gone {
+            return Action::DestroyVm(self.instance.vm.clone());
+        }
+        let scope = self.instance.scope.clone();
+        match self.instance.runner_id {
+            Some(runner_id) => Action::RemoveRunner { scope, runner_id, not_after: None },
+            None => Action::FindRunner { scope, runner_name: self.instance.runner_name.clone() },
+        }
+    }
+}
