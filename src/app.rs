@@ -75,7 +75,7 @@ impl App {
         };
 
         let identity = hyperv::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
-        let tag = "00000000".to_owned();
+        let tag = hyperv::pool_tag(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
         let pool =
             Pool::start(&config.pool, &config.github, (tag, identity), github, hypervisor, keys.clone())
                 .map_err(|err| format!("cannot start the pool's threads: {err}"))?;

@@ -11,6 +11,7 @@
 //! slot and one for the monitor, and a queue would make the time of a call
 //! depend on how the other slots are doing.
 
+use super::machine;
 use super::powershell::{PowerShell, Script};
 use super::{Error, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite};
 pub use crate::config::HyperVConfig as Settings;
@@ -81,6 +82,22 @@ pub struct HyperV {
 /// When the path is not Unicode, and thus could not be told apart from others.
 pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
     Ok(normal_path(&text(storage_path)?, cfg!(windows)))
+}
+
+/// The first half of every incarnation that the pool with this storage folder
+/// makes: 8 hex digits by which its registrations at GitHub are told from those
+/// of other pools.
+///
+/// # Errors
+/// When the path is not Unicode.
+pub fn pool_tag(storage_path: &Path) -> Result<String, Error> {
+    Ok(tag([&machine::id(), &machine::name()], &pool_identity(storage_path)?, cfg!(windows)))
+}
+
+fn tag(machine: [&str; 2], pool: &str, windows: bool) -> String {
+    let pool = if windows { pool.to_lowercase() } else { pool.to_owned() };
+    // NUL can be in none of the three.
+    hash(format!("{}\0{}\0{pool}", machine[0], machine[1]).as_bytes(), 8)
 }
 
 impl HyperV {
@@ -507,6 +524,27 @@ pub(super) mod tests {
             assert_eq!(hyperv.recognize(fact), None, "{vm}");
         }
         assert_eq!(hyperv.processes(), 0);
+    }
+
+    #[test]
+    fn a_tag_is_the_same_at_every_start_and_differs_by_machine_and_folder() {
+        let first = tag(["id", "HOST"], r"C:\p\storage", true);
+        assert!(first.len() == 8 && first.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
+        assert_eq!(tag(["id", "HOST"], r"c:\P\Storage", true), first);
+        for (machine, pool, windows) in [
+            (["other", "HOST"], r"C:\p\storage", true),
+            // A clone of the host's disk, renamed.
+            (["id", "HOST2"], r"C:\p\storage", true),
+            (["id", "HOST"], r"C:\p\storage2", true),
+            (["id", "HOST"], r"C:\p\storage", false),
+        ] {
+            assert_ne!(tag(machine, pool, windows), first, "{machine:?} {pool} {windows}");
+        }
+
+        let tag_of = |path: &str| pool_tag(Path::new(path)).unwrap();
+        assert_eq!(tag_of("/p/storage/"), tag_of("/p/storage"));
+        assert_ne!(tag_of("/p/storage"), tag_of("/p/storage2"));
+        assert!(!machine::name().is_empty());
     }
 
     #[test]

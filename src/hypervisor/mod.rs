@@ -5,6 +5,7 @@
 
 pub mod host_check;
 pub mod hyperv;
+mod machine;
 pub mod powershell;
 
 use crate::github::scope::Scope;
