@@ -3,9 +3,9 @@
 //! never taken for this pool's, and a secret is not shown.
 #![no_main]
 
-use hyperv_runner_pool::config::DiskMode;
+use hyperv_runner_pool::config::{DiskMode, HyperVConfig};
 use hyperv_runner_pool::hypervisor::VmId;
-use hyperv_runner_pool::hypervisor::hyperv::{HyperV, Settings};
+use hyperv_runner_pool::hypervisor::hyperv::HyperV;
 use hyperv_runner_pool::hypervisor::powershell::{PowerShell, fuzzing};
 use hyperv_runner_pool::secret::Secret;
 use libfuzzer_sys::fuzz_target;
@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 const POOL: &str = "/p/vms/storage";
 
 static HYPERV: LazyLock<HyperV> = LazyLock::new(|| {
-    let settings = Settings {
+    let settings = HyperVConfig {
         template_path: "/p/vms/template.vhdx".into(),
         storage_path: POOL.into(),
         disk_mode: DiskMode::Differencing,

@@ -1,17 +1,12 @@
 //! Whether this host can run the pool: facts from `check-host.ps1`, turned
 //! into findings that a person can act on.
 
-use super::Error;
-use super::hyperv::Settings;
 use super::powershell::{PowerShell, Script};
-use crate::config::DiskMode;
+use super::{Error, NOT_WINDOWS};
+use crate::config::{DiskMode, HyperVConfig};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
-
-/// What to say where there is no Windows.
-pub(super) const NOT_WINDOWS: &str = "This is not Windows, and Hyper-V runs on Windows only: \
-     run the pool on a Windows host, or set USE_MOCK=true to try it with simulated VMs.";
 
 /// What is set aside for each VM when disks are differencing: what a job
 /// writes. GitHub's own runners promise 14 GB of free space to a job; most
@@ -70,14 +65,19 @@ impl fmt::Display for Finding {
 ///
 /// `deadline` is for the script; [`Deadlines`](super::hyperv::Deadlines) has
 /// one.
-pub fn run(powershell: &PowerShell, settings: &Settings, pool_size: u32, deadline: Duration) -> Vec<Finding> {
+pub fn run(
+    powershell: &PowerShell,
+    settings: &HyperVConfig,
+    pool_size: u32,
+    deadline: Duration,
+) -> Vec<Finding> {
     match facts(powershell, settings, deadline) {
         Ok(facts) => findings(&facts, settings, pool_size),
         Err(e) => vec![Finding::fault(format!("The host cannot be checked: {e}"))],
     }
 }
 
-fn facts(powershell: &PowerShell, settings: &Settings, deadline: Duration) -> Result<HostFacts, Error> {
+fn facts(powershell: &PowerShell, settings: &HyperVConfig, deadline: Duration) -> Result<HostFacts, Error> {
     let request = CheckHost {
         template_path: settings.template_path.to_string_lossy().into_owned(),
         storage_path: settings.storage_path.to_string_lossy().into_owned(),
@@ -121,7 +121,7 @@ struct HostFacts {
     firewall: String,
 }
 
-fn findings(facts: &HostFacts, settings: &Settings, pool_size: u32) -> Vec<Finding> {
+fn findings(facts: &HostFacts, settings: &HyperVConfig, pool_size: u32) -> Vec<Finding> {
     if facts.windows.is_empty() {
         return vec![Finding::fault(NOT_WINDOWS)];
     }
@@ -177,7 +177,7 @@ fn hyper_v(facts: &HostFacts) -> Vec<Finding> {
     vec![module, service]
 }
 
-fn template(facts: &HostFacts, settings: &Settings) -> Finding {
+fn template(facts: &HostFacts, settings: &HyperVConfig) -> Finding {
     let path = settings.template_path.display();
     match facts.template.as_str() {
         "ok" if facts.template_read_only => Finding::ok(format!(
@@ -202,7 +202,7 @@ fn template(facts: &HostFacts, settings: &Settings) -> Finding {
     }
 }
 
-fn storage(facts: &HostFacts, settings: &Settings, pool_size: u32) -> Vec<Finding> {
+fn storage(facts: &HostFacts, settings: &HyperVConfig, pool_size: u32) -> Vec<Finding> {
     let path = settings.storage_path.display();
     if facts.storage != "ok" {
         return vec![Finding::fault(format!(
@@ -230,7 +230,7 @@ fn storage(facts: &HostFacts, settings: &Settings, pool_size: u32) -> Vec<Findin
     vec![Finding::ok(format!("The storage folder {path} is there.")), space]
 }
 
-fn switch(facts: &HostFacts, settings: &Settings) -> Vec<Finding> {
+fn switch(facts: &HostFacts, settings: &HyperVConfig) -> Vec<Finding> {
     let name = &settings.switch;
     // Hyper-V finds switches without regard to case.
     if !facts.switches.iter().any(|switch| switch.to_lowercase() == name.to_lowercase()) {
@@ -254,7 +254,7 @@ fn switch(facts: &HostFacts, settings: &Settings) -> Vec<Finding> {
     vec![Finding::ok(format!("The virtual switch '{name}' exists.")), address]
 }
 
-fn firewall(facts: &HostFacts, settings: &Settings) -> Finding {
+fn firewall(facts: &HostFacts, settings: &HyperVConfig) -> Finding {
     let port = settings.port;
     match facts.firewall.as_str() {
         "allowed" => Finding::ok(format!("The firewall lets VMs reach port {port}.")),
@@ -279,9 +279,9 @@ fn gib(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    fn settings() -> Settings {
+    fn settings() -> HyperVConfig {
         let usual = crate::hypervisor::hyperv::tests::settings();
-        Settings { template_path: r"C:\p\t.vhdx".into(), storage_path: r"C:\p\storage".into(), ..usual }
+        HyperVConfig { template_path: r"C:\p\t.vhdx".into(), storage_path: r"C:\p\storage".into(), ..usual }
     }
 
     fn good() -> HostFacts {
@@ -295,12 +295,12 @@ mod tests {
     }
 
     /// The findings that are not Ok.
-    fn complaints(facts: &HostFacts, settings: &Settings) -> Vec<Finding> {
+    fn complaints(facts: &HostFacts, settings: &HyperVConfig) -> Vec<Finding> {
         findings(facts, settings, 4).into_iter().filter(|finding| finding.severity != Severity::Ok).collect()
     }
 
     /// What one wrong fact leads to: exactly one complaint.
-    fn complaint(spoil: impl FnOnce(&mut HostFacts, &mut Settings)) -> Finding {
+    fn complaint(spoil: impl FnOnce(&mut HostFacts, &mut HyperVConfig)) -> Finding {
         let (mut facts, mut settings) = (good(), settings());
         spoil(&mut facts, &mut settings);
         let mut complaints = complaints(&facts, &settings);
@@ -374,7 +374,7 @@ mod tests {
     fn too_little_space_for_the_whole_pool_is_a_warning() {
         is(complaint(|f, _| f.free_bytes = (40 << 30) - 1), Severity::Warning, &["40.0 GiB", "POOL_SIZE=4"]);
         assert_eq!(complaints(&HostFacts { free_bytes: 40 << 30, ..good() }, &settings()), []);
-        let copy = Settings { disk_mode: DiskMode::Copy, ..settings() };
+        let copy = HyperVConfig { disk_mode: DiskMode::Copy, ..settings() };
         let less = HostFacts { free_bytes: 79 << 30, ..good() };
         is(complaints(&less, &copy).remove(0), Severity::Warning, &["80.0 GiB", "copy"]);
     }
@@ -383,13 +383,13 @@ mod tests {
     fn an_unknown_switch_is_a_fault_that_names_those_there_are() {
         is(complaint(|_, s| s.switch = "Wan".into()), Severity::Fault, &["'Wan'", "Default Switch, LAN"]);
         is(complaint(|f, _| f.switches.clear()), Severity::Fault, &["New-VMSwitch"]);
-        assert_eq!(complaints(&good(), &Settings { switch: "lan".into(), ..settings() }), []);
+        assert_eq!(complaints(&good(), &HyperVConfig { switch: "lan".into(), ..settings() }), []);
     }
 
     #[test]
     fn a_host_without_an_address_on_the_switch_needs_orchestrator_ip() {
         is(complaint(|f, _| f.switch_address.clear()), Severity::Fault, &["ORCHESTRATOR_IP"]);
-        let told = Settings { orchestrator_ip: Some("10.0.0.1".parse().unwrap()), ..settings() };
+        let told = HyperVConfig { orchestrator_ip: Some("10.0.0.1".parse().unwrap()), ..settings() };
         assert_eq!(complaints(&HostFacts { switch_address: String::new(), ..good() }, &told), []);
     }
 

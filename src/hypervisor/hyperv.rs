@@ -14,9 +14,7 @@
 use super::machine;
 use super::powershell::{PowerShell, Script};
 use super::{Error, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite};
-pub use crate::config::HyperVConfig as Settings;
-
-use crate::config::DiskMode;
+use crate::config::{DiskMode, HyperVConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -25,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-impl Settings {
+impl HyperVConfig {
     /// The address for the scripts, which make it part of a URL; empty to have
     /// it looked up.
     pub(super) fn host(&self) -> String {
@@ -67,7 +65,7 @@ pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
 
 /// The Hyper-V of this machine.
 pub struct HyperV {
-    settings: Settings,
+    settings: HyperVConfig,
     template_path: Box<TemplatePath>,
     pool: String,
     powershell: PowerShell,
@@ -105,7 +103,7 @@ impl HyperV {
     ///
     /// # Errors
     /// When a path of the settings is not Unicode.
-    pub fn new(settings: Settings, powershell: PowerShell) -> Result<HyperV, Error> {
+    pub fn new(settings: HyperVConfig, powershell: PowerShell) -> Result<HyperV, Error> {
         text(&settings.template_path)?;
         let pool = pool_identity(&settings.storage_path)?;
         let configured = settings.template_path.clone();
@@ -270,7 +268,7 @@ impl Hypervisor for HyperV {
         let template = fs::metadata(&path).ok()?;
         let written = template.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
         // Destructured, so that a new setting has to be put on one side or the other.
-        let Settings {
+        let HyperVConfig {
             disk_mode,
             memory_mb,
             memory_max_mb,
@@ -476,8 +474,8 @@ pub(super) mod tests {
         assert!(!same_path("/P/vms", "/p/vms", false));
     }
 
-    pub fn settings() -> Settings {
-        Settings {
+    pub fn settings() -> HyperVConfig {
+        HyperVConfig {
             template_path: "/p/template.vhdx".into(),
             storage_path: "/p/storage".into(),
             disk_mode: DiskMode::Differencing,

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
+/// What to say where there is no Windows.
+const NOT_WINDOWS: &str = "This is not Windows, and Hyper-V runs on Windows only: \
+     run the pool on a Windows host, or set USE_MOCK=true to try it with simulated VMs.";
+
 /// What the pool asks of a hypervisor. Every call blocks until done and must
 /// itself end within a bounded time.
 pub trait Hypervisor: Send + Sync {

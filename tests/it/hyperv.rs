@@ -7,10 +7,10 @@ use crate::support::fake_host::FakeHost;
 use crate::support::fake_host::host::{FaultKind, VHDX_SIGNATURE, Vm, make_disk};
 use crate::support::process::wait_until_dead;
 use crate::support::wait_until;
-use hyperv_runner_pool::config::DiskMode;
+use hyperv_runner_pool::config::{DiskMode, HyperVConfig};
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
-use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, Settings, pool_identity};
+use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, pool_identity};
 use hyperv_runner_pool::hypervisor::powershell::PowerShell;
 use hyperv_runner_pool::hypervisor::{GuestWord, Heartbeat, Hypervisor, Notes, Power, VmId, VmSpec, VmWrite};
 use hyperv_runner_pool::secret::Secret;
@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4";
 const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
 
-fn settings(host: &FakeHost) -> Settings {
-    Settings {
+fn settings(host: &FakeHost) -> HyperVConfig {
+    HyperVConfig {
         template_path: host.template(),
         storage_path: host.storage(),
         disk_mode: DiskMode::Differencing,
@@ -113,7 +113,7 @@ fn a_created_vm_runs_from_a_differencing_disk_and_knows_the_pool() {
 #[test]
 fn the_settings_of_the_pool_are_those_of_the_vm() {
     let host = FakeHost::new();
-    let settings = Settings {
+    let settings = HyperVConfig {
         disk_mode: DiskMode::Copy,
         memory_mb: 2048,
         memory_max_mb: Some(8192),
@@ -171,17 +171,17 @@ fn the_fingerprint_changes_with_the_template_and_what_a_vm_is_made_of() {
     assert!(first.len() == 16 && first.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
     assert_eq!(fingerprint(settings(&host)), Some(first.clone()));
 
-    let port = Settings { port: 9090, ..settings(&host) };
+    let port = HyperVConfig { port: 9090, ..settings(&host) };
     assert_eq!(fingerprint(port), Some(first.clone()), "which a VM is told, not made of");
     let disk_mode = DiskMode::Copy;
     for changed in [
-        Settings { disk_mode, ..settings(&host) },
-        Settings { memory_mb: 8192, ..settings(&host) },
-        Settings { memory_max_mb: Some(8192), ..settings(&host) },
-        Settings { cpu_count: 4, ..settings(&host) },
-        Settings { switch: "Isolated".into(), ..settings(&host) },
-        Settings { secure_boot: "off".into(), ..settings(&host) },
-        Settings { nested_virtualization: true, ..settings(&host) },
+        HyperVConfig { disk_mode, ..settings(&host) },
+        HyperVConfig { memory_mb: 8192, ..settings(&host) },
+        HyperVConfig { memory_max_mb: Some(8192), ..settings(&host) },
+        HyperVConfig { cpu_count: 4, ..settings(&host) },
+        HyperVConfig { switch: "Isolated".into(), ..settings(&host) },
+        HyperVConfig { secure_boot: "off".into(), ..settings(&host) },
+        HyperVConfig { nested_virtualization: true, ..settings(&host) },
     ] {
         assert_ne!(fingerprint(changed.clone()), Some(first.clone()), "{changed:?}");
     }
@@ -200,7 +200,7 @@ fn the_fingerprint_changes_with_the_template_and_what_a_vm_is_made_of() {
 #[test]
 fn an_ipv6_address_of_the_pool_becomes_a_url() {
     let host = FakeHost::new();
-    let settings = Settings { orchestrator_ip: Some("fd00::1".parse().unwrap()), ..settings(&host) };
+    let settings = HyperVConfig { orchestrator_ip: Some("fd00::1".parse().unwrap()), ..settings(&host) };
     create(&host, &HyperV::new(settings, powershell(&host)).unwrap(), runner_1()).unwrap();
     assert_eq!(host.kvp("runner-1", "RunnerPoolUrl"), "http://[fd00::1]:8080");
 }
@@ -575,9 +575,9 @@ fn characters_outside_of_ascii_arrive() {
 fn a_template_or_switch_that_is_not_there_is_named() {
     let host = FakeHost::new();
     for (settings, words) in [
-        (Settings { switch: "Wan".into(), ..settings(&host) }, ["create-vm failed at", "Wan"]),
+        (HyperVConfig { switch: "Wan".into(), ..settings(&host) }, ["create-vm failed at", "Wan"]),
         (
-            Settings { template_path: host.storage().join("none.vhdx"), ..settings(&host) },
+            HyperVConfig { template_path: host.storage().join("none.vhdx"), ..settings(&host) },
             ["create-vm failed at template", "none.vhdx"],
         ),
     ] {
@@ -712,7 +712,7 @@ fn the_check_of_a_good_host_finds_no_fault() {
 #[test]
 fn the_check_finds_what_is_missing_on_the_host() {
     let host = FakeHost::new();
-    let settings = Settings {
+    let settings = HyperVConfig {
         template_path: host.storage().join("none.vhdx"),
         storage_path: host.storage().join("none"),
         switch: "Isolated".into(),

@@ -1,0 +1,233 @@
+//! Runs one of the embedded scripts in one PowerShell process: a JSON object
+//! on standard input, one line of JSON on standard output, a deadline.
+//!
+//! What holds, whatever the process does:
+//! - [`PowerShell::run`] returns by its deadline and a few seconds of grace,
+//!   and by then nothing of the process tree lives. On Windows a job object
+//!   sees to that, on Unix the process group.
+//! - No value is ever part of a command line or of script text.
+//! - No value given as a secret is part of an error or a log line.
+//!
+//! When the pool itself dies, Windows closes the job's last handle and so
+//! kills the PowerShell process with it (`JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`).
+//! That is wanted: an orphan that goes on creating would race the next start's
+//! clean-up. It is safe because a half-made VM bears its mark from the start
+//! (Notes, or its disk's name), destroy works from every half-made state, and
+//! a script that has not received its whole input does nothing. What Hyper-V's
+//! own service was asked for in the last moment may still come to pass a
+//! little later, so clean-up belongs into every round of the monitor.
+
+mod process;
+mod reply;
+mod script_dir;
+
+use super::{Error, NOT_WINDOWS};
+use crate::secret::Secret;
+use process::{Ended, STDOUT_LIMIT, run_process};
+#[cfg(fuzzing)]
+pub use reply::fuzzing;
+use reply::{ascii_json, find_answer, quote, readable_stderr, redact};
+use script_dir::ScriptFolder;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Settings of the pool that no script has any business to inherit.
+const SECRET_VARIABLES: [&str; 2] = ["GITHUB_PAT", "WEBHOOK_SECRET"];
+
+/// An embedded script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    /// Makes and starts a VM.
+    CreateVm,
+    /// Removes a VM and its disk.
+    DestroyVm,
+    /// Lists all VMs of the host, and the disks in the storage folder.
+    ListVms,
+    /// Gathers facts about the host.
+    CheckHost,
+}
+
+impl Script {
+    const ALL: [Script; 4] = [Script::CreateVm, Script::DestroyVm, Script::ListVms, Script::CheckHost];
+
+    /// The script's name, as errors and the log have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Script::CreateVm => "create-vm",
+            Script::DestroyVm => "destroy-vm",
+            Script::ListVms => "list-vms",
+            Script::CheckHost => "check-host",
+        }
+    }
+
+    fn file_name(self) -> &'static str {
+        match self {
+            Script::CreateVm => "create-vm.ps1",
+            Script::DestroyVm => "destroy-vm.ps1",
+            Script::ListVms => "list-vms.ps1",
+            Script::CheckHost => "check-host.ps1",
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Script::CreateVm => include_str!("../scripts/create-vm.ps1"),
+            Script::DestroyVm => include_str!("../scripts/destroy-vm.ps1"),
+            Script::ListVms => include_str!("../scripts/list-vms.ps1"),
+            Script::CheckHost => include_str!("../scripts/check-host.ps1"),
+        }
+    }
+}
+
+/// A PowerShell program and a private folder with the scripts it runs.
+pub struct PowerShell {
+    program: PathBuf,
+    scripts: Mutex<ScriptFolder>,
+    processes: AtomicU64,
+}
+
+impl PowerShell {
+    /// Writes the scripts into a fresh folder under the system's temporary
+    /// folder (not under the storage folder, which may not be there yet when
+    /// the host is checked). The folder is removed when this is dropped.
+    ///
+    /// # Errors
+    /// When the scripts cannot be written.
+    pub fn new(program: PathBuf) -> Result<PowerShell, Error> {
+        Ok(PowerShell { program, scripts: Mutex::new(ScriptFolder::new()?), processes: AtomicU64::new(0) })
+    }
+
+    /// Where PowerShell is: on Windows,
+    /// `%SystemRoot%\System32\WindowsPowerShell\v1.0\powershell.exe` and
+    /// nothing else, because the pool runs with an administrator's rights and
+    /// a search of `PATH` would run whatever somebody put there. Elsewhere the
+    /// first `powershell` in `PATH`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn locate() -> Result<PathBuf, Error> {
+        if cfg!(windows) {
+            let root = std::env::var_os("SystemRoot").unwrap_or_else(|| r"C:\Windows".into());
+            let program = Path::new(&root).join(r"System32\WindowsPowerShell\v1.0\powershell.exe");
+            if program.is_file() {
+                return Ok(program);
+            }
+            return Err(Error(format!(
+                "Windows PowerShell is not at {}: set the environment variable SystemRoot to the folder of Windows",
+                program.display()
+            )));
+        }
+        std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .map(|folder| folder.join("powershell"))
+            .find(|program| program.is_file())
+            .ok_or_else(|| Error(NOT_WINDOWS.into()))
+    }
+
+    /// How many processes have been started so far.
+    pub fn processes(&self) -> u64 {
+        self.processes.load(Ordering::Relaxed)
+    }
+
+    /// Runs `script` with `request` as its input, and returns its answer. Once
+    /// `cancel` is true, the script is killed as at its deadline.
+    ///
+    /// # Errors
+    /// When the script answers `"ok":false`; when it does not answer in JSON,
+    /// or not by the deadline; when it is canceled; when the process cannot be
+    /// started. The text names the script, and has `***` in place of every
+    /// value of `secrets`.
+    pub fn run<A: DeserializeOwned>(
+        &self,
+        script: Script,
+        request: &impl Serialize,
+        secrets: &[&Secret],
+        deadline: Duration,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<A, Error> {
+        let failed = |why: String| Error(redact(&format!("{} failed: {why}", script.name()), secrets));
+        let input = ascii_json(request).map_err(|e| failed(format!("its input cannot be written: {e}")))?;
+        let path = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).verified(script)?;
+
+        let mut command = Command::new(&self.program);
+        command
+            .args(["-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        for name in SECRET_VARIABLES {
+            command.env_remove(name);
+        }
+        if cfg!(windows) {
+            // A pool that was started from PowerShell 7 has inherited its
+            // module path, on which Windows PowerShell finds modules that it
+            // cannot load. Without the variable it makes its own.
+            // https://github.com/PowerShell/PowerShell/issues/27774
+            command.env_remove("PSModulePath");
+        }
+
+        self.processes.fetch_add(1, Ordering::Relaxed);
+        let output = run_process(command, input, deadline, cancel)
+            .map_err(|e| failed(format!("{} cannot be run: {e}", self.program.display())))?;
+        let stdout = redact(&String::from_utf8_lossy(&output.stdout), secrets);
+        let stderr = redact(&readable_stderr(&String::from_utf8_lossy(&output.stderr)), secrets);
+
+        if output.stdout_overflow {
+            return Err(failed(format!("it wrote more than {} MiB", STDOUT_LIMIT >> 20)));
+        }
+        // An answer counts even if the process then failed to end in time:
+        // the work that it reports is done.
+        let Some((answer, noise)) = find_answer(&stdout) else {
+            let mut why = match output.ended {
+                Ended::Deadline => format!("it did not end within {} and was killed", seconds(deadline)),
+                Ended::Canceled => "it was killed because the pool is stopping".to_owned(),
+                Ended::Exit(status) => format!("it ended without an answer ({status})"),
+            };
+            for (stream, text) in [("standard output", &stdout), ("standard error", &stderr)] {
+                if !text.trim().is_empty() {
+                    why.push_str(&format!("; {stream}: {}", quote(text)));
+                }
+            }
+            return Err(failed(why));
+        };
+        if !noise.trim().is_empty() {
+            log::debug!("{} also wrote: {}", script.name(), quote(&noise));
+        }
+        if !stderr.trim().is_empty() {
+            log::debug!("{} wrote to standard error: {}", script.name(), quote(&stderr));
+        }
+
+        if answer.get("ok") == Some(&Value::Bool(true)) {
+            return serde_json::from_value(answer)
+                .map_err(|e| failed(format!("its answer is not as agreed: {e}")));
+        }
+        let text = |key| answer.get(key).and_then(Value::as_str);
+        let error = quote(text("error").unwrap_or("no reason given"));
+        Err(match text("at") {
+            Some(step) => Error(format!("{} failed at {step}: {error}", script.name())),
+            None => failed(error),
+        })
+    }
+}
+
+impl std::fmt::Debug for PowerShell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PowerShell").field("program", &self.program).finish_non_exhaustive()
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    if duration.subsec_millis() == 0 {
+        format!("{} s", duration.as_secs())
+    } else {
+        format!("{:.1} s", duration.as_secs_f64())
+    }
+}
