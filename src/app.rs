@@ -96,7 +96,7 @@ impl App {
         )
         .map_err(|err| format!("cannot start the HTTP server: {err}"))?;
         let stop = match config.pool.shutdown {
-            Shutdown::Drain => Stop::Drain,
+            Shutdown::Keep => Stop::Drain,
             Shutdown::Destroy => Stop::Destroy,
         };
         let kind = if config.mock { "simulated VMs" } else { "VMs" };

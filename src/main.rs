@@ -3,7 +3,7 @@
 //! they did, 2 for wrong arguments or settings.
 
 use hyperv_runner_pool::app::{self, App};
-use hyperv_runner_pool::config::{self, Config};
+use hyperv_runner_pool::config::{self, Config, Source};
 use hyperv_runner_pool::hypervisor::host_check::Severity;
 use hyperv_runner_pool::logging;
 use log::{info, warn};
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         ["--version" | "-V"] => print(concat!("hyperv-runner-pool ", env!("CARGO_PKG_VERSION"), "\n")),
         [unknown, ..] => {
             eprintln!(
-                "hyperv-runner-pool: {unknown:?} is not an argument here; settings come from the environment and .env (see --help)"
+                "hyperv-runner-pool: {unknown:?} is not an argument; settings come from the environment and .env (see --help)"
             );
             ExitCode::from(WRONG_USAGE)
         }
@@ -32,10 +32,14 @@ fn main() -> ExitCode {
 }
 
 fn with_config(go: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
-    let loaded = match Config::from_environment() {
+    let folder = match std::env::current_dir() {
+        Ok(folder) => folder,
+        Err(err) => return fail(&format!("the working directory cannot be read: {err}")),
+    };
+    let loaded = match Source::new(std::env::vars_os(), folder).load() {
         Ok(loaded) => loaded,
         Err(faults) => {
-            // A misspelt name, of which only a warning tells, is often the cause of a missing setting.
+            // A misspelled name, which is only warned of, is often the cause of a missing setting.
             faults.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
             eprintln!("{faults}");
             return ExitCode::from(WRONG_USAGE);
