@@ -5,7 +5,8 @@
 //! HTTP client in each: they count in its memory).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../tests/it/support/mod.rs"]
+#[allow(dead_code, reason = "the benches use a part of what the tests share")]
 mod support;
 
 use hyperv_runner_pool::date;
@@ -121,9 +122,7 @@ fn webhooks() {
 
 /// A process that logs nothing, not even where it listens.
 fn quiet(settings: &[(&str, &str)]) -> Process {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let silence = [("LOG_LEVEL", "error"), ("PORT", &*port)];
-    Process::start_at(&[settings, &silence].concat(), &port)
+    Process::start_mock(&[settings, &[("LOG_LEVEL", "error")]].concat())
 }
 
 /// What a delivery costs apart from HTTP and the pool.
@@ -262,11 +261,11 @@ fn callback() {
         let headers = [("Authorization", &*secret)];
         let config = connection.request("GET", "/api/runner-config/runner-1", &headers, b"");
         assert_eq!(config.status, 200);
-        assert_eq!(connection.post("/api/runner-started/runner-1", &headers, b"{}").status, 200);
+        assert_eq!(connection.request("POST", "/api/runner-started/runner-1", &headers, b"{}").status, 200);
         // A VM that ends without a job is no use, and the next one would be a while in coming.
         wait_until("the job runs", || inside.pool.snapshot().count(Phase::Running) == 1);
         let sent = Instant::now();
-        assert_eq!(connection.post("/api/runner-complete/runner-1", &headers, b"{}").status, 200);
+        assert_eq!(connection.request("POST", "/api/runner-complete/runner-1", &headers, b"{}").status, 200);
         times.push(inside.destroys.recv().unwrap().saturating_duration_since(sent));
     }
     row(
@@ -281,7 +280,7 @@ fn callback() {
 fn size() {
     for slots in ["4", "16", "64", "256"] {
         let count: usize = slots.parse().unwrap();
-        let pool = Process::start(&[("POOL_SIZE", slots), ("MOCK_BOOT_SECONDS", "0")]);
+        let pool = Process::start_mock(&[("POOL_SIZE", slots), ("MOCK_BOOT_SECONDS", "0")]);
         wait_until("all are ready", || pool.health()["ready"] == count);
         std::thread::sleep(Duration::from_millis(500));
         let threads = pool.fact("Threads");

@@ -1,20 +1,19 @@
 //! The program's parts, put together: what `main` runs and tests drive.
 
-use crate::config::RegistrationMode;
-use crate::config::{Config, GitHubConfig, Shutdown};
+use crate::config::{Config, Shutdown};
+use crate::github::GitHub;
 use crate::github::client::Client;
-use crate::github::{GitHub, client};
 use crate::http::gate::{self, Gate, Limits};
-use crate::http::{Api, RunnerFacts};
+use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::host_check::{self, Finding, Severity};
 use crate::hypervisor::hyperv::{self, Deadlines, HyperV};
 use crate::hypervisor::powershell::PowerShell;
-use crate::pool::slot::Stop;
-use crate::pool::{self, Pool};
+use crate::pool::slot::types::Stop;
 use crate::secret::Keys;
 use crate::sim::github::MockGitHub;
 use crate::sim::hypervisor::{MockHypervisor, Timing};
+use crate::workers::{Pool, STOP_LIMIT};
 use log::{error, info, warn};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -46,14 +45,18 @@ impl App {
         let here = format!("http://{}", reachable_here(address));
         let keys = Keys::new(&config.webhook_secret);
 
-        let simulated_github = config.github.pat.is_none().then(|| {
-            let webhook = format!("{here}/webhook");
-            Arc::new(MockGitHub::new(&config.github.labels, webhook, keys.clone()))
-        });
-        let github: Arc<dyn GitHub> = match (&simulated_github, client_settings(&config.github)) {
-            (None, Some(settings)) => Arc::new(Client::new(settings)),
-            (Some(simulated), _) => Arc::clone(simulated) as Arc<dyn GitHub>,
-            (None, None) => return Err("GITHUB_PAT is not set".into()),
+        let (github, simulated_github): (Arc<dyn GitHub>, _) = match github_client(config) {
+            Some(client) => (Arc::new(client), None),
+            None => {
+                let webhook = format!("{here}/webhook");
+                let simulated = Arc::new(MockGitHub::new(
+                    config.github.scope(),
+                    &config.github.labels,
+                    webhook,
+                    keys.clone(),
+                ));
+                (Arc::clone(&simulated) as Arc<dyn GitHub>, Some(simulated))
+            }
         };
 
         let (hypervisor, lock): (Arc<dyn Hypervisor>, _) = if config.mock {
@@ -66,29 +69,24 @@ impl App {
         } else {
             let lock = lock_storage(&config.hyperv.storage_path)?;
             let powershell = powershell()?;
-            let settings = config.hyperv.clone();
-            let deadline = Deadlines::default().check;
-            host_check::run(&powershell, &settings, config.pool.size, deadline).iter().for_each(log_finding);
-            let hyperv = HyperV::new(settings, powershell).map_err(|err| err.to_string())?;
+            let hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
+            look_at_host(config);
             (Arc::new(hyperv), Some(lock))
         };
 
-        let settings = pool::Settings {
-            name_prefix: config.pool.name_prefix.clone(),
-            size: config.pool.size,
-            warm: config.pool.warm,
-            labels: config.github.labels.clone(),
-            boot_timeout: config.pool.boot_timeout,
-            job_timeout: config.pool.job_timeout,
-            poll: config.pool.poll,
-            jit: config.github.registration == RegistrationMode::Jit || simulated_github.is_some(),
-            identity: hyperv::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?,
-        };
-        let pool = Pool::start(settings, github, hypervisor, keys.clone())
-            .map_err(|err| format!("cannot start the pool's threads: {err}"))?;
+        let identity = hyperv::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
+        let tag = "00000000".to_owned();
+        let pool =
+            Pool::start(&config.pool, &config.github, (tag, identity), github, hypervisor, keys.clone())
+                .map_err(|err| format!("cannot start the pool's threads: {err}"))?;
         let pool = Arc::new(pool);
-        let facts = runner_facts(&config.github);
-        let api = Api::new(Arc::clone(&pool), keys, facts, simulated_github);
+        let jobs = simulated_github.map(|github| -> Box<JobListener> {
+            Box::new(move |action, job_id, labels| match action {
+                "queued" => github.offer(job_id, labels.to_vec()),
+                _ => github.withdraw(job_id),
+            })
+        });
+        let api = Api::new(Arc::clone(&pool), keys, config.github.clone(), jobs);
         let gate = gate::serve(
             listener,
             Limits::default(),
@@ -96,11 +94,11 @@ impl App {
         )
         .map_err(|err| format!("cannot start the HTTP server: {err}"))?;
         let stop = match config.pool.shutdown {
-            Shutdown::Keep => Stop::Drain,
+            Shutdown::Keep => Stop::Keep,
             Shutdown::Destroy => Stop::Destroy,
         };
         let kind = if config.mock { "simulated VMs" } else { "VMs" };
-        info!("pool of {} {kind} for {}, listening on {address}", config.pool.size, scope(&config.github));
+        info!("pool of {} {kind} for {}, listening on {address}", config.pool.size, config.github.scope());
         Ok(App { pool, gate, stop, _lock: lock })
     }
 
@@ -117,7 +115,7 @@ impl App {
     /// Stops as `SHUTDOWN` says, and returns when all is done that can be done now.
     pub fn stop(self) {
         self.pool.stop(self.stop);
-        self.pool.join();
+        self.pool.join(STOP_LIMIT);
         self.gate.stop();
     }
 }
@@ -136,14 +134,15 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
             Err(why) => vec![Finding::fault(why)],
         };
     }
-    if let Some(settings) = client_settings(&config.github) {
-        findings.push(match Client::new(settings).runners() {
-            Ok(_) => Finding {
-                severity: Severity::Ok,
-                text: format!("GitHub lists the runners of {} with GITHUB_PAT.", scope(&config.github)),
-            },
-            Err(err) => Finding { severity: Severity::Fault, text: format!("GitHub cannot be used: {err}") },
-        });
+    if let Some(client) = github_client(config) {
+        match client.check() {
+            Ok(warnings) => {
+                let text = format!("GITHUB_PAT may register runners for {}.", config.github.scope());
+                findings.push(Finding::ok(text));
+                findings.extend(warnings.into_iter().map(Finding::warning));
+            }
+            Err(err) => findings.push(Finding::fault(format!("GitHub cannot be used: {err}"))),
+        }
     }
     Ok(findings)
 }
@@ -191,6 +190,23 @@ fn lock_storage(folder: &Path) -> Result<File, String> {
     }
 }
 
+/// Logs what stands in the way of a pool on this host, beside the pool's
+/// start: it can take minutes, and a pool that cannot make VMs yet can still
+/// look after those that run.
+fn look_at_host(config: &Config) {
+    let (hyperv, size) = (config.hyperv.clone(), config.pool.size);
+    let look = move || match powershell() {
+        Ok(powershell) => {
+            let deadline = Deadlines::default().check;
+            host_check::run(&powershell, &hyperv, size, deadline).iter().for_each(log_finding);
+        }
+        Err(why) => error!("{why}"),
+    };
+    if let Err(err) = std::thread::Builder::new().name("host-check".into()).spawn(look) {
+        warn!("the host is not checked: {err}");
+    }
+}
+
 fn log_finding(finding: &Finding) {
     match finding.severity {
         Severity::Ok => info!("{}", finding.text),
@@ -200,60 +216,14 @@ fn log_finding(finding: &Finding) {
     }
 }
 
-fn client_settings(github: &GitHubConfig) -> Option<client::Settings> {
-    Some(client::Settings {
-        api_url: github.api_url.clone(),
-        pat: github.pat.clone()?,
-        org: github.org.clone(),
-        repo: github.repo.clone(),
-        registration: github.registration,
-        runner_group: github.runner_group.clone(),
-        labels: github.labels.clone(),
-    })
-}
-
-fn scope(github: &GitHubConfig) -> String {
-    match &github.repo {
-        Some(repo) => format!("{}/{repo}", github.org),
-        None => github.org.clone(),
-    }
-}
-
-fn runner_facts(github: &GitHubConfig) -> RunnerFacts {
-    RunnerFacts {
-        organization: github.org.clone(),
-        repository: github.repo.clone(),
-        labels: github.labels.clone(),
-        registration: match github.registration {
-            RegistrationMode::Jit => "jit",
-            RegistrationMode::Token => "token",
-        },
-        url: format!("{}/{}", web_url(&github.api_url), scope(github)),
-        runner_group: github.runner_group.clone(),
-    }
-}
-
-/// Where people, and `config.cmd`, find what the API at `api_url` serves.
-///
-/// <https://docs.github.com/en/enterprise-server@latest/rest/using-the-rest-api/getting-started-with-the-rest-api>
-fn web_url(api_url: &str) -> String {
-    match api_url.strip_suffix("/api/v3") {
-        Some(server) => server.into(),
-        // Also GitHub Enterprise Cloud with data residency: https://api.SUBDOMAIN.ghe.com
-        None => api_url.replacen("://api.", "://", 1),
-    }
+/// `None` where GitHub is simulated.
+fn github_client(config: &Config) -> Option<Client> {
+    Client::new(&config.github, Box::new(|| None))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_page_of_an_organisation_follows_from_the_apis_address() {
-        assert_eq!(web_url("https://api.github.com"), "https://github.com");
-        assert_eq!(web_url("https://api.octo.ghe.com"), "https://octo.ghe.com");
-        assert_eq!(web_url("https://github.example.com/api/v3"), "https://github.example.com");
-    }
 
     #[test]
     fn a_port_in_use_is_named_with_its_mend() {

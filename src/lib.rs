@@ -11,7 +11,7 @@
 //! | [`hypervisor`] | Hyper-V through PowerShell, the check of the host, and simulated VMs |
 //! | [`config`] | the settings |
 //! | [`secret`] | values that are never shown, and the keys made from them |
-//! | [`logging`], [`date`] | the log, and the little that is needed of a calendar |
+//! | [`logging`], [`repeats`], [`date`] | the log, what keeps it from being flooded, and the little that is needed of a calendar |
 //!
 //! Dependencies between the modules point one way:
 //! `main -> app -> http, pool -> github, hypervisor -> config, secret`.
@@ -26,5 +26,7 @@ pub mod http;
 pub mod hypervisor;
 pub mod logging;
 pub mod pool;
+pub mod repeats;
 pub mod secret;
 pub mod sim;
+pub mod workers;

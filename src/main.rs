@@ -2,11 +2,12 @@
 //! it was stopped or its checks found no fault, 1 when it could not run or
 //! they did, 2 for wrong arguments or settings.
 
+use crossbeam_channel::Sender;
 use hyperv_runner_pool::app::{self, App};
-use hyperv_runner_pool::config::{self, Config, Source};
-use hyperv_runner_pool::hypervisor::host_check::Severity;
+use hyperv_runner_pool::config::{self, Loaded, Source};
+use hyperv_runner_pool::hypervisor::host_check::{Finding, Severity};
 use hyperv_runner_pool::logging;
-use log::{info, warn};
+use log::{error, info, warn};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         ["check"] => with_config(check),
         ["--help" | "-h" | "help"] => print(&config::help()),
         ["--version" | "-V"] => print(concat!("hyperv-runner-pool ", env!("CARGO_PKG_VERSION"), "\n")),
-        [unknown, ..] => {
+        ["check", unknown, ..] | [unknown, ..] => {
             eprintln!(
                 "hyperv-runner-pool: {unknown:?} is not an argument; settings come from the environment and .env (see --help)"
             );
@@ -31,41 +32,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn with_config(go: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+fn with_config(go: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
     let folder = match std::env::current_dir() {
         Ok(folder) => folder,
         Err(err) => return fail(&format!("the working directory cannot be read: {err}")),
     };
-    let loaded = match Source::new(std::env::vars_os(), folder).load() {
-        Ok(loaded) => loaded,
+    match Source::new(std::env::vars_os(), folder).load() {
+        Ok(loaded) => go(loaded),
         Err(faults) => {
-            // A misspelled name, which is only warned of, is often the cause of a missing setting.
+            // A misspelled name, of which only a warning tells, is often the cause of a missing setting.
             faults.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
             eprintln!("{faults}");
+            ExitCode::from(WRONG_USAGE)
+        }
+    }
+}
+
+fn run(Loaded { config, warnings }: Loaded) -> ExitCode {
+    let log = &config.log;
+    let _flushed_at_the_end = match logging::start(log.level, log.format, log.dir.as_deref()) {
+        Ok(guard) => guard,
+        Err(why) => {
+            eprintln!("{why}");
             return ExitCode::from(WRONG_USAGE);
         }
     };
-    let log = &loaded.config.log;
-    if let Err(err) = logging::start(log.level, log.format, log.dir.as_deref()) {
-        let dir = log.dir.as_deref().map(|dir| dir.display().to_string()).unwrap_or_default();
-        eprintln!("LOG_DIR {dir}: no log can be written there: {err}");
-        return ExitCode::from(WRONG_USAGE);
-    }
-    loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
-    go(&loaded.config)
-}
-
-fn run(config: &Config) -> ExitCode {
+    // Nobody reads the standard error of a pool that runs unattended.
+    std::panic::set_hook(Box::new(|panic| {
+        error!("a defect of this program: {panic}");
+        log::logger().flush();
+    }));
+    warnings.iter().for_each(|warning| warn!("{warning}"));
     let (interrupt, interrupted) = crossbeam_channel::unbounded();
-    // The handler runs on a thread of its own, not in a signal's context.
-    let told = ctrlc::set_handler(move || {
-        // Nobody listens any more once the program is past stopping.
-        let _ = interrupt.send(());
-    });
-    if let Err(err) = told {
-        return fail(&format!("Ctrl+C cannot be caught: {err}"));
+    if let Err(why) = on_interrupt(interrupt) {
+        return fail(&format!("Ctrl+C cannot be caught: {why}"));
     }
-    let app = match App::start(config) {
+    let app = match App::start(&config) {
         Ok(app) => app,
         Err(why) => return fail(&why),
     };
@@ -75,6 +77,7 @@ fn run(config: &Config) -> ExitCode {
     let impatient = std::thread::Builder::new().name("interrupt".into()).spawn(move || {
         if interrupted.recv().is_ok() {
             warn!("stopped at once");
+            log::logger().flush();
             std::process::exit(i32::from(FAILED));
         }
     });
@@ -86,11 +89,63 @@ fn run(config: &Config) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn check(config: &Config) -> ExitCode {
-    let findings = match app::check(config) {
-        Ok(findings) => findings,
-        Err(why) => return fail(&why),
+/// Has Ctrl+C, a closed console, a logoff, a shutdown and SIGTERM tell `interrupt`.
+fn on_interrupt(interrupt: Sender<()>) -> Result<(), String> {
+    #[cfg(windows)]
+    console::on_close(interrupt.clone())?;
+    // The handler runs on a thread of its own, not in a signal's context.
+    let handler = move || {
+        // Nobody listens any more once the program is past stopping.
+        let _ = interrupt.send(());
     };
+    ctrlc::set_handler(handler).map_err(|err| err.to_string())
+}
+
+#[cfg(windows)]
+mod console {
+    //! Windows ends a program as soon as its handler of a closed console, a
+    //! logoff or a shutdown returns, so that handler must wait for the pool.
+
+    use crossbeam_channel::Sender;
+    use std::sync::OnceLock;
+    use windows_sys::Win32::System::Console::{
+        CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT, SetConsoleCtrlHandler,
+    };
+
+    static CLOSED: OnceLock<Sender<()>> = OnceLock::new();
+
+    /// Has the console's end tell `closed`. Windows gives 5 s after it (20 s at a shutdown).
+    ///
+    /// <https://learn.microsoft.com/en-us/windows/console/handlerroutine>
+    pub fn on_close(closed: Sender<()>) -> Result<(), String> {
+        let _ = CLOSED.set(closed);
+        // SAFETY: `handler` has the documented signature and lives as long as the program.
+        match unsafe { SetConsoleCtrlHandler(Some(handler), 1) } {
+            0 => Err(std::io::Error::last_os_error().to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    unsafe extern "system" fn handler(event: u32) -> windows_sys::core::BOOL {
+        if !matches!(event, CTRL_CLOSE_EVENT | CTRL_LOGOFF_EVENT | CTRL_SHUTDOWN_EVENT) {
+            return 0;
+        }
+        if let Some(closed) = CLOSED.get() {
+            let _ = closed.send(());
+        }
+        loop {
+            // Until `main` returns, or Windows has waited long enough.
+            std::thread::park();
+        }
+    }
+}
+
+fn check(Loaded { config, warnings }: Loaded) -> ExitCode {
+    let mut findings: Vec<Finding> = warnings.into_iter().map(Finding::warning).collect();
+    match app::check(&config) {
+        Ok(found) => findings.extend(found),
+        Err(why) => return fail(&why),
+    }
     let mut text = String::new();
     for finding in &findings {
         let mark = match finding.severity {
@@ -103,9 +158,9 @@ fn check(config: &Config) -> ExitCode {
     if config.mock {
         text.push_str("ok       USE_MOCK is set: the VMs are simulated, so this host was not looked at.\n");
     }
-    print(&text);
+    let printed = print(&text);
     let faults = findings.iter().any(|finding| finding.severity == Severity::Fault);
-    if faults { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+    if faults { ExitCode::from(FAILED) } else { printed }
 }
 
 fn print(text: &str) -> ExitCode {
@@ -118,6 +173,8 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(why: &str) -> ExitCode {
+    // What was logged on the way here comes first.
+    log::logger().flush();
     eprintln!("hyperv-runner-pool: {why}");
     ExitCode::from(FAILED)
 }

@@ -1,26 +1,32 @@
-//! GitHub's REST API for self-hosted runners, of an organisation or of a
-//! repository.
+//! The client of GitHub's REST API for self-hosted runners, of an organization
+//! or of a repository.
 //!
-//! <https://docs.github.com/en/rest/actions/self-hosted-runners> and
-//! <https://docs.github.com/en/rest/actions/self-hosted-runner-groups>, API
-//! version 2022-11-28.
+//! <https://docs.github.com/en/rest/actions/self-hosted-runners>,
+//! <https://docs.github.com/en/rest/actions/self-hosted-runner-groups>,
+//! <https://docs.github.com/en/rest/actions/workflow-runs> and
+//! <https://docs.github.com/en/rest/actions/workflow-jobs>, API version
+//! 2022-11-28.
 
-use super::auth::Auth;
 pub use super::http::Timeouts;
-use super::http::{Answer, Call, Transport, one_line};
+use super::http::{Http, Request, Response, one_line};
+use super::pat::CurrentPat;
+pub use super::pat::ReadPat;
+use super::refusal::refusal;
 use super::scope::{Scope, encode};
+use super::single_flight::SingleFlight;
 use super::time::{Clock, SystemClock, parse_rfc3339};
-use super::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
-use crate::config::RegistrationMode;
+use super::wire::{
+    Download, GroupsPage, JitConfig, JobsPage, Page, RegistrationToken, RunnerItem, RunnersPage, RunsPage,
+};
+use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
+use crate::config::{GitHubConfig, RegistrationMode};
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::Method;
 
-/// Items on a page: the most that GitHub gives.
-const PER_PAGE: usize = 100;
 /// The most pages of a listing. A runner group holds 10,000 runners at most:
 /// <https://docs.github.com/en/actions/reference/limits>
 const MAX_PAGES: usize = 200;
@@ -30,79 +36,87 @@ const DEFAULT_GROUP: u64 = 1;
 /// VM that gets it has the time to start and register.
 const TOKEN_MARGIN: Duration = Duration::from_secs(5 * 60);
 
-/// Which runners of which GitHub, and on whose behalf.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Such as `https://api.github.com`, or `https://HOST/api/v3` of a GitHub
-    /// Enterprise Server.
-    pub api_url: String,
-    /// The personal access token.
-    pub pat: Secret,
-    /// The organisation, or the owner of the repository.
-    pub org: String,
-    /// The repository, for runners of one repository only.
-    pub repo: Option<String>,
-    /// How a VM becomes a runner.
-    pub registration: RegistrationMode,
-    /// The runner group of JIT runners. A repository has only `Default`.
-    pub runner_group: String,
-    /// The labels of JIT runners: 1 to 100.
-    pub labels: Vec<String>,
-}
+/// The most workflow runs of each status whose jobs [`Client::queued_jobs`]
+/// lists: each costs a request.
+const MAX_RUNS: usize = 50;
 
 /// The REST client. One for the whole pool: its slots share the rate limit,
 /// the registration token and the connections.
 pub struct Client {
-    transport: Transport,
+    http: Http,
     scope: Scope,
     registration: RegistrationMode,
     runner_group: String,
     labels: Vec<String>,
-    group_id: Shared<u64>,
-    token: Shared<Token>,
+    group_id: SingleFlight<u64>,
+    token: SingleFlight<Token>,
 }
 
 impl Client {
-    /// Makes a client; nothing is sent yet. A proxy is taken from the
-    /// environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), except to this
-    /// machine itself.
-    pub fn new(settings: Settings) -> Client {
-        Client::with(settings, Timeouts::default(), Arc::new(SystemClock))
+    /// Makes a client; nothing is sent yet. `None` without a token in `config`.
+    /// When GitHub refuses the token, `read_pat` is asked for another.
+    ///
+    /// A proxy is taken from the environment (`HTTPS_PROXY`, `ALL_PROXY`,
+    /// `NO_PROXY`), except to this machine itself.
+    pub fn new(config: &GitHubConfig, read_pat: ReadPat) -> Option<Client> {
+        Client::with(config, read_pat, Timeouts::default(), Arc::new(SystemClock))
     }
 
-    /// The same with other time-outs and another clock, for tests.
-    pub fn with(settings: Settings, timeouts: Timeouts, clock: Arc<dyn Clock>) -> Client {
-        Client {
-            transport: Transport::new(&settings.api_url, Auth::Pat(settings.pat), timeouts, clock),
+    /// The same with other timeouts and another clock, for tests.
+    pub fn with(
+        config: &GitHubConfig,
+        read_pat: ReadPat,
+        timeouts: Timeouts,
+        clock: Arc<dyn Clock>,
+    ) -> Option<Client> {
+        let pat = CurrentPat::new(config.pat.clone()?, read_pat);
+        Some(Client {
+            http: Http::new(&config.api_url, pat, timeouts, clock),
             scope: Scope {
-                api_url: settings.api_url.clone(),
-                owner: settings.org,
-                repository: settings.repo,
+                api_url: config.api_url.clone(),
+                owner: config.org.clone(),
+                repository: config.repo.clone(),
             },
-            registration: settings.registration,
-            runner_group: settings.runner_group,
-            labels: settings.labels,
-            group_id: Shared::default(),
-            token: Shared::default(),
+            registration: config.registration,
+            runner_group: config.runner_group.clone(),
+            labels: config.labels.clone(),
+            group_id: SingleFlight::default(),
+            token: SingleFlight::default(),
+        })
+    }
+
+    /// Checks that the token may register runners and that the runner group
+    /// exists. Nothing is left behind but a registration token, which expires.
+    /// Returns a sentence for each thing that the pool can do without.
+    ///
+    /// # Errors
+    /// When runners cannot be registered.
+    pub fn check(&self) -> Result<Vec<String>, Error> {
+        // The same right as for a JIT configuration, which would leave a runner.
+        self.registration_token()?;
+        self.group_id("cannot find the runner group")?;
+        let mut warnings = Vec::new();
+        if self.scope.repository.is_some()
+            && let Err(error) = self.workflow_runs("queued", 1, self.http.request_deadline())
+        {
+            warnings.push(format!(
+                "Queued jobs cannot be read, so the pool knows of a job only by its webhook and forgets it at a \
+                 restart: {error}"
+            ));
         }
+        Ok(warnings)
     }
 
-    /// A call about the runners of the organisation or repository. `suffix` is
-    /// what follows `/orgs/ORG/actions` in the path.
-    fn call(&self, what: String, method: Method, suffix: &str) -> Call {
-        Call { what, method, path: format!("{}/actions{suffix}", self.scope.path()), body: None }
+    /// Sends a request and reads its response, which must be a success.
+    fn ask<T: for<'de> Deserialize<'de>>(&self, request: &Request, deadline: Instant) -> Result<T, Error> {
+        let response = self.http.send(request, deadline)?;
+        self.read(request, &response)
     }
 
-    /// Sends a call and reads its answer, which must be a success.
-    fn ask<T: for<'de> Deserialize<'de>>(&self, call: &Call, deadline: Instant) -> Result<T, Error> {
-        let answer = self.transport.send(call, deadline)?;
-        self.read(call, &answer)
-    }
-
-    fn read<T: for<'de> Deserialize<'de>>(&self, call: &Call, answer: &Answer) -> Result<T, Error> {
-        match answer.status {
-            200..300 => self.transport.json(call, answer),
-            _ => Err(self.transport.refusal(call, answer, &self.scope)),
+    fn read<T: for<'de> Deserialize<'de>>(&self, request: &Request, response: &Response) -> Result<T, Error> {
+        match response.status {
+            200..300 => self.http.json(request, response),
+            _ => Err(refusal(request, response, &self.http.host)),
         }
     }
 
@@ -111,14 +125,19 @@ impl Client {
     /// # Errors
     /// Also when the end is not reached: a runner missing from the listing
     /// would be taken for gone.
-    fn list<P: Page>(&self, what: &str, suffix: &str) -> Result<Vec<P::Item>, Error> {
-        let deadline = self.transport.listing_deadline();
-        let joint = if suffix.contains('?') { '&' } else { '?' };
+    fn list<P: Page>(
+        &self,
+        scope: &Scope,
+        what: &str,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<Vec<P::Item>, Error> {
+        let joint = if path.contains('?') { '&' } else { '?' };
         let mut items = Vec::new();
         for page in 1..=MAX_PAGES {
-            let paged = format!("{suffix}{joint}per_page={PER_PAGE}&page={page}");
-            let call = self.call(what.to_owned(), Method::GET, &paged);
-            let (total, found) = self.ask::<P>(&call, deadline)?.take();
+            let paged = format!("{path}{joint}per_page={PER_PAGE}&page={page}");
+            let request = Request::new(scope, what, Method::GET, paged);
+            let (total, found) = self.ask::<P>(&request, deadline)?.take();
             let over = found.is_empty();
             items.extend(found);
             // A page may be short of items that went away meanwhile, so only
@@ -130,38 +149,68 @@ impl Client {
         Err(Error::Failed(format!("{what}: the list is longer than {} entries", MAX_PAGES * PER_PAGE)))
     }
 
-    fn list_runners(&self, what: &str, suffix: &str) -> Result<Vec<Runner>, Error> {
-        let mut runners: Vec<Runner> =
-            self.list::<RunnersPage>(what, suffix)?.into_iter().map(Runner::from).collect();
+    fn list_runners(&self, scope: &Scope, what: &str, path: &str) -> Result<Vec<Runner>, Error> {
+        let mut runners: Vec<Runner> = self
+            .list::<RunnersPage>(scope, what, path, self.http.listing_deadline())?
+            .into_iter()
+            .map(Runner::from)
+            .collect();
         // One that slid to the next page while another was added came twice.
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         runners.retain(|runner| seen.insert(runner.id));
         Ok(runners)
+    }
+
+    /// The newest workflow runs of a status.
+    /// <https://docs.github.com/en/rest/actions/workflow-runs#list-workflow-runs-for-a-repository>
+    fn workflow_runs(&self, status: &str, most: usize, deadline: Instant) -> Result<Vec<u64>, Error> {
+        let path = format!("/runs?status={status}&per_page={most}");
+        let request = Request::new(&self.scope, "cannot list the workflow runs", Method::GET, path);
+        let page: RunsPage = self.ask(&request, deadline)?;
+        Ok(page.workflow_runs.iter().map(|run| run.id).collect())
+    }
+
+    /// The queued jobs of a workflow run.
+    /// <https://docs.github.com/en/rest/actions/workflow-jobs#list-jobs-for-a-workflow-run>
+    fn queued_jobs_of(&self, run: u64, deadline: Instant) -> Result<Vec<QueuedJob>, Error> {
+        let what = format!("cannot list the jobs of the workflow run {run}");
+        match self.list::<JobsPage>(&self.scope, &what, &format!("/runs/{run}/jobs?filter=latest"), deadline)
+        {
+            Ok(jobs) => Ok(jobs
+                .into_iter()
+                .filter(|job| job.status == "queued")
+                .map(|job| QueuedJob { id: job.id, labels: job.labels })
+                .collect()),
+            // Runs can be deleted. Whether it is that, or the access that is
+            // gone, a list of runs tells, since it takes the same right.
+            Err(Error::Refused(_)) => self.workflow_runs("queued", 1, deadline).map(|_| Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Registers a JIT runner.
     fn register_jit(&self, name: &str) -> Result<Registration, Error> {
         let what = format!("cannot register the runner {}", one_line(name));
         let group = self.group_id(&what)?;
-        let (mut call, mut answer) = self.post_jit(&what, name, group)?;
+        let (mut request, mut response) = self.post_jit(&what, name, group)?;
         // GitHub does not document how it refuses a group that is gone (deleted
         // and made again, say); 404 and 422 are what it can be.
-        if matches!(answer.status, 404 | 422) && group != DEFAULT_GROUP {
+        if matches!(response.status, 404 | 422) && group != DEFAULT_GROUP {
             self.group_id.forget(|id| *id == group);
             let present = self.group_id(&what)?;
             if present != group {
-                (call, answer) = self.post_jit(&what, name, present)?;
+                (request, response) = self.post_jit(&what, name, present)?;
             }
         }
-        if answer.status == 409 {
+        if response.status == 409 {
             return Err(Error::NameTaken);
         }
-        let jit: JitConfig = self.read(&call, &answer)?;
-        let credential = self.credential(&call, jit.encoded_jit_config)?;
+        let jit: JitConfig = self.read(&request, &response)?;
+        let credential = credential(&request, jit.encoded_jit_config)?;
         Ok(Registration { runner_id: Some(jit.runner.id), credential })
     }
 
-    fn post_jit(&self, what: &str, name: &str, group: u64) -> Result<(Call, Answer), Error> {
+    fn post_jit(&self, what: &str, name: &str, group: u64) -> Result<(Request<'_>, Response), Error> {
         #[derive(Serialize)]
         struct Body<'a> {
             name: &'a str,
@@ -170,10 +219,10 @@ impl Client {
             work_folder: &'a str,
         }
         let body = Body { name, runner_group_id: group, labels: &self.labels, work_folder: "_work" };
-        let mut call = self.call(what.to_owned(), Method::POST, "/runners/generate-jitconfig");
-        call.body = Some(serde_json::to_vec(&body).map_err(|e| Error::Failed(format!("{what}: {e}")))?);
-        let answer = self.transport.send(&call, self.transport.request_deadline())?;
-        Ok((call, answer))
+        let mut request = Request::new(&self.scope, what, Method::POST, "/runners/generate-jitconfig");
+        request.body = Some(serde_json::to_vec(&body).map_err(|e| Error::Failed(format!("{what}: {e}")))?);
+        let response = self.http.send(&request, self.http.request_deadline())?;
+        Ok((request, response))
     }
 
     /// The id of the runner group, looked up once.
@@ -184,13 +233,18 @@ impl Client {
         self.group_id.get(
             |_| true,
             || {
-                let groups = self.list::<GroupsPage>(what, "/runner-groups")?;
+                let groups = self.list::<GroupsPage>(
+                    &self.scope,
+                    what,
+                    "/runner-groups",
+                    self.http.listing_deadline(),
+                )?;
                 if let Some(group) = groups.iter().find(|group| group.name == self.runner_group) {
                     return Ok(group.id);
                 }
                 let names: Vec<String> = groups.iter().take(10).map(|group| one_line(&group.name)).collect();
                 Err(Error::Failed(format!(
-                    "{what}: the {} has no runner group {:?}: make it, or set RUNNER_GROUP to one that it \
+                    "{what}: the {} has no runner group {:?}: create it, or set RUNNER_GROUP to one that it \
                      has ({})",
                     self.scope,
                     self.runner_group,
@@ -203,52 +257,43 @@ impl Client {
     /// A registration token: the one that all slots share, or a new one when
     /// that is about to expire.
     fn registration_token(&self) -> Result<Registration, Error> {
-        let clock = self.transport.clock();
+        let clock = self.http.clock();
         let fetch = || {
-            let what = "cannot get a registration token".to_owned();
-            let call = self.call(what, Method::POST, "/runners/registration-token");
-            let answer = self.transport.send(&call, self.transport.request_deadline())?;
-            let token: RegistrationToken = self.read(&call, &answer)?;
+            let what = "cannot get a registration token";
+            let request = Request::new(&self.scope, what, Method::POST, "/runners/registration-token");
+            let response = self.http.send(&request, self.http.request_deadline())?;
+            let token: RegistrationToken = self.read(&request, &response)?;
             // Its life is measured by GitHub's clock, if it told: ours may be wrong.
-            let life =
-                token.expires_at.as_deref().and_then(parse_rfc3339).and_then(|expires| {
-                    expires.duration_since(answer.date.unwrap_or_else(|| clock.utc())).ok()
-                });
+            let life = token.expires_at.as_deref().and_then(parse_rfc3339).and_then(|expires| {
+                expires.duration_since(response.date.unwrap_or_else(|| clock.utc())).ok()
+            });
             let shared_until = life.and_then(|life| life.checked_sub(TOKEN_MARGIN)).map(|l| clock.now() + l);
-            Ok(Token { value: self.credential(&call, token.token)?, shared_until })
+            Ok(Token { value: credential(&request, token.token)?, shared_until })
         };
         let fresh = |token: &Token| token.shared_until.is_some_and(|until| clock.now() < until);
         let token = self.token.get(fresh, fetch)?;
         Ok(Registration { runner_id: None, credential: token.value })
     }
 
-    fn credential(&self, call: &Call, value: String) -> Result<Secret, Error> {
-        if value.is_empty() {
-            return Err(Error::Failed(format!("{}: GitHub's answer holds an empty credential", call.what)));
-        }
-        Ok(Secret::new(value))
-    }
-
     /// Makes sure that a 404 for one runner is about that runner. GitHub
-    /// answers the same when the token has lost its access to the
-    /// organisation, and then nothing is known about the runner.
-    fn confirm_access(&self, what: &str, deadline: Instant) -> Result<(), Error> {
-        let call = self.call(what.to_owned(), Method::GET, "/runners?per_page=1");
-        self.ask::<RunnersPage>(&call, deadline).map(|_| ())
+    /// answers the same when the token has lost its access to the scope, and
+    /// then nothing is known about the runner.
+    fn confirm_access(&self, scope: &Scope, what: &str, deadline: Instant) -> Result<(), Error> {
+        let request = Request::new(scope, what, Method::GET, "/runners?per_page=1");
+        self.ask::<RunnersPage>(&request, deadline).map(|_| ())
     }
+}
+
+fn credential(request: &Request, value: String) -> Result<Secret, Error> {
+    if value.is_empty() {
+        return Err(Error::Failed(format!("{}: GitHub's answer holds an empty credential", request.what)));
+    }
+    Ok(Secret::new(value))
 }
 
 impl GitHub for Client {
     fn scope(&self) -> &Scope {
         &self.scope
-    }
-
-    fn queued_jobs(&self) -> Result<Vec<QueuedJob>, Error> {
-        Ok(Vec::new())
-    }
-
-    fn token_expires(&self) -> Option<SystemTime> {
-        None
     }
 
     fn register(&self, name: &str) -> Result<Registration, Error> {
@@ -259,104 +304,68 @@ impl GitHub for Client {
     }
 
     fn runners(&self) -> Result<Vec<Runner>, Error> {
-        self.list_runners("cannot list the runners", "/runners")
+        self.list_runners(&self.scope, "cannot list the runners", "/runners")
     }
 
-    fn runner_by_name(&self, _scope: &Scope, name: &str) -> Result<Option<Runner>, Error> {
+    fn runner_by_name(&self, scope: &Scope, name: &str) -> Result<Option<Runner>, Error> {
         let what = format!("cannot look up the runner {}", one_line(name));
-        let found = self.list_runners(&what, &format!("/runners?name={}", encode(name)))?;
+        let found = self.list_runners(scope, &what, &format!("/runners?name={}", encode(name)))?;
         Ok(found.into_iter().find(|runner| runner.name == name))
     }
 
-    fn runner_by_id(&self, _scope: &Scope, id: u64) -> Result<Option<Runner>, Error> {
-        let deadline = self.transport.request_deadline();
-        let call = self.call(
-            format!("cannot look up the runner with id {id}"),
-            Method::GET,
-            &format!("/runners/{id}"),
-        );
-        let answer = self.transport.send(&call, deadline)?;
-        if answer.status == 404 {
-            self.confirm_access(&call.what, deadline)?;
+    fn runner_by_id(&self, scope: &Scope, id: u64) -> Result<Option<Runner>, Error> {
+        let deadline = self.http.request_deadline();
+        let what = format!("cannot look up the runner with id {id}");
+        let request = Request::new(scope, what, Method::GET, format!("/runners/{id}"));
+        let response = self.http.send(&request, deadline)?;
+        if response.status == 404 {
+            self.confirm_access(scope, &request.what, deadline)?;
             return Ok(None);
         }
-        self.read::<RunnerItem>(&call, &answer).map(|runner| Some(runner.into()))
+        self.read::<RunnerItem>(&request, &response).map(|runner| Some(runner.into()))
     }
 
-    fn remove(&self, _scope: &Scope, id: u64) -> Result<Removal, Error> {
-        let deadline = self.transport.request_deadline();
-        let call = self.call(
-            format!("cannot remove the runner with id {id}"),
-            Method::DELETE,
-            &format!("/runners/{id}"),
-        );
-        let answer = self.transport.send(&call, deadline)?;
-        match answer.status {
+    fn remove(&self, scope: &Scope, id: u64) -> Result<Removal, Error> {
+        let deadline = self.http.request_deadline();
+        let what = format!("cannot remove the runner with id {id}");
+        let request = Request::new(scope, what, Method::DELETE, format!("/runners/{id}"));
+        let response = self.http.send(&request, deadline)?;
+        match response.status {
             200..300 => Ok(Removal::Removed),
-            404 => self.confirm_access(&call.what, deadline).map(|()| Removal::NotThere),
+            404 => self.confirm_access(scope, &request.what, deadline).map(|()| Removal::NotThere),
             422 => Ok(Removal::Busy),
-            _ => Err(self.transport.refusal(&call, &answer, &self.scope)),
+            _ => Err(refusal(&request, &response, &self.http.host)),
         }
+    }
+
+    fn queued_jobs(&self) -> Result<Vec<QueuedJob>, Error> {
+        if self.scope.repository.is_none() {
+            return Ok(Vec::new());
+        }
+        let deadline = self.http.listing_deadline();
+        let mut jobs = Vec::new();
+        let mut seen = HashSet::new();
+        // A run is in progress as soon as one of its jobs is, with others still queued.
+        for status in ["queued", "in_progress"] {
+            for run in self.workflow_runs(status, MAX_RUNS, deadline)? {
+                // It may have changed its status between the two lists.
+                if seen.insert(run) {
+                    jobs.extend(self.queued_jobs_of(run, deadline)?);
+                }
+            }
+        }
+        Ok(jobs)
     }
 
     fn newest_runner_version(&self) -> Result<Option<String>, Error> {
-        let what = "cannot learn the newest version of the runner".to_owned();
-        let call = self.call(what, Method::GET, "/runners/downloads");
-        let downloads: Vec<Download> = self.ask(&call, self.transport.request_deadline())?;
+        let what = "cannot find out the newest version of the runner";
+        let request = Request::new(&self.scope, what, Method::GET, "/runners/downloads");
+        let downloads: Vec<Download> = self.ask(&request, self.http.request_deadline())?;
         Ok(downloads.iter().find(|d| d.os == "win" && d.architecture == "x64").and_then(Download::version))
     }
-}
 
-/// A value that all slots share and that is fetched by one of them at a time.
-///
-/// Those who wait for a fetch that fails get its error too: if each of them
-/// tried in turn, the last would wait as many times as there are slots.
-struct Shared<T> {
-    fetches: AtomicU64,
-    last: Mutex<Option<Result<T, Error>>>,
-}
-
-impl<T> Default for Shared<T> {
-    fn default() -> Shared<T> {
-        Shared { fetches: AtomicU64::new(0), last: Mutex::new(None) }
-    }
-}
-
-impl<T: Clone> Shared<T> {
-    /// Returns the shared value if it is usable, and else fetches it.
-    fn get(&self, usable: impl Fn(&T) -> bool, fetch: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        self.get_since(self.fetches.load(Ordering::SeqCst), usable, fetch)
-    }
-
-    /// The same for a caller who began to wait after so many fetches.
-    fn get_since(
-        &self,
-        fetches: u64,
-        usable: impl Fn(&T) -> bool,
-        fetch: impl FnOnce() -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut last = self.lock();
-        let waited = self.fetches.load(Ordering::SeqCst) != fetches;
-        match &*last {
-            Some(Ok(value)) if usable(value) => return Ok(value.clone()),
-            Some(Err(error)) if waited => return Err(error.clone()),
-            _ => {}
-        }
-        let outcome = fetch();
-        *last = Some(outcome.clone());
-        self.fetches.fetch_add(1, Ordering::SeqCst);
-        outcome
-    }
-
-    fn forget(&self, unless_replaced: impl Fn(&T) -> bool) {
-        let mut last = self.lock();
-        if matches!(&*last, Some(Ok(value)) if unless_replaced(value)) {
-            *last = None;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Result<T, Error>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn token_expires(&self) -> Option<SystemTime> {
+        self.http.pat.expires()
     }
 }
 
@@ -365,142 +374,4 @@ struct Token {
     value: Secret,
     /// `None`: for this once, since its life is not known.
     shared_until: Option<Instant>,
-}
-
-#[derive(Deserialize)]
-struct JitConfig {
-    runner: RunnerId,
-    encoded_jit_config: String,
-}
-
-#[derive(Deserialize)]
-struct RunnerId {
-    id: u64,
-}
-
-#[derive(Deserialize)]
-struct RegistrationToken {
-    token: String,
-    expires_at: Option<String>,
-}
-
-trait Page: for<'de> Deserialize<'de> {
-    type Item;
-    /// How many there are on all pages, and those on this one.
-    fn take(self) -> (u64, Vec<Self::Item>);
-}
-
-#[derive(Deserialize)]
-struct RunnersPage {
-    total_count: u64,
-    runners: Vec<RunnerItem>,
-}
-
-#[derive(Deserialize)]
-struct RunnerItem {
-    id: u64,
-    name: String,
-    status: String,
-    busy: bool,
-    labels: Vec<Label>,
-}
-
-#[derive(Deserialize)]
-struct Label {
-    name: String,
-}
-
-impl Page for RunnersPage {
-    type Item = RunnerItem;
-    fn take(self) -> (u64, Vec<RunnerItem>) {
-        (self.total_count, self.runners)
-    }
-}
-
-impl From<RunnerItem> for Runner {
-    fn from(item: RunnerItem) -> Runner {
-        Runner {
-            id: item.id,
-            name: item.name,
-            online: item.status == "online",
-            busy: item.busy,
-            labels: item.labels.into_iter().map(|label| label.name).collect(),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct GroupsPage {
-    total_count: u64,
-    runner_groups: Vec<Group>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    id: u64,
-    name: String,
-}
-
-impl Page for GroupsPage {
-    type Item = Group;
-    fn take(self) -> (u64, Vec<Group>) {
-        (self.total_count, self.runner_groups)
-    }
-}
-
-/// `temp_download_token`, which an Enterprise Server sends too, is left unread.
-#[derive(Deserialize)]
-struct Download {
-    os: String,
-    architecture: String,
-    download_url: String,
-    filename: String,
-}
-
-impl Download {
-    /// From `actions-runner-win-x64-2.328.0.zip`, or from the `/v2.328.0/` of its address.
-    fn version(&self) -> Option<String> {
-        let in_name =
-            self.filename.strip_prefix("actions-runner-win-x64-").and_then(|rest| rest.strip_suffix(".zip"));
-        let in_url = self.download_url.split('/').filter_map(|part| part.strip_prefix('v'));
-        let is_version = |v: &&str| {
-            v.split('.').count() == 3
-                && v.split('.').all(|n| (1..=6).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit()))
-        };
-        in_name.into_iter().chain(in_url).find(is_version).map(str::to_owned)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn download(filename: &str, download_url: &str) -> Download {
-        Download {
-            os: "win".to_owned(),
-            architecture: "x64".to_owned(),
-            download_url: download_url.to_owned(),
-            filename: filename.to_owned(),
-        }
-    }
-
-    #[test]
-    fn the_version_stands_in_the_file_name_or_else_in_the_address() {
-        let url = "https://github.com/actions/runner/releases/download/v2.329.1/actions-runner.zip";
-        let version = |name, url| download(name, url).version();
-        assert_eq!(version("actions-runner-win-x64-2.328.0.zip", url).as_deref(), Some("2.328.0"));
-        assert_eq!(version("runner.zip", url).as_deref(), Some("2.329.1"));
-        assert_eq!(version("actions-runner-win-x64-beta.zip", "https://example.com/vx/latest"), None);
-    }
-
-    #[test]
-    fn those_who_wait_for_a_failing_fetch_get_its_error_and_later_ones_fetch_again() {
-        let shared = Shared::<u64>::default();
-        let no = Err(Error::Failed("no".to_owned()));
-        assert_eq!(shared.get_since(0, |_| true, || no.clone()), no);
-        assert_eq!(shared.get_since(0, |_| true, || panic!("fetched by one who waited")), no);
-        assert_eq!(shared.get(|_| true, || Ok(7)), Ok(7));
-        assert_eq!(shared.get(|_| true, || panic!("fetched though there is a value")), Ok(7));
-        assert_eq!(shared.get(|value| *value != 7, || Ok(8)), Ok(8));
-    }
 }

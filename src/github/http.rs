@@ -1,15 +1,17 @@
-//! Requests to GitHub: signed, bounded in time and size, retried where that is
-//! safe, and held back by all slots together when the rate limit is used up.
+//! Requests to GitHub: with the token, bounded in time and size, sent again
+//! where that is safe, and held back when the rate limit is used up.
 
 use super::Error;
-use super::auth::Auth;
-use super::time::{Clock, parse_http_date, time_of_day};
+use super::pat::{self, CurrentPat, Pat};
+use super::rate_limit::RateLimit;
+use super::scope::Scope;
+use super::time::{Clock, parse_http_date};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use ureq::http::{HeaderMap, Method, Request, Response, Uri, header};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use ureq::http::{self, HeaderMap, Method, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
@@ -23,16 +25,6 @@ const MAX_REDIRECTS: u32 = 3;
 const MAX_BODY_BYTES: u64 = 4 * 1024 * 1024;
 /// How many characters of GitHub's own words go into an error.
 const MAX_MESSAGE_CHARS: usize = 300;
-/// The first wait after a secondary rate limit that does not say how long:
-/// "wait for at least one minute", then longer each time.
-/// <https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api>
-const SECONDARY_WAIT: Duration = Duration::from_secs(60);
-/// How often that wait doubles at most (16 minutes).
-const MAX_DOUBLINGS: u32 = 4;
-/// The longest wait for a rate limit: its window is one hour. A longer one is
-/// a mistake somewhere, and must not deafen the pool for good.
-const MAX_LIMIT_WAIT: Duration = Duration::from_secs(3600);
-
 /// How long GitHub may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -49,23 +41,39 @@ impl Default for Timeouts {
     }
 }
 
-/// One request, as it is sent in each try.
-pub(super) struct Call {
+/// A request about the runners or the workflow runs of a scope.
+pub(super) struct Request<'a> {
     /// What fails if this fails, such as `cannot register the runner runner-1`.
     pub what: String,
     pub method: Method,
-    /// Path and query, percent-encoded.
+    pub scope: &'a Scope,
+    /// What follows `/orgs/ORG/actions` or `/repos/OWNER/REPOSITORY/actions`:
+    /// path and query, percent-encoded.
     pub path: String,
     /// JSON; a POST without one sends an empty body.
     pub body: Option<Vec<u8>>,
 }
 
-/// GitHub's answer, whatever its status.
-pub(super) struct Answer {
+impl Request<'_> {
+    pub fn new<'a>(
+        scope: &'a Scope,
+        what: impl Into<String>,
+        method: Method,
+        path: impl Into<String>,
+    ) -> Request<'a> {
+        Request { what: what.into(), method, scope, path: path.into(), body: None }
+    }
+}
+
+/// GitHub's response, whatever its status.
+pub(super) struct Response {
     pub status: u16,
     pub body: Vec<u8>,
-    /// GitHub's clock, if it told.
+    /// The time by GitHub's clock, if the response has it.
     pub date: Option<SystemTime>,
+    /// What GitHub says about a refusal: one line, without the token. Empty for
+    /// a success.
+    pub message: String,
     headers: HeaderMap,
 }
 
@@ -76,27 +84,22 @@ struct Failure {
     transient: bool,
 }
 
-#[derive(Default)]
-struct Gate {
-    /// When requests may be sent again.
-    opens: Option<Instant>,
-    /// How many secondary limits without a time came one after the other.
-    strikes: u32,
-}
-
-pub(super) struct Transport {
+/// How GitHub is reached. One for the whole pool: its slots share the
+/// connections, the token and the rate limit.
+pub(super) struct Http {
     agent: Agent,
     api_url: String,
-    /// The host, for errors.
-    host: String,
-    auth: Auth,
+    /// GitHub's host, for errors.
+    pub host: String,
+    pub pat: CurrentPat,
     timeouts: Timeouts,
     clock: Arc<dyn Clock>,
-    gate: Mutex<Gate>,
+    rate_limit: RateLimit,
 }
 
-impl Transport {
-    pub fn new(api_url: &str, auth: Auth, timeouts: Timeouts, clock: Arc<dyn Clock>) -> Transport {
+impl Http {
+    /// `api_url` has no slash at its end.
+    pub fn new(api_url: &str, pat: CurrentPat, timeouts: Timeouts, clock: Arc<dyn Clock>) -> Http {
         let uri = api_url.parse::<Uri>().ok();
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
@@ -113,14 +116,14 @@ impl Transport {
         if uri.as_ref().and_then(Uri::host).is_some_and(is_loopback) {
             config = config.proxy(None);
         }
-        Transport {
+        Http {
             agent: config.build().new_agent(),
-            api_url: api_url.trim_end_matches('/').to_owned(),
+            api_url: api_url.to_owned(),
             host: uri.as_ref().and_then(Uri::host).unwrap_or("GITHUB_API_URL").to_owned(),
-            auth,
+            pat,
             timeouts,
+            rate_limit: RateLimit::new(Arc::clone(&clock)),
             clock,
-            gate: Mutex::default(),
         }
     }
 
@@ -138,29 +141,49 @@ impl Transport {
         self.clock.now() + self.timeouts.call * 4
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     ///
-    /// A GET or DELETE is tried again after a network error or an answer of
+    /// A GET or DELETE is sent again after a network error or a response of
     /// 5xx. A POST is not: GitHub may have done what it asked, and a second
-    /// runner of the same name would be refused.
+    /// runner of the same name would be refused. Any request is sent once more
+    /// after a 401 if `GITHUB_PAT` holds another token by now.
     ///
     /// # Errors
-    /// [`Error::RateLimited`] without sending anything while the rate limit is
-    /// used up, and when this request finds it used up; [`Error::Failed`] when
-    /// there is no answer in time.
-    pub fn send(&self, call: &Call, deadline: Instant) -> Result<Answer, Error> {
+    /// [`Error::Refused`] without sending anything when the scope is at another
+    /// GitHub, which must not see the token. [`Error::RateLimited`] without
+    /// sending anything while the rate limit is used up, and when this request
+    /// finds it used up. [`Error::Failed`] when there is no response in time.
+    pub fn send(&self, request: &Request, deadline: Instant) -> Result<Response, Error> {
+        if request.scope.api_url != self.api_url {
+            return Err(Error::Refused(format!(
+                "{}: the runners of the {} are registered at another GitHub ({}): the token in GITHUB_PAT is only \
+                 sent to GITHUB_API_URL ({})",
+                request.what, request.scope, request.scope.api_url, self.api_url
+            )));
+        }
         let deadline = deadline.min(self.request_deadline());
-        let tries = if call.method == Method::POST { 1 } else { TRIES };
+        let tries = if request.method == Method::POST { 1 } else { TRIES };
         let mut back_off = FIRST_BACK_OFF;
         let mut tried = 1;
+        let mut pat = self.pat.get();
+        let mut pat_is_new = false;
         loop {
-            self.pass_gate()?;
-            let outcome = self.exchange(call, deadline);
-            if let Ok(answer) = &outcome {
-                self.note_limits(answer)?;
+            self.rate_limit.check()?;
+            let outcome = self.exchange(request, &pat, deadline);
+            if let Ok(response) = &outcome {
+                self.pat.note_expiration(&pat, &response.headers);
+                let Response { status, headers, date, message, .. } = response;
+                self.rate_limit.note(*status, headers, *date, message)?;
+                if *status == 401
+                    && !pat_is_new
+                    && let Some(new) = self.pat.other_than(&pat)
+                {
+                    (pat, pat_is_new) = (new, true);
+                    continue;
+                }
             }
             let again = match &outcome {
-                Ok(answer) => answer.status >= 500,
+                Ok(response) => response.status >= 500,
                 Err(failure) => failure.transient,
             };
             let time_left = deadline.saturating_duration_since(self.clock.now());
@@ -172,77 +195,34 @@ impl Transport {
             }
             return outcome.map_err(|failure| {
                 let times = if tried > 1 { format!(" (tried {tried} times)") } else { String::new() };
-                Error::Failed(format!("{}: {}{times}", call.what, failure.why))
+                Error::Failed(format!("{}: {}{times}", request.what, failure.why))
             });
         }
     }
 
-    /// The error for an answer that is not the one hoped for.
-    pub fn refusal(&self, call: &Call, answer: &Answer, scope: &super::scope::Scope) -> Error {
-        let token = self.auth.name();
-        let why = match answer.status {
-            401 => format!("GitHub refuses {token} (401): renew it, and set GITHUB_PAT to the new one"),
-            403 => {
-                let sso = answer.header("x-github-sso").is_some_and(|v| v.starts_with("required"));
-                if sso {
-                    format!(
-                        "{token} is not authorized for single sign-on to the {scope} (403): authorize it in \
-                         GitHub's settings, under the personal access tokens"
-                    )
-                } else {
-                    format!(
-                        "GitHub does not allow it to {token} (403): it needs {}, and its owner must be an \
-                         administrator of the {scope}",
-                        self.auth.needs(scope.repository.is_some())
-                    )
-                }
-            }
-            404 if scope.repository.is_some() => format!(
-                "GitHub does not find the {scope}, or {token} has no access to it (404): check GITHUB_ORG and \
-                 GITHUB_REPO, and that the token has {}",
-                self.auth.needs(true)
-            ),
-            404 => format!(
-                "GitHub does not find the {scope}, or {token} has no access to it (404): check GITHUB_ORG, and that \
-                 the token has {} (a personal account has no runners of its own: set GITHUB_REPO too)",
-                self.auth.needs(false)
-            ),
-            422 => "GitHub does not accept the request (422)".to_owned(),
-            status @ 300..=399 => format!(
-                "GitHub redirects to another place ({status}): check GITHUB_API_URL, GITHUB_ORG and GITHUB_REPO"
-            ),
-            status @ 500.. if self.host == "api.github.com" => {
-                format!("GitHub has a fault of its own ({status}): see https://www.githubstatus.com")
-            }
-            status @ 500.. => format!("{} has a fault of its own ({status})", self.host),
-            status => format!("GitHub answered {status}, which is not expected"),
-        };
-        let said = match self.message(answer) {
-            message if message.is_empty() => String::new(),
-            message => format!(". GitHub says: {message}"),
-        };
-        Error::Failed(format!("{}: {why}{said}", call.what))
-    }
-
-    /// An answer's body as JSON.
+    /// A response's body as JSON.
     ///
     /// # Errors
     /// When it is not what GitHub documents. The error holds nothing of the
     /// body, which may be a credential.
-    pub fn json<T: for<'de> Deserialize<'de>>(&self, call: &Call, answer: &Answer) -> Result<T, Error> {
-        serde_json::from_slice(&answer.body).map_err(|e| {
+    pub fn json<T: for<'de> Deserialize<'de>>(
+        &self,
+        request: &Request,
+        response: &Response,
+    ) -> Result<T, Error> {
+        serde_json::from_slice(&response.body).map_err(|e| {
             let kind = match e.classify() {
                 serde_json::error::Category::Eof => "is cut off",
                 serde_json::error::Category::Data => "is not of the documented form",
                 _ => "is not JSON",
             };
             Error::Failed(format!(
-                "{}: the answer of {} ({}, {} bytes) {kind} at line {}, column {}; check GITHUB_API_URL if \
+                "{}: the response of {} ({}, {} bytes) {kind} at line {}, column {}; check GITHUB_API_URL if \
                  this stays",
-                call.what,
+                request.what,
                 self.host,
-                answer.status,
-                answer.body.len(),
+                response.status,
+                response.body.len(),
                 e.line(),
                 e.column()
             ))
@@ -250,16 +230,16 @@ impl Transport {
     }
 
     /// One try, and the redirections it leads through.
-    fn exchange(&self, call: &Call, deadline: Instant) -> Result<Answer, Failure> {
-        let mut url = format!("{}{}", self.api_url, call.path);
+    fn exchange(&self, request: &Request, pat: &Pat, deadline: Instant) -> Result<Response, Failure> {
+        let mut url = format!("{}{}/actions{}", self.api_url, request.scope.path(), request.path);
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.exchange_once(call, &url, deadline)?;
-            if !matches!(answer.status, 301 | 302 | 307 | 308) {
-                return Ok(answer);
+            let response = self.exchange_once(request, pat, &url, deadline)?;
+            if !matches!(response.status, 301 | 302 | 307 | 308) {
+                return Ok(response);
             }
-            match answer.header("location").and_then(|to| self.same_host(to)) {
+            match response.header("location").and_then(|to| self.same_host(to)) {
                 Some(location) => url = location,
-                None => return Ok(answer),
+                None => return Ok(response),
             }
         }
         Err(Failure { why: format!("{} redirects in a circle", self.host), transient: false })
@@ -278,41 +258,49 @@ impl Transport {
         }
     }
 
-    fn exchange_once(&self, call: &Call, url: &str, deadline: Instant) -> Result<Answer, Failure> {
-        let fixed = |e: Error| Failure { why: e.to_string(), transient: false };
+    fn exchange_once(
+        &self,
+        request: &Request,
+        pat: &Pat,
+        url: &str,
+        deadline: Instant,
+    ) -> Result<Response, Failure> {
+        let authorization = pat.authorization().ok_or_else(|| Failure {
+            why: format!("{} holds a character that no token has (a line break?): copy it again", pat::NAME),
+            transient: false,
+        })?;
         let time_left = deadline.saturating_duration_since(self.clock.now());
-        let mut request = Request::builder()
-            .method(call.method.clone())
+        let mut head = http::Request::builder()
+            .method(request.method.clone())
             .uri(url)
-            .header(header::AUTHORIZATION, self.auth.authorization().map_err(fixed)?)
+            .header(header::AUTHORIZATION, authorization)
             .header("X-GitHub-Api-Version", "2022-11-28");
-        if call.body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+        if request.body.is_some() {
+            head = head.header(header::CONTENT_TYPE, "application/json");
         }
         let sent = Instant::now();
-        let outcome = if call.method == Method::POST {
-            request
-                .body(call.body.clone().unwrap_or_default())
+        let outcome = if request.method == Method::POST {
+            head.body(request.body.clone().unwrap_or_default())
                 .map_err(ureq::Error::from)
                 .and_then(|r| self.agent.run(self.limited(r, time_left)))
-                .and_then(Answer::read)
         } else {
-            request
-                .body(())
-                .map_err(ureq::Error::from)
-                .and_then(|r| self.agent.run(self.limited(r, time_left)))
-                .and_then(Answer::read)
+            head.body(()).map_err(ureq::Error::from).and_then(|r| self.agent.run(self.limited(r, time_left)))
         };
-        let outcome = outcome.map_err(|e| self.explain(e));
+        let outcome = outcome.and_then(|r| Response::read(r, pat)).map_err(|e| self.explain(e));
         let came = match &outcome {
-            Ok(answer) => answer.status.to_string(),
+            Ok(response) => response.status.to_string(),
             Err(failure) => failure.why.clone(),
         };
-        log::debug!("GitHub: {} {}: {came} ({} ms)", call.method, call.path, sent.elapsed().as_millis());
+        let (method, scope, path) = (&request.method, request.scope.path(), &request.path);
+        log::debug!("GitHub: {method} {scope}/actions{path}: {came} ({} ms)", sent.elapsed().as_millis());
         outcome
     }
 
-    fn limited<B: ureq::AsSendBody>(&self, request: Request<B>, time_left: Duration) -> Request<B> {
+    fn limited<B: ureq::AsSendBody>(
+        &self,
+        request: http::Request<B>,
+        time_left: Duration,
+    ) -> http::Request<B> {
         self.agent.configure_request(request).timeout_global(Some(time_left)).build()
     }
 
@@ -366,114 +354,43 @@ impl Transport {
         };
         Failure { why, transient }
     }
-
-    /// What GitHub says about a refusal, fit for one line.
-    fn message(&self, answer: &Answer) -> String {
-        #[derive(Deserialize)]
-        struct Said {
-            message: String,
-            #[serde(default)]
-            errors: Vec<serde_json::Value>,
-        }
-        let Ok(said) = serde_json::from_slice::<Said>(&answer.body) else {
-            return String::new();
-        };
-        let mut text = said.message;
-        for error in &said.errors {
-            let reason = error.as_str().or_else(|| error.get("message")?.as_str());
-            if let Some(reason) = reason {
-                let _ = write!(text, "; {reason}");
-            }
-        }
-        one_line(&self.auth.redact(&text))
-    }
-
-    fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pass_gate(&self) -> Result<(), Error> {
-        let now = self.clock.now();
-        match self.gate().opens {
-            Some(opens) if opens > now => Err(self.limited_until(opens - now)),
-            _ => Ok(()),
-        }
-    }
-
-    fn limited_until(&self, wait: Duration) -> Error {
-        let until = time_of_day(self.clock.utc() + wait);
-        let seconds = wait.as_millis().div_ceil(1000);
-        let why = format!("GitHub's rate limit is used up until {until} UTC (in {seconds} s)");
-        Error::RateLimited { retry_after: wait, why }
-    }
-
-    /// Closes the gate for everyone when an answer says that the rate limit is
-    /// used up; an error when that answer is the refusal itself.
-    ///
-    /// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit>
-    fn note_limits(&self, answer: &Answer) -> Result<(), Error> {
-        let refused = matches!(answer.status, 403 | 429);
-        let retry_after = answer.number("retry-after").filter(|_| refused).map(Duration::from_secs);
-        // By GitHub's own clock where it tells the time: this machine's may be wrong.
-        let reset = || {
-            let reset = UNIX_EPOCH.checked_add(Duration::from_secs(answer.number("x-ratelimit-reset")?))?;
-            let now = answer.date.unwrap_or_else(|| self.clock.utc());
-            Some(reset.duration_since(now).unwrap_or_default() + Duration::from_secs(1))
-        };
-        let used_up = answer.number("x-ratelimit-remaining") == Some(0);
-        let told = retry_after.or_else(|| if used_up { reset() } else { None });
-        let limited = refused
-            && (told.is_some() || used_up || answer.status == 429 || {
-                let message = self.message(answer).to_lowercase();
-                message.contains("rate limit") || message.contains("abuse detection")
-            });
-
-        let now = self.clock.now();
-        let mut gate = self.gate();
-        let closed = gate.opens.is_some_and(|opens| opens > now);
-        let wait = match told {
-            Some(wait) => wait,
-            None if limited => {
-                // Requests that were on their way together are one strike.
-                if !closed {
-                    gate.strikes += 1;
-                }
-                SECONDARY_WAIT * 2u32.pow(gate.strikes.saturating_sub(1).min(MAX_DOUBLINGS))
-            }
-            None => {
-                if answer.status < 400 && !closed {
-                    gate.strikes = 0;
-                }
-                return Ok(());
-            }
-        };
-        let wait = wait.clamp(Duration::from_secs(1), MAX_LIMIT_WAIT);
-        let opens = gate.opens.map_or(now + wait, |opens| opens.max(now + wait));
-        gate.opens = Some(opens);
-        drop(gate);
-        let error = self.limited_until(opens - now);
-        if !closed {
-            log::warn!("{error}; GitHub answered {} {}", answer.status, self.message(answer));
-        }
-        if limited { Err(error) } else { Ok(()) }
-    }
 }
 
-impl Answer {
-    fn read(mut response: Response<Body>) -> Result<Answer, ureq::Error> {
+impl Response {
+    fn read(mut response: http::Response<Body>, pat: &Pat) -> Result<Response, ureq::Error> {
         let body = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec()?;
         let headers = std::mem::take(response.headers_mut());
         let date = headers.get(header::DATE).and_then(|v| parse_http_date(v.to_str().ok()?));
-        Ok(Answer { status: response.status().as_u16(), body, date, headers })
+        let status = response.status().as_u16();
+        let message = if status < 300 { String::new() } else { one_line(&pat.redact(&said(&body))) };
+        Ok(Response { status, body, date, message, headers })
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
+}
 
-    fn number(&self, name: &str) -> Option<u64> {
-        self.header(name)?.trim().parse().ok()
+/// GitHub's words about a refusal.
+/// <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api>
+fn said(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Said {
+        message: String,
+        #[serde(default)]
+        errors: Vec<serde_json::Value>,
     }
+    let Ok(said) = serde_json::from_slice::<Said>(body) else {
+        return String::new();
+    };
+    let mut text = said.message;
+    for error in &said.errors {
+        let reason = error.as_str().or_else(|| error.get("message")?.as_str());
+        if let Some(reason) = reason {
+            let _ = write!(text, "; {reason}");
+        }
+    }
+    text
 }
 
 /// Text from outside for one line: no control characters, not too long.

@@ -1,16 +1,25 @@
 //! GitHub, as far as the pool needs it: register a runner, see which there
 //! are, remove one.
 
-pub mod auth;
 pub mod client;
 mod http;
+mod pat;
+mod rate_limit;
+mod refusal;
 pub mod scope;
+mod single_flight;
 pub mod time;
+mod wire;
 
 use crate::secret::Secret;
 use scope::Scope;
 use std::fmt;
 use std::time::{Duration, SystemTime};
+
+/// How many items, such as runners, GitHub lists in one response at most. It
+/// allows a token 5,000 requests an hour:
+/// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
+pub const PER_PAGE: usize = 100;
 
 /// What the pool asks of GitHub. Every call blocks and ends within a bounded time.
 pub trait GitHub: Send + Sync {
@@ -24,10 +33,11 @@ pub trait GitHub: Send + Sync {
     /// [`Error::NameTaken`] when a runner of that name exists (JIT only).
     fn register(&self, name: &str) -> Result<Registration, Error>;
 
-    /// Every runner in the pool's scope.
+    /// Every runner in the pool's scope, at the cost of one request for each
+    /// [`PER_PAGE`] of them.
     ///
     /// # Errors
-    /// When the list cannot be had whole.
+    /// When the list is not complete.
     fn runners(&self) -> Result<Vec<Runner>, Error>;
 
     /// The runner of exactly this name.
@@ -49,11 +59,13 @@ pub trait GitHub: Send + Sync {
     /// [`Error::Refused`] when the token has no access to the scope.
     fn remove(&self, scope: &Scope, id: u64) -> Result<Removal, Error>;
 
-    /// The jobs that are queued in the pool's repository. Empty for an
-    /// organization, whose queued jobs no REST call lists.
+    /// The jobs that are queued in the pool's repository: those of its newest
+    /// 50 queued and newest 50 running workflow runs, at the cost of a request
+    /// for each run. Empty for an organization, whose queued jobs no REST call
+    /// lists.
     ///
     /// # Errors
-    /// When the list cannot be had, such as without the right to read Actions.
+    /// [`Error::Refused`] when the token may not read Actions.
     fn queued_jobs(&self) -> Result<Vec<QueuedJob>, Error>;
 
     /// The newest version of the runner application for 64-bit Windows, such
@@ -91,7 +103,7 @@ pub struct Registration {
 pub struct Runner {
     /// GitHub's id of the registration.
     pub id: u64,
-    /// The runner's name, unique in its organisation or repository.
+    /// The runner's name, unique in its organization or repository.
     pub name: String,
     /// Whether it is connected.
     pub online: bool,
@@ -125,8 +137,9 @@ pub enum Error {
         /// The same in one sentence.
         why: String,
     },
-    /// GitHub refuses the token (401), or does not let it do this (403, or
-    /// 404 for the scope itself). Waiting does not help; a new token does.
+    /// GitHub refuses the token (401), or does not let it do this (403, or 404
+    /// for the scope itself), or the scope is at another GitHub, to which the
+    /// token is not sent. Waiting does not help; a change of settings does.
     Refused(String),
     /// Anything else, in one sentence for the log, `/health` and the status page.
     Failed(String),

@@ -1,5 +1,6 @@
 //! Whose runners: an organization's or one repository's, at one GitHub.
 
+use crate::config::GitHubConfig;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -15,6 +16,13 @@ pub struct Scope {
     pub repository: Option<String>,
 }
 
+impl GitHubConfig {
+    /// Where new runners are registered.
+    pub fn scope(&self) -> Scope {
+        Scope { api_url: self.api_url.clone(), owner: self.org.clone(), repository: self.repo.clone() }
+    }
+}
+
 impl Scope {
     /// The part of a REST path that names the scope:
     /// `/orgs/ORG` or `/repos/OWNER/REPOSITORY`, percent-encoded.
@@ -24,6 +32,21 @@ impl Scope {
         match &self.repository {
             Some(repository) => format!("/repos/{}/{}", encode(&self.owner), encode(repository)),
             None => format!("/orgs/{}", encode(&self.owner)),
+        }
+    }
+
+    /// The page of the organization or repository, as people and `config.cmd` want it.
+    ///
+    /// <https://docs.github.com/en/enterprise-server@latest/rest/using-the-rest-api/getting-started-with-the-rest-api>
+    pub fn web_url(&self) -> String {
+        let server = match self.api_url.strip_suffix("/api/v3") {
+            Some(server) => server.into(),
+            // Also GitHub Enterprise Cloud with data residency: https://api.SUBDOMAIN.ghe.com
+            None => self.api_url.replacen("://api.", "://", 1),
+        };
+        match &self.repository {
+            Some(repository) => format!("{server}/{}/{repository}", self.owner),
+            None => format!("{server}/{}", self.owner),
         }
     }
 }
@@ -54,6 +77,17 @@ pub(super) fn encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_of_an_organization_follows_from_the_apis_address() {
+        let page = |api_url: &str, repository: Option<&str>| {
+            Scope { api_url: api_url.into(), owner: "octo".into(), repository: repository.map(str::to_owned) }
+                .web_url()
+        };
+        assert_eq!(page("https://api.github.com", None), "https://github.com/octo");
+        assert_eq!(page("https://api.octo.ghe.com", Some("app")), "https://octo.ghe.com/octo/app");
+        assert_eq!(page("https://github.example.com/api/v3", None), "https://github.example.com/octo");
+    }
 
     #[test]
     fn reserved_characters_and_other_scripts_are_percent_encoded() {

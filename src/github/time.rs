@@ -1,5 +1,4 @@
-//! The clock of the GitHub client, and the two forms in which GitHub writes a
-//! time.
+//! The clock of the GitHub client, and the forms in which GitHub writes a time.
 
 use crate::date::days_from_civil;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -42,20 +41,47 @@ pub(super) fn time_of_day(time: SystemTime) -> String {
 /// `2020-01-22T12:13:35.123-08:00`. A fraction of a second is dropped.
 pub(super) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     let (date_time, rest) = text.split_at_checked(19)?;
-    let mut parts = date_time.split(['-', 'T', 't', ' ', ':']);
+    let offset = rest.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+    let offset = match offset.split_at_checked(1)? {
+        ("Z" | "z", "") => 0,
+        (sign, offset) => {
+            let (hours, minutes) = offset.split_once(':')?;
+            offset_seconds(sign, hours, minutes)?
+        }
+    };
+    parse_date_time(date_time, offset)
+}
+
+/// A time as the header `github-authentication-token-expiration` has it:
+/// `2026-12-24 10:00:00 UTC` or `2026-12-24 10:00:00 +0100`.
+pub(super) fn parse_token_expiration(text: &str) -> Option<SystemTime> {
+    let (date_time, zone) = text.split_at_checked(19)?;
+    let offset = match zone.strip_prefix(' ')? {
+        "UTC" => 0,
+        offset => {
+            let (sign, offset) = offset.split_at_checked(1)?;
+            let (hours, minutes) = offset.split_at_checked(2)?;
+            offset_seconds(sign, hours, minutes)?
+        }
+    };
+    parse_date_time(date_time, offset)
+}
+
+/// From `2020-01-22T12:13:35` or `2020-01-22 12:13:35`.
+fn parse_date_time(text: &str, offset: i64) -> Option<SystemTime> {
+    let mut parts = text.split(['-', 'T', 't', ' ', ':']);
     let mut next = || digits(parts.next()?);
     let (year, month, day, hour, minute, second) = (next()?, next()?, next()?, next()?, next()?, next()?);
-    let offset = rest.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
-    let offset_seconds = match offset.split_at_checked(1)? {
-        ("Z" | "z", "") => 0,
-        (sign @ ("+" | "-"), offset) => {
-            let (hours, minutes) = offset.split_once(':')?;
-            let seconds = digits(hours)? * 3600 + digits(minutes)? * 60;
-            if sign == "+" { seconds } else { -seconds }
-        }
-        _ => return None,
-    };
-    at(year, month, day, hour, minute, second, offset_seconds)
+    at(year, month, day, hour, minute, second, offset)
+}
+
+fn offset_seconds(sign: &str, hours: &str, minutes: &str) -> Option<i64> {
+    let seconds = digits(hours)? * 3600 + digits(minutes)? * 60;
+    match sign {
+        "+" => Some(seconds),
+        "-" => Some(-seconds),
+        _ => None,
+    }
 }
 
 /// A time as the HTTP header `Date` has it: `Sun, 06 Nov 1994 08:49:37 GMT`
@@ -119,6 +145,23 @@ mod tests {
         assert_eq!(unix(parse_rfc3339("2020-01-22T21:13:35+01:00")), Some(1_579_724_015));
         assert_eq!(unix(parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT")), Some(784_111_777));
         assert_eq!(unix(parse_http_date("Thu, 29 Feb 2024 23:59:60 GMT")), Some(1_709_251_200));
+    }
+
+    #[test]
+    fn a_tokens_expiration_is_read_in_both_forms() {
+        assert_eq!(unix(parse_token_expiration("2026-12-24 10:00:00 UTC")), Some(1_798_106_400));
+        assert_eq!(unix(parse_token_expiration("2026-12-24 10:00:00 +0000")), Some(1_798_106_400));
+        assert_eq!(unix(parse_token_expiration("2026-12-24 02:30:00 -0730")), Some(1_798_106_400));
+        for text in [
+            "",
+            "never",
+            "2026-12-24",
+            "2026-12-24 10:00:00",
+            "2026-12-24 10:00:00 CET",
+            "2026-12-24 10:00:00 +1",
+        ] {
+            assert_eq!(parse_token_expiration(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use super::Api;
 use super::gate::{Reply, Request};
+use crate::config::RegistrationMode;
 use crate::pool::Refusal;
-use log::{info, warn};
+use crate::pool::slot::types::Job;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 #[derive(Serialize)]
 struct Config<'a> {
@@ -18,33 +20,41 @@ struct Config<'a> {
     runner_group: &'a str,
 }
 
-/// What the guest's hook says of the job. For the log alone.
+/// What the guest's hook says of the job.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Started {
-    run_id: serde_json::Value,
-    job: serde_json::Value,
-    repository: serde_json::Value,
+    run_id: Value,
+    job: Value,
+    repository: Value,
+}
+
+/// What the guest says of its runner's end.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Ended {
+    exit_code: Value,
 }
 
 pub(super) fn config(api: &Api, request: &Request, vm_name: &str) -> Reply {
-    let config = match api.pool.runner_config(vm_name, bearer(request)) {
+    let agent = request.headers.get("user-agent").map(String::from_utf8_lossy).unwrap_or_default();
+    let config = match api.pool.runner_config(vm_name, bearer(request), &agent) {
         Ok(config) => config,
-        Err(refusal) => return refused(api, refusal, vm_name, request),
+        Err(refusal) => return refused(api, refusal, vm_name),
     };
-    if let Some(agent) = request.headers.get("user-agent") {
-        api.pool.image_seen(&String::from_utf8_lossy(agent));
-    }
-    let facts = &api.facts;
+    let github = &api.github;
     let body = Config {
         token: config.credential.expose(),
-        organization: &facts.organization,
-        repository: facts.repository.as_deref().unwrap_or(""),
+        organization: &github.org,
+        repository: github.repo.as_deref().unwrap_or(""),
         name: &config.runner_name,
-        labels: facts.labels.join(","),
-        registration: facts.registration,
-        url: &facts.url,
-        runner_group: &facts.runner_group,
+        labels: github.labels.join(","),
+        registration: match github.registration {
+            RegistrationMode::Jit => "jit",
+            RegistrationMode::Token => "token",
+        },
+        url: &github.scope().web_url(),
+        runner_group: &github.runner_group,
     };
     match serde_json::to_string(&body) {
         Ok(body) => Reply::json(200, body).with_header("Cache-Control", "no-store"),
@@ -53,26 +63,25 @@ pub(super) fn config(api: &Api, request: &Request, vm_name: &str) -> Reply {
 }
 
 pub(super) fn started(api: &Api, request: &Request, vm_name: &str) -> Reply {
-    match api.pool.runner_started(vm_name, bearer(request)) {
-        Ok(()) => {
-            // A job that no longer says what it is has still started.
-            let job: Started = serde_json::from_slice(request.body).unwrap_or_default();
-            info!(
-                "{vm_name}: job {} of run {} in {}",
-                tame(&job.job),
-                tame(&job.run_id),
-                tame(&job.repository)
-            );
-            Reply::text(200, "OK")
-        }
-        Err(refusal) => refused(api, refusal, vm_name, request),
+    // A job that no longer says what it is has still started.
+    let started: Started = serde_json::from_slice(request.body).unwrap_or_default();
+    let job = Job {
+        run_id: printable(&started.run_id).and_then(|id| id.parse().ok()),
+        name: printable(&started.job),
+        repository: printable(&started.repository),
+        ..Job::default()
+    };
+    match api.pool.job_started(vm_name, bearer(request), job) {
+        Ok(()) => Reply::text(200, "OK"),
+        Err(refusal) => refused(api, refusal, vm_name),
     }
 }
 
 pub(super) fn complete(api: &Api, request: &Request, vm_name: &str) -> Reply {
-    match api.pool.runner_complete(vm_name, bearer(request)) {
+    let ended: Ended = serde_json::from_slice(request.body).unwrap_or_default();
+    match api.pool.runner_ended(vm_name, bearer(request), ended.exit_code.as_i64()) {
         Ok(()) => Reply::text(200, "OK"),
-        Err(refusal) => refused(api, refusal, vm_name, request),
+        Err(refusal) => refused(api, refusal, vm_name),
     }
 }
 
@@ -82,30 +91,26 @@ fn bearer<'a>(request: &Request<'a>) -> Option<&'a [u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| secret.trim_ascii())
 }
 
-fn refused(api: &Api, refusal: Refusal, vm_name: &str, request: &Request) -> Reply {
+fn refused(api: &Api, refusal: Refusal, vm_name: &str) -> Reply {
     match refusal {
         Refusal::NotFound => Reply::text(404, "VM not found"),
         Refusal::Unauthorized => {
-            api.note_refusal(|| {
-                warn!("{}: wrong or missing secret for {}", request.peer, vm_name.escape_debug())
-            });
+            api.note_refusal(format!("wrong or missing secret for {}", vm_name.escape_debug()));
             Reply::text(401, "Missing or wrong VM secret").with_header("WWW-Authenticate", "Bearer")
         }
-        Refusal::JobRuns => Reply::text(409, "This VM has had its job: it gets no second configuration"),
-        Refusal::NotReady => {
-            Reply::text(503, "The pool is starting: try again").with_header("Retry-After", "2")
-        }
+        Refusal::Answered => Reply::text(409, "This VM gets no second configuration"),
+        Refusal::NotReady => Reply::text(503, "This VM is not ready to be configured: try again")
+            .with_header("Retry-After", "2"),
     }
 }
 
-/// A value that a job made up, fit for one place in one line of the log.
-fn tame(value: &serde_json::Value) -> String {
+/// A value that a job made up, fit for one place in one line of the log; `None` if nothing is left of it.
+fn printable(value: &Value) -> Option<String> {
     let text = match value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Number(number) => number.to_string(),
-        _ => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return None,
     };
-    let tame: String =
-        text.chars().take(100).filter(|c| c.is_ascii_alphanumeric() || "-_./ ".contains(*c)).collect();
-    if tame.is_empty() { "(unnamed)".into() } else { tame }
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || "-_./ ".contains(*c);
+    Some(text.chars().take(100).filter(is_plain).collect::<String>()).filter(|text| !text.trim().is_empty())
 }

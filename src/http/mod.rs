@@ -8,56 +8,72 @@ pub mod gate;
 mod status;
 mod webhook;
 
-use crate::pool::Pool;
+use crate::config::GitHubConfig;
+use crate::pool::millis;
+use crate::repeats::PerMinute;
 use crate::secret::Keys;
-use crate::sim::github::MockGitHub;
+use crate::workers::Pool;
 use gate::{Reply, Request};
+use log::warn;
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tiny_http::Method;
 use webhook::Deliveries;
 
-/// What a runner needs to know besides its own name and credential.
-#[derive(Clone, Debug)]
-pub struct RunnerFacts {
-    /// The organisation, or the user that owns the repository.
-    pub organization: String,
-    /// The repository, if the runners are a repository's.
-    pub repository: Option<String>,
-    /// The runners' labels.
-    pub labels: Vec<String>,
-    /// `jit` or `token`.
-    pub registration: &'static str,
-    /// The page of the organisation or repository, as `config.cmd --url` wants it.
-    pub url: String,
-    /// The runner group's name.
-    pub runner_group: String,
+/// Told of each job that a webhook speaks of: the action, the job's id and its labels.
+pub type JobListener = dyn Fn(&str, u64, &[String]) + Send + Sync;
+
+/// The webhooks since the start.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Webhooks {
+    accepted: u64,
+    /// By reason.
+    refused: BTreeMap<&'static str, u64>,
 }
 
 /// Answers requests.
 pub struct Api {
     pool: Arc<Pool>,
     keys: Keys,
-    facts: RunnerFacts,
+    github: GitHubConfig,
     deliveries: Mutex<Deliveries>,
-    simulation: Option<Arc<MockGitHub>>,
-    refusal_noted: Mutex<Option<Instant>>,
+    webhooks: Mutex<Webhooks>,
+    listener: Option<Box<JobListener>>,
+    started: Instant,
+    refusals: Mutex<PerMinute<String>>,
 }
 
 impl Api {
-    /// The routes of `pool`. A simulated GitHub gets the queued jobs to hand out.
-    pub fn new(pool: Arc<Pool>, keys: Keys, facts: RunnerFacts, simulation: Option<Arc<MockGitHub>>) -> Api {
-        Api { pool, keys, facts, deliveries: Mutex::default(), simulation, refusal_noted: Mutex::new(None) }
+    /// The routes of `pool`. The simulated GitHub listens to the jobs that webhooks speak of.
+    pub fn new(pool: Arc<Pool>, keys: Keys, github: GitHubConfig, listener: Option<Box<JobListener>>) -> Api {
+        Api {
+            pool,
+            keys,
+            github,
+            deliveries: Mutex::default(),
+            webhooks: Mutex::default(),
+            listener,
+            started: Instant::now(),
+            refusals: Mutex::default(),
+        }
     }
 
-    /// Logs a refusal, unless one was logged a moment ago: a job in a VM must not be able to fill the log.
-    fn note_refusal(&self, log: impl FnOnce()) {
-        const QUIET: Duration = Duration::from_secs(10);
-        let mut noted = self.refusal_noted.lock().unwrap_or_else(PoisonError::into_inner);
-        if noted.is_none_or(|at| at.elapsed() >= QUIET) {
-            *noted = Some(Instant::now());
-            log();
+    fn listen(&self, action: &str, job_id: u64, labels: &[String]) {
+        if let Some(listener) = &self.listener {
+            listener(action, job_id, labels);
+        }
+    }
+
+    /// Logs a refusal, with all of the last minute in one line: neither a job
+    /// in a VM nor anyone else must be able to fill the log.
+    fn note_refusal(&self, why: String) {
+        let now = millis(self.started.elapsed());
+        let tally = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).note(why, now);
+        if let Some(tally) = tally {
+            warn!("refused: {tally}");
         }
     }
 

@@ -2,13 +2,18 @@
 
 use super::Api;
 use super::gate::Reply;
-use crate::pool::Snapshot;
-use crate::pool::slot::Phase;
+use crate::date;
+use crate::pool::health::{Reach, Trouble};
+use crate::pool::slot::types::{Phase, SlotSnapshot};
+use crate::pool::{Snapshot, image_age};
 use serde::Serialize;
 use std::fmt::Write;
+use std::sync::PoisonError;
+use std::time::UNIX_EPOCH;
 
+/// Public through a tunnel, so it says nothing of the host: no path, no name, no error's text.
 #[derive(Serialize)]
-struct Health<'a> {
+struct Health {
     status: &'static str,
     vms: usize,
     ready: usize,
@@ -18,20 +23,26 @@ struct Health<'a> {
     booting: usize,
     destroying: usize,
     empty: usize,
+    recovering: usize,
     jobs_waiting: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
+    failing: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<&'static str>,
     version: &'static str,
 }
 
 #[derive(Serialize)]
 struct Status<'a> {
     #[serde(flatten)]
-    health: Health<'a>,
+    health: Health,
     jobs_completed: u64,
+    vms_ended: &'a std::collections::BTreeMap<&'static str, u64>,
     github_error: Option<&'a str>,
     hypervisor_error: Option<&'a str>,
-    image: crate::pool::freshness::Report,
+    free_bytes: Option<u64>,
+    token_expires: Option<String>,
+    image: image_age::Report,
+    webhooks: super::Webhooks,
     slots: Vec<SlotStatus<'a>>,
 }
 
@@ -45,72 +56,112 @@ struct SlotStatus<'a> {
     incarnation: Option<&'a str>,
     runner: Option<&'a str>,
     runner_id: Option<u64>,
-    job_id: Option<u64>,
+    job: Option<JobStatus<'a>>,
+    retiring: Option<&'static str>,
+    paused: bool,
+    guest_stage: Option<&'a str>,
+    guest_error: Option<&'a str>,
     failures: u32,
     reason: Option<&'a str>,
     jobs_completed: u64,
 }
 
+#[derive(Serialize)]
+struct JobStatus<'a> {
+    id: Option<u64>,
+    run_id: Option<u64>,
+    name: Option<&'a str>,
+    repository: Option<&'a str>,
+    url: Option<&'a str>,
+    /// How long it has been running, in seconds of the VM's own clock.
+    for_seconds: Option<i64>,
+}
+
 pub(super) fn health(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
-    let status = if snapshot.is_degraded() { 503 } else { 200 };
+    let status = if snapshot.health.troubles.is_empty() { 200 } else { 503 };
     json(status, &health_of(&snapshot))
 }
 
 pub(super) fn status(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
-    let slots = snapshot
-        .slots
-        .iter()
-        .map(|view| {
-            let made = view.made.as_ref();
-            SlotStatus {
-                slot: view.number,
-                state: view.phase.name(),
-                for_seconds: (snapshot.now - view.since) / 1000,
-                vm: made.map(|made| made.vm.name.as_str()),
-                incarnation: made.map(|made| made.vm.incarnation.as_str()),
-                runner: made.map(|made| made.runner_name.as_str()),
-                runner_id: made.and_then(|made| made.runner_id),
-                job_id: view.job_id,
-                failures: view.failures,
-                reason: view.reason.as_deref(),
-                jobs_completed: view.jobs_completed,
-            }
-        })
-        .collect();
     json(
         200,
         &Status {
             health: health_of(&snapshot),
-            jobs_completed: jobs_completed(&snapshot),
-            github_error: snapshot.github_error.as_deref(),
-            hypervisor_error: snapshot.hypervisor_error.as_deref(),
+            jobs_completed: snapshot.jobs_completed(),
+            vms_ended: &snapshot.ended,
+            github_error: error(&snapshot.github),
+            hypervisor_error: error(&snapshot.hypervisor),
+            free_bytes: snapshot.free_bytes,
+            token_expires: api.pool.token_expires().map(date::timestamp),
             image: api.pool.image_report(),
-            slots,
+            webhooks: api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            slots: snapshot.slots.iter().map(|slot| slot_status(slot, snapshot.now)).collect(),
         },
     )
+}
+
+fn slot_status(slot: &SlotSnapshot, now: i64) -> SlotStatus<'_> {
+    let instance = slot.instance.as_ref();
+    SlotStatus {
+        slot: slot.number,
+        state: slot.phase.name(),
+        for_seconds: (now - slot.since) / 1000,
+        vm: instance.map(|instance| instance.vm.name.as_str()),
+        incarnation: instance.map(|instance| instance.vm.incarnation.as_str()),
+        runner: instance.map(|instance| instance.runner_name.as_str()),
+        runner_id: instance.and_then(|instance| instance.runner_id),
+        job: slot.job.as_ref().map(|job| JobStatus {
+            id: job.id,
+            run_id: job.run_id,
+            name: job.name.as_deref(),
+            repository: job.repository.as_deref(),
+            url: job.url.as_deref(),
+            for_seconds: slot.job_time.map(|time| time / 1000),
+        }),
+        retiring: slot.retiring.map(|reason| reason.text()),
+        paused: slot.paused,
+        guest_stage: slot.guest.as_ref().map(|guest| guest.stage.as_str()),
+        guest_error: slot.guest.as_ref().and_then(|guest| guest.last_error.as_deref()),
+        failures: slot.failures,
+        reason: slot.reason.as_deref(),
+        jobs_completed: slot.jobs_completed,
+    }
+}
+
+fn error(reach: &Reach) -> Option<&str> {
+    reach.failing.as_ref().map(|(_, why)| why.as_str())
 }
 
 /// The Prometheus text format: <https://prometheus.io/docs/instrumenting/exposition_formats/>
 pub(super) fn metrics(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
-    let mut text = String::with_capacity(2048);
-    metric(&mut text, "slots", "gauge", "Slots by state.");
-    for phase in
-        [Phase::Empty, Phase::Creating, Phase::Booting, Phase::Ready, Phase::Running, Phase::Destroying]
-    {
-        let _ = writeln!(
-            text,
-            "hyperv_runner_pool_slots{{state=\"{}\"}} {}",
-            phase.name(),
-            snapshot.count(phase)
-        );
-    }
-    let failing = snapshot.slots.iter().filter(|view| view.reason.is_some()).count();
+    let webhooks = api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut text = String::with_capacity(4096);
+    use Phase::{Booting, Creating, Destroying, Empty, Ready, Recovering, Running};
+    let phases = [Recovering, Empty, Creating, Booting, Ready, Running, Destroying];
+    let phases = phases.map(|phase| (phase.name(), snapshot.count(phase) as u64));
+    series(&mut text, "slots", "gauge", "Slots by state.", "state", phases);
+    let ended = snapshot.ended.iter().map(|(cause, count)| (*cause, *count));
+    series(&mut text, "vms_ended_total", "counter", "VMs that ended, by cause.", "cause", ended);
+    let refused = webhooks.refused.iter().map(|(why, count)| (*why, *count));
+    series(&mut text, "webhooks_refused_total", "counter", "Webhooks refused, by reason.", "reason", refused);
+    let expires = api.pool.token_expires().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     let values = [
         ("size", "gauge", "POOL_SIZE.", u64::from(snapshot.size)),
-        ("failing_slots", "gauge", "Slots whose last try failed.", failing as u64),
+        (
+            "degraded",
+            "gauge",
+            "Whether /health answers 503.",
+            u64::from(!snapshot.health.troubles.is_empty()),
+        ),
+        (
+            "failing_slots",
+            "gauge",
+            "Slots that do not serve and whose last try failed.",
+            snapshot.failing().count() as u64,
+        ),
         (
             "jobs_waiting",
             "gauge",
@@ -121,26 +172,58 @@ pub(super) fn metrics(api: &Api) -> Reply {
             "jobs_completed_total",
             "counter",
             "Jobs seen to their end since the start.",
-            jobs_completed(&snapshot),
+            snapshot.jobs_completed(),
+        ),
+        ("webhooks_accepted_total", "counter", "Webhooks with a valid signature.", webhooks.accepted),
+        (
+            "broken_invariants_total",
+            "counter",
+            "Defects of this program that it has noticed.",
+            snapshot.broken,
         ),
         (
             "github_reachable",
             "gauge",
-            "Whether the last listing of runners succeeded.",
-            u64::from(snapshot.github_error.is_none()),
+            "Whether the last call to GitHub succeeded.",
+            u64::from(snapshot.github.failing.is_none()),
         ),
         (
             "hypervisor_reachable",
             "gauge",
-            "Whether the last listing of VMs succeeded.",
-            u64::from(snapshot.hypervisor_error.is_none()),
+            "Whether the last list of VMs succeeded.",
+            u64::from(snapshot.hypervisor.failing.is_none()),
         ),
     ];
-    for (name, kind, help, value) in values {
+    let optional = [
+        ("free_bytes", "gauge", "Bytes free where the VMs' disks are.", snapshot.free_bytes),
+        (
+            "token_expires_seconds",
+            "gauge",
+            "When the token expires, in seconds since 1970.",
+            expires.map(|at| at.as_secs()),
+        ),
+    ];
+    let optional =
+        optional.into_iter().filter_map(|(name, kind, help, value)| Some((name, kind, help, value?)));
+    for (name, kind, help, value) in values.into_iter().chain(optional) {
         metric(&mut text, name, kind, help);
         let _ = writeln!(text, "hyperv_runner_pool_{name} {value}");
     }
     Reply::new(200, "text/plain; version=0.0.4", text)
+}
+
+fn series<'a>(
+    text: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    label: &str,
+    values: impl IntoIterator<Item = (&'a str, u64)>,
+) {
+    metric(text, name, kind, help);
+    for (value, count) in values {
+        let _ = writeln!(text, "hyperv_runner_pool_{name}{{{label}=\"{value}\"}} {count}");
+    }
 }
 
 fn metric(text: &mut String, name: &str, kind: &str, help: &str) {
@@ -149,13 +232,9 @@ fn metric(text: &mut String, name: &str, kind: &str, help: &str) {
         writeln!(text, "# HELP hyperv_runner_pool_{name} {help}\n# TYPE hyperv_runner_pool_{name} {kind}");
 }
 
-fn jobs_completed(snapshot: &Snapshot) -> u64 {
-    snapshot.slots.iter().map(|view| view.jobs_completed).sum()
-}
-
-fn health_of(snapshot: &Snapshot) -> Health<'_> {
+fn health_of(snapshot: &Snapshot) -> Health {
     Health {
-        status: if snapshot.is_degraded() { "degraded" } else { "healthy" },
+        status: snapshot.health.name(),
         vms: snapshot.vms(),
         ready: snapshot.count(Phase::Ready),
         running: snapshot.count(Phase::Running),
@@ -164,8 +243,10 @@ fn health_of(snapshot: &Snapshot) -> Health<'_> {
         booting: snapshot.count(Phase::Booting),
         destroying: snapshot.count(Phase::Destroying),
         empty: snapshot.count(Phase::Empty),
+        recovering: snapshot.count(Phase::Recovering),
         jobs_waiting: snapshot.jobs_waiting,
-        reason: snapshot.reason(),
+        failing: snapshot.failing().count(),
+        reasons: snapshot.health.troubles.iter().map(|trouble: &Trouble| trouble.text()).collect(),
         version: env!("CARGO_PKG_VERSION"),
     }
 }

@@ -2,10 +2,11 @@
 
 use super::Api;
 use super::gate::{Reply, Request};
-use crate::pool::slot::JobNotice;
+use crate::pool::slot::types::{Job, JobEvent};
 use log::{debug, info};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::PoisonError;
@@ -26,6 +27,9 @@ struct Delivery {
 #[derive(Debug, Deserialize)]
 struct WorkflowJob {
     id: u64,
+    run_id: Option<u64>,
+    name: Option<String>,
+    html_url: Option<String>,
     #[serde(default)]
     labels: Vec<String>,
     runner_id: Option<u64>,
@@ -35,6 +39,7 @@ struct WorkflowJob {
 #[derive(Debug, Deserialize)]
 struct Repository {
     name: Option<String>,
+    full_name: Option<String>,
 }
 
 /// The deliveries seen last, by a hash of their ids, so that ids of any length cost the same.
@@ -64,88 +69,120 @@ impl Deliveries {
 
 pub(super) fn handle(api: &Api, request: &Request) -> Reply {
     let Some(signature) = request.headers.get("x-hub-signature-256") else {
-        return Reply::text(401, "Missing signature");
+        return refuse(api, 401, "Missing signature");
     };
     if !api.keys.webhook_signature_is_valid(request.body, signature) {
-        return Reply::text(401, "Invalid signature");
+        return refuse(api, 401, "Invalid signature");
     }
+    let Some(json) = payload(request.body) else {
+        return refuse(api, 400, "The form has no payload");
+    };
     // GitHub names the event in a header. A sender that leaves it out is taken at its body.
     let event = request.headers.get("x-github-event").unwrap_or(b"workflow_job");
     if event != b"workflow_job" {
-        return match serde_json::from_slice::<IgnoredAny>(request.body) {
+        return match serde_json::from_slice::<IgnoredAny>(&json) {
             Ok(_) => {
+                if event == b"ping" {
+                    info!("webhook: GitHub's ping came through, with the right signature");
+                }
                 debug!("webhook: ignoring event {}", String::from_utf8_lossy(event).escape_debug());
-                Reply::text(200, "Ignored")
+                accept(api, "Ignored")
             }
-            Err(_) => bad_json(request.body),
+            Err(_) => refuse(api, 400, "The body is not valid JSON"),
         };
     }
-    let delivery: Delivery = match serde_json::from_slice(request.body) {
+    let delivery: Delivery = match serde_json::from_slice(&json) {
         Ok(delivery) => delivery,
         Err(error) if error.is_data() => {
+            refuse(api, 400, "Not a workflow_job payload");
             return Reply::text(400, format!("Not a workflow_job payload: {error}"));
         }
-        Err(_) => return bad_json(request.body),
+        Err(_) => return refuse(api, 400, "The body is not valid JSON"),
     };
     if let Some(id) = request.headers.get("x-github-delivery") {
         // Nothing after this can fail, so a delivery that GitHub sends again because of an error is not taken for a repeat.
         let mut deliveries = api.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
         if !deliveries.is_new(id) {
-            return Reply::text(200, "Repeated delivery, ignored");
+            return accept(api, "Repeated delivery, ignored");
         }
     }
     dispatch(api, delivery);
-    Reply::text(200, "OK")
+    accept(api, "OK")
+}
+
+fn accept(api: &Api, text: &'static str) -> Reply {
+    api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).accepted += 1;
+    Reply::text(200, text)
+}
+
+fn refuse(api: &Api, status: u16, why: &'static str) -> Reply {
+    *api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).refused.entry(why).or_default() += 1;
+    api.note_refusal(format!("webhook: {why}"));
+    Reply::text(status, why)
+}
+
+/// The JSON of a delivery: the body itself, or the field `payload` of a form,
+/// GitHub's other content type. `None` if the form has none.
+///
+/// <https://docs.github.com/en/webhooks/using-webhooks/creating-webhooks#creating-a-repository-webhook>
+fn payload(body: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let is_form = body.first().is_some_and(u8::is_ascii_alphabetic) && body.contains(&b'=');
+    // No JSON object or array begins with a letter.
+    if !is_form {
+        return Some(Cow::Borrowed(body));
+    }
+    let field = body.split(|&b| b == b'&').find_map(|field| field.strip_prefix(b"payload="))?;
+    let mut json = Vec::with_capacity(field.len());
+    let mut bytes = field.iter();
+    while let Some(&byte) = bytes.next() {
+        let mut hex = || Some((*bytes.next()? as char).to_digit(16)? as u8);
+        json.push(match byte {
+            b'+' => b' ',
+            b'%' => hex()? << 4 | hex()?,
+            other => other,
+        });
+    }
+    Some(Cow::Owned(json))
 }
 
 fn dispatch(api: &Api, delivery: Delivery) {
     let job = delivery.workflow_job;
     let job_id = job.id;
-    let notice = JobNotice {
-        job_id,
+    let (repository, full_name) = delivery.repository.map_or((None, None), |r| (r.name, r.full_name));
+    if delivery.action == "queued" {
+        let here = match (&api.github.repo, &repository) {
+            (Some(ours), Some(theirs)) => ours.eq_ignore_ascii_case(theirs),
+            _ => true,
+        };
+        if here && api.pool.job_queued(job_id, &job.labels) {
+            debug!("job {job_id} is queued");
+            api.listen("queued", job_id, &job.labels);
+        }
+        return;
+    }
+    api.listen(&delivery.action, job_id, &job.labels);
+    let event = JobEvent {
+        job: Job {
+            id: Some(job_id),
+            run_id: job.run_id,
+            name: job.name.map(printable),
+            repository: full_name.or(repository).map(printable),
+            url: job.html_url.map(printable),
+        },
         runner_id: job.runner_id.filter(|&id| id != 0),
         runner_name: job.runner_name.filter(|name| !name.is_empty()),
     };
     match delivery.action.as_str() {
-        "queued" => {
-            let here = match (&api.facts.repository, delivery.repository.and_then(|r| r.name)) {
-                (Some(ours), Some(theirs)) => ours.eq_ignore_ascii_case(&theirs),
-                _ => true,
-            };
-            if here && api.pool.job_queued(job_id, &job.labels) {
-                info!("job {job_id} is queued");
-                if let Some(simulation) = &api.simulation {
-                    simulation.offer(job_id, job.labels);
-                }
-            } else {
-                debug!("job {job_id} is queued for other runners, or was before");
-            }
-        }
-        "in_progress" => {
-            if let Some(simulation) = &api.simulation {
-                simulation.withdraw(job_id);
-            }
-            api.pool.job_in_progress(notice);
-        }
-        "completed" => {
-            if let Some(simulation) = &api.simulation {
-                simulation.withdraw(job_id);
-            }
-            api.pool.job_completed(notice);
-        }
+        "in_progress" => api.pool.job_in_progress(event),
+        "completed" => api.pool.job_completed(event),
         // A job that waits for a deployment's approval needs no runner yet.
         _ => {}
     }
 }
 
-fn bad_json(body: &[u8]) -> Reply {
-    if body.starts_with(b"payload=") {
-        return Reply::text(
-            400,
-            "The body is a form: set the webhook's content type to application/json in GitHub's settings",
-        );
-    }
-    Reply::text(400, "The body is not valid JSON")
+/// A text of a workflow's author, fit for one place in one line of the log.
+fn printable(text: String) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 #[cfg(test)]
@@ -162,5 +199,14 @@ mod tests {
         }
         assert!(deliveries.is_new(b"first"));
         assert_eq!(deliveries.seen.len(), deliveries.order.len());
+    }
+
+    #[test]
+    fn a_forms_payload_is_decoded_and_json_is_left_as_it_is() {
+        assert_eq!(payload(br#"{"a":"x=%7B"}"#).as_deref(), Some(&br#"{"a":"x=%7B"}"#[..]));
+        assert_eq!(payload(b"payload=%7B%22a%22%3A+1%7D").as_deref(), Some(&br#"{"a": 1}"#[..]));
+        assert_eq!(payload(b"x=1&payload=%5b%5D").as_deref(), Some(&b"[]"[..]));
+        assert_eq!(payload(b"x=1"), None);
+        assert_eq!(payload(b"payload=%7"), None);
     }
 }

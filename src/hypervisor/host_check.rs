@@ -39,11 +39,13 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(text: impl Into<String>) -> Finding {
+    /// A finding that is as it should be.
+    pub fn ok(text: impl Into<String>) -> Finding {
         Finding { severity: Severity::Ok, text: text.into() }
     }
 
-    fn warning(text: impl Into<String>) -> Finding {
+    /// A finding that may keep the pool from working.
+    pub fn warning(text: impl Into<String>) -> Finding {
         Finding { severity: Severity::Warning, text: text.into() }
     }
 

@@ -1,179 +1,270 @@
-//! One thread that asks the hypervisor about all VMs at once and GitHub about
-//! all runners at once, and tells each slot what changed.
+//! What to ask the host and GitHub next, and what their answers mean.
 //!
 //! The pool is right with the monitor alone: callbacks and webhooks only make
-//! it faster. The first round of all finds out what an earlier start left.
+//! it faster. A round is one list of all VMs, which also writes what the pool
+//! has to tell them, and one list of all runners. Pure: `workers::monitor` asks
+//! and waits, the simulator does the same in simulated time.
 
-use super::Shared;
-use super::slot::{Event, Millis};
-use crate::github::{Removal, Runner};
-use crate::hypervisor::{Inventory, VmId};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use log::{debug, info, warn};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use super::back_off::{self, Random};
+use super::slot::types::Stop;
+use super::state::{Asked, Outcome, PoolState};
+use super::{Millis, millis, recovery};
+use crate::github::{Error, QueuedJob, Removal, Runner};
+use crate::hypervisor::{Inventory, VmWrite};
+use std::collections::VecDeque;
 
-/// How long to wait between tries to find out what is there at the start: at first, and at most.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const MINUTE: Millis = 60_000;
 
-/// How often the image's freshness is checked.
-const IMAGE_CHECK: Duration = Duration::from_secs(24 * 3600);
+/// How often queued jobs are listed, in case their webhooks were lost.
+const QUEUED_JOBS_EVERY: Millis = 5 * MINUTE;
+/// How often the newest version of the runner is asked for.
+const NEWEST_RUNNER_EVERY: Millis = 24 * 60 * MINUTE;
+/// The pause between two rounds while the pool stops.
+const PAUSE_AT_STOP: Millis = 2_000;
+/// The least pause between two rounds, however often one is asked for.
+const LEAST_PAUSE: Millis = 1_000;
+/// Where GitHub has more runners than this, a list of all takes too many of
+/// the 5,000 requests that it allows in an hour.
+/// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
+const MANY_RUNNERS: usize = 1_000;
+/// How often all are listed where there are many; between, each of the pool's own is asked for.
+const MANY_LISTED_EVERY: Millis = 30 * MINUTE;
 
-/// How long the monitor's end is waited for. A listing can take minutes, and nothing is lost by leaving it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// What to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// The hypervisor for all VMs, writing this. Brings [`Answer::Vms`].
+    Vms(Vec<VmWrite>),
+    /// GitHub for all runners. Brings [`Answer::Runners`].
+    Runners,
+    /// GitHub for one runner. Brings [`Answer::Runner`].
+    Runner(Asked),
+    /// GitHub to remove a registration of no slot. Brings [`Answer::Removed`].
+    Remove(u64),
+    /// GitHub for the queued jobs of the repository. Brings [`Answer::QueuedJobs`].
+    QueuedJobs,
+    /// GitHub for the newest version of the runner. Brings [`Answer::NewestRunner`].
+    NewestRunner,
+    /// Nothing, for so many milliseconds, or until the pool wants a look. Brings [`Answer::Paused`].
+    Pause(Millis),
+    /// Nothing more: every slot has stopped.
+    End,
+}
 
-/// The running thread.
-pub(crate) struct Monitor {
-    quit: Sender<()>,
-    ended: Receiver<()>,
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The monitor has just started.
+    Started,
+    /// The list, and the fingerprint of a VM made now.
+    Vms(Result<(Inventory, Option<String>), String>),
+    /// All runners.
+    Runners(Result<Vec<Runner>, Error>),
+    /// One runner.
+    Runner(Result<Option<Runner>, Error>),
+    /// What came of the removal.
+    Removed(Result<Removal, Error>),
+    /// The queued jobs.
+    QueuedJobs(Result<Vec<QueuedJob>, Error>),
+    /// The newest version, and today in days since 1970.
+    NewestRunner(Result<Option<String>, Error>, i64),
+    /// The pause is over.
+    Paused,
+}
+
+/// The monitor's own memory.
+#[derive(Debug)]
+pub struct Monitor {
+    /// What is asked, and when that began.
+    asked: (Ask, Millis),
+    /// What else this round asks for.
+    unlisted: VecDeque<(usize, Asked)>,
+    /// The slot that the present question is about.
+    about: usize,
+    orphans: Vec<u64>,
+    first_list: Option<Inventory>,
+    failures: u32,
+    random: Random,
+    queued_jobs_at: Option<Millis>,
+    newest_runner_at: Option<Millis>,
+    many_listed_at: Option<Millis>,
 }
 
 impl Monitor {
-    /// Ends the thread, and waits a moment for it.
-    pub(crate) fn quit(self) {
-        drop(self.quit);
-        let _ = self.ended.recv_timeout(PATIENCE);
-    }
-}
-
-/// Starts the thread.
-pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<Monitor> {
-    let (quit, quitting) = crossbeam_channel::bounded(0);
-    let (running, ended) = crossbeam_channel::bounded(0);
-    std::thread::Builder::new().name("monitor".into()).stack_size(512 * 1024).spawn(move || {
-        run(&shared, &quitting);
-        drop(running);
-    })?;
-    Ok(Monitor { quit, ended })
-}
-
-fn run(shared: &Arc<Shared>, quitting: &Receiver<()>) {
-    let mut retry = FIRST_RETRY;
-    loop {
-        if shared.stopping().is_some() {
-            return;
-        }
-        if let (Some(inventory), Some((runners, _))) = (list_vms_surely(shared), list_runners(shared)) {
-            take_stock(shared, &inventory, &runners);
-            break;
-        }
-        if pause(quitting, retry) {
-            return;
-        }
-        retry = (retry * 2).min(LAST_RETRY);
-    }
-    let mut image_checked: Option<Instant> = None;
-    while !pause(quitting, shared.settings.poll) {
-        if shared.stopping().is_some() {
-            return;
-        }
-        if image_checked.is_none_or(|at| at.elapsed() >= IMAGE_CHECK) {
-            image_checked = Some(Instant::now());
-            check_image(shared);
-        }
-        if let Some((inventory, asked_at)) = list_vms(shared) {
-            tell_of_vms(shared, &inventory, asked_at);
-        }
-        if let Some((runners, asked_at)) = list_runners(shared) {
-            tell_of_runners(shared, &runners, asked_at);
+    /// A monitor that has not looked yet. `seed` feeds its jitter.
+    pub fn new(seed: u64) -> Monitor {
+        Monitor {
+            asked: (Ask::Pause(0), 0),
+            unlisted: VecDeque::new(),
+            about: 0,
+            orphans: Vec::new(),
+            first_list: None,
+            failures: 0,
+            random: Random(seed),
+            queued_jobs_at: None,
+            newest_runner_at: None,
+            many_listed_at: None,
         }
     }
-}
 
-fn check_image(shared: &Shared) {
-    match shared.github.newest_runner_version() {
-        Ok(Some(version)) => shared.lock().newest_runner_is(version),
-        Ok(None) => {}
-        Err(error) => debug!("{error}"),
+    /// Takes in what came of the last question and says what to ask next.
+    pub fn next(&mut self, answer: Answer, state: &mut PoolState, now: Millis, out: &mut Outcome) -> Ask {
+        let (asked, asked_at) = std::mem::replace(&mut self.asked, (Ask::End, now));
+        let ask = self.follow(answer, asked, asked_at, state, now, out);
+        self.asked = (ask.clone(), now);
+        ask
     }
-    let report = shared.lock().image_report();
-    report.warnings.iter().for_each(|warning| warn!("{warning}"));
-}
 
-/// Waits. Returns whether the pool stops.
-fn pause(quitting: &Receiver<()>, time: Duration) -> bool {
-    !matches!(quitting.recv_timeout(time), Err(RecvTimeoutError::Timeout))
-}
-
-fn list_vms(shared: &Shared) -> Option<(Inventory, Millis)> {
-    let asked_at = shared.now();
-    let result = shared.hypervisor.list(&[]);
-    let error = result.as_ref().err().map(|error| format!("cannot list the VMs: {error}"));
-    let before = std::mem::replace(&mut shared.lock().hypervisor_error, error.clone());
-    note_change(before, error);
-    result.ok().map(|inventory| (inventory, asked_at))
-}
-
-/// The list that decides what becomes of everything an earlier start left. A list can leave a VM out, whose disk is
-/// then a disk without a VM and would be cleared away under a running job: so what lacks its VM is looked at twice.
-fn list_vms_surely(shared: &Shared) -> Option<Inventory> {
-    let (mut inventory, _) = list_vms(shared)?;
-    let lacks_its_vm = |disk: &VmId| !inventory.vms.iter().any(|vm| vm.id == *disk);
-    if inventory.disks.iter().any(lacks_its_vm) {
-        let (second, _) = list_vms(shared)?;
-        let missed = second.vms.into_iter().filter(|vm| !inventory.vms.iter().any(|known| known.id == vm.id));
-        let missed: Vec<_> = missed.collect();
-        inventory.vms.extend(missed);
-    }
-    Some(inventory)
-}
-
-fn list_runners(shared: &Shared) -> Option<(Vec<Runner>, Millis)> {
-    let asked_at = shared.now();
-    let result = shared.github.runners();
-    let error = result.as_ref().err().map(ToString::to_string);
-    let before = std::mem::replace(&mut shared.lock().github_error, error.clone());
-    note_change(before, error);
-    result.ok().map(|runners| (runners, asked_at))
-}
-
-/// Logs an error when it is new, and its end. Not under the lock: a log can be slow.
-fn note_change(before: Option<String>, now: Option<String>) {
-    match (before, now) {
-        (None, Some(why)) => warn!("{why}"),
-        (Some(before), Some(why)) if before != why => warn!("{why}"),
-        (Some(before), None) => info!("no longer: {before}"),
-        _ => {}
-    }
-}
-
-fn take_stock(shared: &Arc<Shared>, inventory: &Inventory, runners: &[Runner]) {
-    let assignments = shared.lock().book.take_stock(inventory, runners);
-    for (i, assignment) in assignments.iter().enumerate() {
-        if let Some((made, busy)) = &assignment.adopt {
-            info!("adopting {} in slot {}{}", made.vm, i + 1, if *busy { ", with a job on it" } else { "" });
-        }
-        for leftover in &assignment.leftovers {
-            info!("clearing away {}, left by an earlier start", leftover.vm);
-        }
-    }
-    shared.reconciled(assignments);
-}
-
-fn tell_of_vms(shared: &Shared, inventory: &Inventory, asked_at: Millis) {
-    let inner = shared.lock();
-    inner.send(inner.book.vms_listed(inventory, asked_at));
-}
-
-fn tell_of_runners(shared: &Shared, runners: &[Runner], asked_at: Millis) {
-    let mut inner = shared.lock();
-    let round = inner.book.runners_listed(runners, asked_at, shared.now());
-    inner.send(round.mail);
-    drop(inner);
-
-    for (slot, runner_id) in round.unlisted {
-        match shared.github.runner_by_id(shared.github.scope(), runner_id) {
-            Ok(None) => shared.tell(slot, Event::RunnerGone { runner_id }),
-            Ok(Some(_)) => {}
-            Err(error) => debug!("{error}"),
+    fn follow(
+        &mut self,
+        answer: Answer,
+        asked: Ask,
+        asked_at: Millis,
+        state: &mut PoolState,
+        now: Millis,
+        out: &mut Outcome,
+    ) -> Ask {
+        match answer {
+            Answer::Started => Ask::Vms(Vec::new()),
+            Answer::Paused if state.has_stopped() => Ask::End,
+            Answer::Paused => Ask::Vms(state.take_writes(now, out)),
+            Answer::Vms(Err(why)) => {
+                state.hypervisor_fails(why, now, out);
+                if state.has_recovered() { Ask::Runners } else { self.retry_first_look(state) }
+            }
+            Answer::Vms(Ok((inventory, fingerprint))) => {
+                state.hypervisor_works(out);
+                if !state.has_recovered() {
+                    return self.first_look(inventory, state, now, out);
+                }
+                let writes = if let Ask::Vms(writes) = asked { writes } else { Vec::new() };
+                state.vms_listed(&inventory, fingerprint, &writes, asked_at, now, out);
+                self.ask_github(state, now)
+            }
+            Answer::Runners(answer) => {
+                if let Some(runners) = self.heard(answer, state, now, out) {
+                    self.many_listed_at = (runners.len() > MANY_RUNNERS).then_some(now);
+                    self.orphans = state.runners_listed(&runners, asked_at, now, out);
+                    self.unlisted = state.unlisted(&runners);
+                }
+                self.ask_for_the_rest(state, now)
+            }
+            Answer::Runner(answer) => {
+                let Ask::Runner(asked) = asked else { return self.ask_for_the_rest(state, now) };
+                let elsewhere = asked.scope != state.rules().scope;
+                match &answer {
+                    Ok(runner) => {
+                        state.runner_looked_up(self.about, &asked, runner.as_ref(), asked_at, now, out);
+                    }
+                    // Access to another scope than the pool's may have ended with its settings.
+                    Err(Error::Refused(_)) if elsewhere => state.runner_hidden(self.about, &asked, now, out),
+                    Err(_) => {}
+                }
+                if !elsewhere {
+                    self.heard(answer, state, now, out);
+                }
+                self.ask_for_the_rest(state, now)
+            }
+            Answer::Removed(answer) => {
+                self.heard(answer, state, now, out);
+                self.ask_for_the_rest(state, now)
+            }
+            Answer::QueuedJobs(answer) => {
+                // A token that may manage runners need not be allowed to read jobs.
+                for job in answer.unwrap_or_default() {
+                    state.job_queued(job.id, &job.labels, now, out);
+                }
+                self.ask_for_the_rest(state, now)
+            }
+            Answer::NewestRunner(answer, today) => {
+                if let Ok(Some(version)) = answer {
+                    state.image.newest_runner_is(version, today);
+                }
+                self.ask_for_the_rest(state, now)
+            }
         }
     }
-    for runner_id in round.orphans {
-        match shared.github.remove(shared.github.scope(), runner_id) {
-            Ok(Removal::Removed) => info!("removed runner {runner_id}, which had no VM any more"),
-            Ok(Removal::NotThere | Removal::Busy) => {}
-            Err(error) => warn!("{error} (it has no VM any more)"),
+
+    // --- the first look ---
+
+    /// A list can leave a VM out, so that nothing is concluded from the first alone.
+    fn first_look(&mut self, list: Inventory, state: &mut PoolState, now: Millis, out: &mut Outcome) -> Ask {
+        match self.first_list.take() {
+            None => {
+                self.first_list = Some(list);
+                Ask::Vms(Vec::new())
+            }
+            Some(first) => {
+                state.recover(&recovery::union(first, list), now, out);
+                self.ask_github(state, now)
+            }
+        }
+    }
+
+    fn retry_first_look(&mut self, state: &PoolState) -> Ask {
+        if state.has_stopped() {
+            return Ask::End;
+        }
+        self.failures += 1;
+        Ask::Pause(back_off::FIRST_LOOK.wait(self.failures, &mut self.random))
+    }
+
+    // --- the rest of a round ---
+
+    fn ask_github(&mut self, state: &PoolState, now: Millis) -> Ask {
+        if self.many_listed_at.is_some_and(|at| now - at < MANY_LISTED_EVERY) {
+            self.unlisted = state.unlisted(&[]);
+            return self.ask_for_the_rest(state, now);
+        }
+        Ask::Runners
+    }
+
+    fn ask_for_the_rest(&mut self, state: &PoolState, now: Millis) -> Ask {
+        let stopping = state.stopping();
+        if let Some((slot, asked)) = self.unlisted.pop_front() {
+            self.about = slot;
+            return Ask::Runner(asked);
+        }
+        if let Some(runner) = self.orphans.pop() {
+            return Ask::Remove(runner);
+        }
+        let is_due = |at: Option<Millis>, every: Millis| at.is_none_or(|at| now - at >= every);
+        if stopping.is_none()
+            && state.rules().scope.repository.is_some()
+            && is_due(self.queued_jobs_at, QUEUED_JOBS_EVERY)
+        {
+            self.queued_jobs_at = Some(now);
+            return Ask::QueuedJobs;
+        }
+        if stopping.is_none() && is_due(self.newest_runner_at, NEWEST_RUNNER_EVERY) {
+            self.newest_runner_at = Some(now);
+            return Ask::NewestRunner;
+        }
+        let poll = millis(state.rules().pool.poll);
+        match stopping {
+            Some(_) if state.has_stopped() => Ask::End,
+            Some(Stop::Keep | Stop::Destroy) => Ask::Pause(PAUSE_AT_STOP.min(poll)),
+            None => Ask::Pause(poll.max(LEAST_PAUSE)),
+        }
+    }
+
+    /// What GitHub said, after noting whether it can be reached.
+    fn heard<T>(
+        &self,
+        answer: Result<T, Error>,
+        state: &mut PoolState,
+        now: Millis,
+        out: &mut Outcome,
+    ) -> Option<T> {
+        match answer {
+            Ok(heard) => {
+                state.github_works(out);
+                Some(heard)
+            }
+            Err(error) => {
+                state.github_fails(error.to_string(), matches!(error, Error::Refused(_)), now, out);
+                None
+            }
         }
     }
 }

@@ -30,11 +30,11 @@ struct Inner {
 }
 
 impl MockGitHub {
-    /// A GitHub without runners, whose runners will bear `labels`, and which
-    /// delivers its webhooks to `webhook_url`, signed with `keys`.
-    pub fn new(labels: &[String], webhook_url: String, keys: Keys) -> MockGitHub {
+    /// A GitHub without runners, whose runners will be `scope`'s and bear
+    /// `labels`, and which delivers its webhooks to `webhook_url`, signed with `keys`.
+    pub fn new(scope: Scope, labels: &[String], webhook_url: String, keys: Keys) -> MockGitHub {
         MockGitHub {
-            scope: Scope { api_url: "mock".into(), owner: "mock-org".into(), repository: None },
+            scope,
             labels: labels.to_vec(),
             webhook_url,
             keys,
@@ -91,14 +91,23 @@ impl MockGitHub {
     }
 
     /// Delivers a `workflow_job` webhook. One that does not arrive is lost, as GitHub's can be.
-    pub fn deliver(&self, action: &str, job_id: u64, runner_id: u64) {
+    pub fn deliver(&self, action: &str, job_id: u64, runner_id: u64, runner_name: &str) {
         let mut inner = self.lock();
         inner.deliveries += 1;
         let delivery = format!("simulated-{}", inner.deliveries);
         drop(inner);
+        let repository = self.scope.repository.as_deref().unwrap_or("simulated");
         let body = serde_json::json!({
             "action": action,
-            "workflow_job": {"id": job_id, "labels": self.labels, "runner_id": runner_id},
+            "workflow_job": {
+                "id": job_id,
+                "run_id": job_id,
+                "name": "simulated",
+                "labels": self.labels,
+                "runner_id": runner_id,
+                "runner_name": runner_name,
+            },
+            "repository": {"name": repository, "full_name": format!("{}/{repository}", self.scope.owner)},
         });
         let body = body.to_string();
         let request = super::hypervisor::loopback_agent()
@@ -110,6 +119,11 @@ impl MockGitHub {
         if let Err(error) = request.send(&body) {
             debug!("a simulated webhook was lost: {error}");
         }
+    }
+
+    /// Whether the registration is still there: a listener whose is not ends.
+    pub fn is_registered(&self, runner_id: u64) -> bool {
+        self.lock().runners.iter().any(|runner| runner.id == runner_id)
     }
 
     /// The runner's machine is gone, and with it its job, if it had one.
@@ -131,7 +145,9 @@ impl GitHub for MockGitHub {
     }
 
     fn queued_jobs(&self) -> Result<Vec<QueuedJob>, Error> {
-        Ok(Vec::new())
+        let inner = self.lock();
+        let waiting = inner.waiting.iter().filter(|_| self.scope.repository.is_some());
+        Ok(waiting.map(|(id, labels)| QueuedJob { id: *id, labels: labels.clone() }).collect())
     }
 
     fn token_expires(&self) -> Option<SystemTime> {
@@ -190,7 +206,8 @@ mod tests {
 
     fn github(labels: &[&str]) -> MockGitHub {
         let labels: Vec<String> = labels.iter().map(|l| l.to_string()).collect();
-        MockGitHub::new(&labels, String::new(), Keys::new(&Secret::new("s")))
+        let scope = Scope { api_url: "mock".into(), owner: "mock-org".into(), repository: None };
+        MockGitHub::new(scope, &labels, String::new(), Keys::new(&Secret::new("s")))
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Simulated VMs for `USE_MOCK=true`, whose guests speak the real protocol
 //! over real HTTP: they fetch their configuration, run the job that the
-//! simulated GitHub gives them, report, and power off.
+//! simulated GitHub gives them, report, and power off. They retire when asked.
 
 use super::github::MockGitHub;
-use crate::hypervisor::{Error, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite};
+use crate::hypervisor::{
+    Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
+};
 use crate::secret::Secret;
 use serde::Deserialize;
 use std::fmt;
@@ -30,6 +32,15 @@ pub struct MockHypervisor {
     github: Option<Arc<MockGitHub>>,
     vms: Mutex<Vec<Arc<SimulatedVm>>>,
     faults: Mutex<Faults>,
+    host: Mutex<Host>,
+    stop_creating: (Mutex<bool>, Condvar),
+}
+
+/// What a test can set of the host.
+#[derive(Clone, Debug)]
+struct Host {
+    template: String,
+    free_bytes: u64,
 }
 
 /// What shall go wrong, for tests.
@@ -47,39 +58,104 @@ pub struct Faults {
 
 struct SimulatedVm {
     id: VmId,
-    notes: Notes,
+    notes: Mutex<Notes>,
     secret: Secret,
     started: Instant,
-    /// Whether it is off.
-    off: Mutex<bool>,
-    powered_off: Condvar,
+    guest: Mutex<GuestState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GuestState {
+    off: bool,
+    booted: bool,
+    /// Its Worker runs, or has run.
+    worker: bool,
+    had_worker: bool,
+    told_to_retire: bool,
 }
 
 impl SimulatedVm {
     /// Lets time pass inside the VM. Returns whether it is still on.
     fn run(&self, time: Duration) -> bool {
-        let off = self.off.lock().unwrap_or_else(PoisonError::into_inner);
-        let (off, _) = self
-            .powered_off
-            .wait_timeout_while(off, time, |off| !*off)
+        let guest = self.guest();
+        let (guest, _) = self
+            .changed
+            .wait_timeout_while(guest, time, |guest| !guest.off)
             .unwrap_or_else(PoisonError::into_inner);
-        !*off
+        !guest.off
+    }
+
+    fn guest(&self) -> MutexGuard<'_, GuestState> {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_off(&self) -> bool {
-        *self.off.lock().unwrap_or_else(PoisonError::into_inner)
+        self.guest().off
+    }
+
+    /// Whether its idle listener is to end.
+    fn retires(&self) -> bool {
+        let guest = self.guest();
+        guest.told_to_retire && !guest.had_worker
     }
 
     fn power_off(&self) {
-        *self.off.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.powered_off.notify_all();
+        self.guest().off = true;
+        self.changed.notify_all();
+    }
+
+    /// What the host writes to it.
+    fn write(&self, write: &VmWrite) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.job_started = write.job_started.or(notes.job_started);
+        self.guest().told_to_retire |= write.retire;
+    }
+
+    fn listed(&self) -> Vm {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let guest = self.guest();
+        Vm {
+            id: self.id.clone(),
+            power: if guest.off { Power::Off } else { Power::On },
+            uptime: self.started.elapsed(),
+            heartbeat: if guest.booted && !guest.off { Heartbeat::Ok } else { Heartbeat::Unknown },
+            guest: guest.booted.then(|| GuestWord {
+                stage: if guest.worker { "running a job" } else { "listening" }.into(),
+                last_error: None,
+                worker: guest.worker,
+            }),
+            notes: Some(notes),
+        }
     }
 }
 
 impl MockHypervisor {
     /// A host without VMs, whose guests reach the pool at `pool_url`.
     pub fn new(timing: Timing, pool_url: String, github: Option<Arc<MockGitHub>>) -> MockHypervisor {
-        MockHypervisor { timing, pool_url, github, vms: Mutex::default(), faults: Mutex::default() }
+        MockHypervisor {
+            timing,
+            pool_url,
+            github,
+            vms: Mutex::default(),
+            faults: Mutex::default(),
+            host: Mutex::new(Host { template: "template".into(), free_bytes: 1 << 40 }),
+            stop_creating: Default::default(),
+        }
+    }
+
+    /// Puts another template in the place of the present one.
+    pub fn set_template(&self, name: &str) {
+        self.host().template = name.into();
+    }
+
+    /// Leaves so much room for the VMs' disks.
+    pub fn set_free_bytes(&self, free_bytes: u64) {
+        self.host().free_bytes = free_bytes;
+    }
+
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says what shall go wrong from now on.
@@ -117,17 +193,25 @@ impl MockHypervisor {
 
 impl Hypervisor for MockHypervisor {
     fn create(&self, spec: &VmSpec) -> Result<(), Error> {
-        std::thread::sleep(self.timing.create);
+        let (stop, stopped) = &self.stop_creating;
+        let stop = stop.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stop, _) = stopped
+            .wait_timeout_while(stop, self.timing.create, |stop| !*stop)
+            .unwrap_or_else(PoisonError::into_inner);
+        if *stop {
+            return Err(Error("the pool stops: no VM is made".into()));
+        }
+        drop(stop);
         if self.strikes(|faults| &mut faults.failing_creates) {
             return Err(Error("a simulated fault: the VM could not be made".into()));
         }
         let vm = Arc::new(SimulatedVm {
             id: spec.id.clone(),
-            notes: spec.notes.clone(),
+            notes: Mutex::new(spec.notes.clone()),
             secret: spec.secret.clone(),
             started: Instant::now(),
-            off: Mutex::new(false),
-            powered_off: Condvar::new(),
+            guest: Mutex::default(),
+            changed: Condvar::new(),
         });
         self.lock().push(Arc::clone(&vm));
         if self.strikes(|faults| &mut faults.dead_guests) {
@@ -158,29 +242,25 @@ impl Hypervisor for MockHypervisor {
     }
 
     fn fingerprint(&self) -> Option<String> {
-        None
+        Some(self.host().template.clone())
     }
 
-    fn stop_creating(&self) {}
+    fn stop_creating(&self) {
+        let (stop, stopped) = &self.stop_creating;
+        *stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        stopped.notify_all();
+    }
 
-    fn list(&self, _writes: &[VmWrite]) -> Result<Inventory, Error> {
+    fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error> {
         let leave_out = self.strikes(|faults| &mut faults.lists_without_vms);
         let vms = self.lock();
+        for write in writes {
+            vms.iter().filter(|vm| vm.id == write.vm).for_each(|vm| vm.write(write));
+        }
         Ok(Inventory {
-            vms: vms
-                .iter()
-                .filter(|_| !leave_out)
-                .map(|vm| Vm {
-                    id: vm.id.clone(),
-                    power: if vm.is_off() { Power::Off } else { Power::On },
-                    uptime: vm.started.elapsed(),
-                    heartbeat: Heartbeat::Unknown,
-                    guest: None,
-                    notes: Some(vm.notes.clone()),
-                })
-                .collect(),
+            vms: vms.iter().filter(|_| !leave_out).map(|vm| vm.listed()).collect(),
             disks: vms.iter().map(|vm| vm.id.clone()).collect(),
-            free_bytes: None,
+            free_bytes: Some(self.host().free_bytes),
         })
     }
 }
@@ -194,6 +274,7 @@ impl fmt::Debug for MockHypervisor {
 #[derive(Deserialize)]
 struct GuestConfig {
     token: String,
+    name: String,
 }
 
 struct Guest {
@@ -206,30 +287,35 @@ struct Guest {
 impl Guest {
     /// From power-on to power-off.
     fn run(&self) {
-        if self.vm.run(self.timing.boot)
-            && let Some(config) = self.fetch_config()
-        {
+        if self.vm.run(self.timing.boot) {
+            self.vm.guest().booted = true;
+        }
+        if let Some(config) = self.fetch_config() {
             match &self.github {
-                Some(github) => self.work(github, &config.token),
-                None => while self.vm.run(Duration::from_secs(3600)) {},
+                Some(github) => self.work(github, &config),
+                None => while self.vm.run(Duration::from_millis(500)) && !self.vm.retires() {},
             }
         }
         self.vm.power_off();
     }
 
     /// What `run.cmd --jitconfig` does, and the report after it.
-    fn work(&self, github: &MockGitHub, token: &str) {
-        let Some(runner_id) = github.connect(token) else { return };
+    fn work(&self, github: &MockGitHub, config: &GuestConfig) {
+        let Some(runner_id) = github.connect(&config.token) else { return };
         let job_id = loop {
-            if self.vm.is_off() {
+            if self.vm.is_off() || !github.is_registered(runner_id) || self.vm.retires() {
                 github.disconnect(runner_id);
+                if !self.vm.is_off() {
+                    self.report_end();
+                }
                 return;
             }
             if let Some(job_id) = github.take_job(runner_id, Duration::from_millis(200)) {
                 break job_id;
             }
         };
-        github.deliver("in_progress", job_id, runner_id);
+        (self.vm.guest().worker, self.vm.guest().had_worker) = (true, true);
+        github.deliver("in_progress", job_id, runner_id, &config.name);
         self.post(
             "runner-started",
             &format!(r#"{{"run_id":"{job_id}","job":"simulated","repository":"simulated"}}"#),
@@ -239,13 +325,18 @@ impl Guest {
             return;
         }
         github.end_job(runner_id);
+        self.vm.guest().worker = false;
+        self.report_end();
+        github.deliver("completed", job_id, runner_id, &config.name);
+    }
+
+    fn report_end(&self) {
         for _ in 0..5 {
             if self.post("runner-complete", r#"{"exit_code":0}"#) || !self.vm.run(Duration::from_millis(500))
             {
                 break;
             }
         }
-        github.deliver("completed", job_id, runner_id);
     }
 
     fn fetch_config(&self) -> Option<GuestConfig> {

@@ -234,6 +234,95 @@ function Get-HostItem($Vm, [string]$Name) {
     return ''
 }
 
+function Get-GuestRequestsPath {
+    $tests = Split-Path -Path $PSScriptRoot -Parent
+    return Join-Path -Path (Join-Path -Path $tests -ChildPath 'data') -ChildPath 'guest-requests.json'
+}
+
+# Copies pool.ps1 of the image to the fake host's folder, with the file that it
+# expects beside it.
+function Copy-GuestScript($Fake, $Image) {
+    $root = Split-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -Parent
+    $source = Join-Path -Path (Join-Path -Path (Join-Path -Path $root -ChildPath 'packer') -ChildPath 'guest') -ChildPath 'pool.ps1'
+    Copy-Item -LiteralPath $source -Destination $Fake.Folder -Force
+    $json = ConvertTo-Json -InputObject $Image
+    [System.IO.File]::WriteAllText((Join-Path -Path $Fake.Folder -ChildPath 'image.json'), $json)
+}
+
+# The names and values of a JSON object in one line, in order of the names.
+function Get-FlatBody($Body) {
+    if ($null -eq $Body) {
+        return ''
+    }
+    $pairs = @($Body.PSObject.Properties | ForEach-Object { "$($_.Name)=$($_.Value.GetType().Name -replace 'Int64', 'Int32'):$($_.Value)" })
+    return ($pairs | Sort-Object) -join ';'
+}
+
+# Runs a piece of script with pool.ps1 of the image and the identity $pool, and
+# returns the requests that it sent, which were all answered with 200.
+function Get-SentGuestRequest($Fake, $Guest, [int]$Count, [scriptblock]$Send) {
+    Copy-GuestScript $Fake $Guest.image
+    $listener = [System.Net.Sockets.TcpListener]::new([System.Net.IPAddress]::Loopback, 0)
+    $listener.Start()
+    $server = [powershell]::Create().AddScript($ServeGuestRequests).AddArgument($listener).AddArgument($Count)
+    try {
+        $serving = $server.BeginInvoke()
+        . (Join-Path -Path $Fake.Folder -ChildPath 'pool.ps1')
+        $pool = @{
+            Url    = "http://127.0.0.1:$($listener.LocalEndpoint.Port)"
+            VmName = $Guest.vm_name
+            Secret = $Guest.secret
+        }
+        foreach ($answer in @(. $Send)) {
+            Assert-Equal $answer.Status 200 'the status that the script saw'
+            Assert-Equal $answer.Body 'OK' 'the body that the script saw'
+        }
+        if (-not $serving.AsyncWaitHandle.WaitOne(10000)) {
+            throw "the script sent fewer than $Count requests"
+        }
+        return @($server.EndInvoke($serving))
+    } finally {
+        $listener.Stop()
+        $server.Dispose()
+    }
+}
+
+# Answers so many requests, each on a connection of its own, and returns what was asked.
+$ServeGuestRequests = {
+    param($Listener, $Count)
+    for ($i = 0; $i -lt $Count; $i++) {
+        $client = $Listener.AcceptTcpClient()
+        $stream = $client.GetStream()
+        # One character for each byte, so that Content-Length counts both.
+        $reader = [System.IO.StreamReader]::new($stream, [System.Text.Encoding]::GetEncoding('iso-8859-1'))
+        $first = $reader.ReadLine().Split(' ')
+        $headers = @{}
+        while ($line = $reader.ReadLine()) {
+            $name, $value = $line -split ': ', 2
+            $headers[$name] = $value
+        }
+        $body = ''
+        while ($body.Length -lt [int]$headers['Content-Length']) {
+            $body += [char]$reader.Read()
+        }
+        $answer = [System.Text.Encoding]::ASCII.GetBytes("HTTP/1.1 200 OK`r`nContent-Length: 2`r`nConnection: close`r`n`r`nOK")
+        $stream.Write($answer, 0, $answer.Length)
+        $client.Dispose()
+        $json = $null
+        if ($body) {
+            $json = ConvertFrom-Json -InputObject $body
+        }
+        [pscustomobject]@{
+            method        = $first[0]
+            path          = $first[1]
+            authorization = $headers['Authorization']
+            user_agent    = $headers['User-Agent']
+            content_type  = $headers['Content-Type']
+            body          = $json
+        }
+    }
+}
+
 # Every check: its name and what it does with a new simulated host. One that
 # needs more than the host has it beside it, as Data. (Not as a closure: those
 # do not see the functions of this file.)
@@ -597,6 +686,50 @@ function Get-Check {
             $answer = ConvertFrom-Json -InputObject (Invoke-ScriptText $Fake $Data 'this is no JSON' '')
             Assert-Failure $answer 'input' '*'
         } }
+    }
+
+    $checks['the guest sends the requests that the fake guest of the tests sends'] = {
+        param($Fake)
+        $expected = ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText((Get-GuestRequestsPath)))
+        $names = 'fetch_config', 'report_started', 'report_complete'
+        $sent = @(Get-SentGuestRequest $Fake $expected.guest $names.Count {
+                Get-RunnerConfig -Pool $pool
+                Send-RunnerStarted -Pool $pool -RunId '42' -Job 'build' -Repository 'acme/widgets'
+                Send-RunnerComplete -Pool $pool -ExitCode 0
+            })
+        for ($i = 0; $i -lt $names.Count; $i++) {
+            $name = $names[$i]
+            foreach ($part in 'method', 'path', 'authorization', 'user_agent', 'content_type') {
+                Assert-Equal $sent[$i].$part $expected.requests.$name.$part "$name, $part"
+            }
+            Assert-Equal (Get-FlatBody $sent[$i].body) (Get-FlatBody $expected.requests.$name.body) "$name, body"
+        }
+        # No evaluation edition.
+        $expected.guest.image.windows_evaluation_end = $null
+        $sent = @(Get-SentGuestRequest $Fake $expected.guest 1 { Get-RunnerConfig -Pool $pool })
+        Assert-Equal $sent[0].user_agent $expected.user_agent_without_evaluation_end 'the User-Agent'
+    }
+
+    $checks['the guest learns who it is from the values of its host, once they are all there'] = {
+        param($Fake)
+        $values = @{ RunnerPoolUrl = 'http://172.20.0.1:8080/'; RunnerPoolVmName = 'runner-1' }
+        $asked = @{ Path = '' }
+        # The registry, where Windows shows the values in a guest.
+        function Get-Item($LiteralPath) {
+            $asked.Path = $LiteralPath
+            $key = [pscustomobject]@{ Values = $values }
+            Add-Member -InputObject $key -MemberType ScriptMethod -Name 'GetValue' -Value { param($Name) $this.Values[$Name] }
+            return $key
+        }
+        Copy-GuestScript $Fake @{}
+        . (Join-Path -Path $Fake.Folder -ChildPath 'pool.ps1')
+        Assert-True ($null -eq (Get-PoolIdentity)) 'a guest without its secret knows who it is'
+        $values.RunnerPoolVmSecret = 'f00dfeed'
+        $identity = Get-PoolIdentity
+        Assert-Equal $asked.Path 'HKLM:\SOFTWARE\Microsoft\Virtual Machine\External' 'the place of the values'
+        Assert-Equal $identity.Url 'http://172.20.0.1:8080' 'the URL'
+        Assert-Equal $identity.VmName 'runner-1' 'the name'
+        Assert-Equal $identity.Secret 'f00dfeed' 'the secret'
     }
 
     return $checks

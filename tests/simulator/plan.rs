@@ -1,7 +1,7 @@
 //! What one seed decides in advance: the pool's settings, how much work comes,
 //! and which faults happen how often.
 
-use hyperv_runner_pool::pool::slot::Millis;
+use hyperv_runner_pool::pool::Millis;
 
 pub const SECOND: Millis = 1_000;
 pub const MINUTE: Millis = 60 * SECOND;
@@ -98,10 +98,24 @@ faults! {
     Killed = 0, "the process is killed";
     KilledInEffect = 3_000, "the process is killed in the midst of an effect";
     EffectCutOff = 500_000, "what a killed process was doing is cut off";
-    Drained = 0, "the pool is drained and started again";
+    Stopped = 0, "the pool is stopped and started again";
     StopDestroys = 0, "the pool is stopped with SHUTDOWN=destroy";
     SettingsChange = 0, "the settings change across a restart";
     ClockJumps = 0, "the clock jumps ahead";
+    ScopeChange = 0, "the pool moves to another organization or repository";
+    TokenRefused = 0, "GitHub refuses the token for a while";
+    TemplateReplaced = 0, "the template is replaced";
+    TemplateBad = 0, "the new template does not boot";
+    RunnerRemoved = 0, "somebody else removes a registration";
+    DeleteOnBusy = 200_000, "GitHub removes a runner although it has a job";
+    BusyWrong = 30_000, "GitHub calls a runner idle for the whole of its job";
+    OfflineWrong = 20_000, "GitHub calls a runner offline in the midst of its job";
+    GuestHangs = 10_000, "a guest hangs while its VM is on";
+    GuestMute = 50_000, "a guest never says anything by key-values";
+    WordLate = 200_000, "a guest's word is late";
+    RetireIgnored = 50_000, "a guest does not retire when asked";
+    JobCanceled = 50_000, "a job is canceled while it waits";
+    JobNotTaken = 20_000, "a job is canceled before its runner takes it";
     Preempted = 30_000, "a thread is held up between two steps";
 }
 
@@ -117,6 +131,12 @@ pub struct Config {
     pub boot_timeout: Millis,
     pub job_timeout: Millis,
     pub jit: bool,
+    pub surplus_after: Millis,
+    pub max_idle: Millis,
+    /// Whose runners.
+    pub owner: &'static str,
+    /// Whether of one repository, whose queued jobs can be listed.
+    pub repository: bool,
 }
 
 /// What a seed decides in advance.
@@ -133,8 +153,10 @@ pub struct Plan {
     pub rates: [u32; FAULT_KINDS],
     /// The mean time between two faults of those that come on their own clock. 0: none.
     pub disturbed_every: Millis,
-    /// Another host uses the same prefix; its runners are online.
-    pub shared_prefix: bool,
+    /// A pool on another host shares prefix, labels, webhooks and GitHub with this one.
+    pub other_host: bool,
+    /// No guest says anything by key-values.
+    pub mute: bool,
     /// Rounds of the monitor that can change nothing may be skipped.
     pub skip_idle: bool,
 }
@@ -152,6 +174,10 @@ impl Plan {
             boot_timeout: [5, 10, 10, 20][rng.below(4) as usize] * MINUTE,
             job_timeout: [1, 2, 6][rng.below(3) as usize] * HOUR,
             jit: !rng.one_in(3),
+            surplus_after: [2, 10, 30][rng.below(3) as usize] * MINUTE,
+            max_idle: [2, 24, 24][rng.below(3) as usize] * HOUR,
+            owner: "octo",
+            repository: rng.one_in(2),
         };
         let mut rates = [0; FAULT_KINDS];
         let mut disturbed_every = 0;
@@ -176,7 +202,8 @@ impl Plan {
             job_takes: (5 * SECOND, longest),
             rates,
             disturbed_every,
-            shared_prefix: enabled > 0 && rng.one_in(6),
+            other_host: enabled > 0 && rng.one_in(6),
+            mute: rng.one_in(6),
             skip_idle: false,
             config,
         }
@@ -201,13 +228,18 @@ impl Plan {
                 boot_timeout: 10 * MINUTE,
                 job_timeout: 6 * HOUR,
                 jit: true,
+                surplus_after: 10 * MINUTE,
+                max_idle: DAY,
+                owner: "octo",
+                repository: true,
             },
             length: 365 * DAY,
             job_every: 30 * MINUTE,
             job_takes: (MINUTE, 40 * MINUTE),
             rates,
             disturbed_every: 7 * DAY,
-            shared_prefix: false,
+            other_host: false,
+            mute: false,
             skip_idle: true,
         }
     }

@@ -1,20 +1,40 @@
 //! The truth: what exists on the host and at GitHub, what guests and jobs do.
 
-use super::plan::{DAY, Fault, HOUR, MINUTE, SECOND};
-use super::process::{Answer, Credential};
+use super::plan::{Config, DAY, Fault, HOUR, MINUTE, SECOND};
+use super::process::{Brought, Call, Process};
 use super::{Action, Bug, Ev, Hook, Sim, VmEv};
-use hyperv_runner_pool::github::{Removal, Runner};
-use hyperv_runner_pool::hypervisor::{Inventory, Notes, Power, Vm, VmId};
-use hyperv_runner_pool::pool::book::Call;
-use hyperv_runner_pool::pool::slot::{Event, Failure, Found, Made, Millis, Registered, Stop};
+use hyperv_runner_pool::github::scope::Scope;
+use hyperv_runner_pool::github::{Error, QueuedJob, Registration, Removal, Runner};
+use hyperv_runner_pool::hypervisor::{GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
+use hyperv_runner_pool::pool::monitor::Answer;
+use hyperv_runner_pool::pool::slot::types::{Event, Failure, Instance, Stop};
+use hyperv_runner_pool::pool::{Millis, Refusal};
+use hyperv_runner_pool::secret::Secret;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// The mark in the Notes of this pool's VMs.
 pub const IDENTITY: &str = "pool";
 
+/// The pool's tag, and that of a pool on another host.
+pub const TAG: &str = "7a9e0001";
+const OTHER_TAG: &str = "7a9e0002";
+
 const CREATE_DEADLINE: Millis = 5 * MINUTE;
 const DESTROY_DEADLINE: Millis = 3 * MINUTE;
+
+/// How long GitHub holds a job for a runner that it does not hear.
+const LEASE: Millis = 10 * MINUTE;
+
+/// How late a guest's word may be, at most.
+const MOST_LAG: Millis = 50 * SECOND;
+
+/// What a guest was given to start its runner with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    Jit(u64),
+    Token,
+}
 
 /// A VM on the host.
 #[derive(Debug)]
@@ -22,8 +42,12 @@ pub struct SimVm {
     pub id: Rc<VmId>,
     /// The incarnation.
     pub number: u64,
+    pub scope: Scope,
+    pub fingerprint: u64,
     pub notes: Option<Notes>,
     pub on: bool,
+    /// When it was turned on.
+    on_since: Millis,
     /// How often it has been started or restarted. Events of an earlier start are void.
     pub started: u32,
     /// It came into being after its creation had been given up.
@@ -36,11 +60,34 @@ pub struct SimVm {
     pub runner: Option<u64>,
     /// What it got as its configuration.
     pub config: Option<(String, Credential)>,
+    /// Its guest never says anything by key-values.
+    mute: bool,
+    /// Its guest has booted, and so is heard by Hyper-V.
+    booted: bool,
+    /// Since when its guest hangs.
+    hangs: Option<Millis>,
+    /// How late its word is, when its Worker came or went last, and what was before.
+    lag: Millis,
+    worker_changed: Millis,
+    worker_before: bool,
+    /// It has seen a Worker, and so obeys no wish to retire.
+    had_worker: bool,
+    told_to_retire: bool,
+    /// When it was given a job first, whether or not it took that.
+    first_given: Option<Millis>,
+    /// Its listener has ended, or is not to start any more.
+    over: bool,
 }
 
 impl SimVm {
-    pub fn runner_online(&self, runners: &[SimRunner]) -> bool {
-        runners.iter().any(|r| Some(r.id) == self.runner && r.online)
+    /// What the guest says by now of its Worker.
+    fn says_worker(&self, now: Millis) -> bool {
+        if now - self.worker_changed >= self.lag { self.job.is_some() } else { self.worker_before }
+    }
+
+    fn worker_changes(&mut self, now: Millis) {
+        self.worker_before = self.says_worker(now);
+        self.worker_changed = now;
     }
 }
 
@@ -48,6 +95,7 @@ impl SimVm {
 #[derive(Clone, Debug)]
 pub struct SimRunner {
     pub id: u64,
+    pub scope: Scope,
     pub name: String,
     pub online: bool,
     pub job: Option<u64>,
@@ -55,8 +103,10 @@ pub struct SimRunner {
     pub spent: bool,
     pub ephemeral: bool,
     pub foreign: bool,
-    /// The process that was told its id when it registered it.
-    pub learnt_by: u32,
+    /// GitHub has called it offline although it was not.
+    lied: bool,
+    /// Since when it is offline.
+    away_since: Millis,
     /// Until when lists show that status instead.
     pub lag: Option<(Millis, bool, bool)>,
 }
@@ -65,8 +115,6 @@ pub struct SimRunner {
 #[derive(Clone, Debug)]
 pub struct Job {
     pub takes: Millis,
-    /// When it began by the host's clock.
-    pub clock_began: Millis,
     pub began: Millis,
     pub runner: Option<(u64, String)>,
     pub over: bool,
@@ -75,14 +123,15 @@ pub struct Job {
 /// What an operation does.
 #[derive(Clone, Debug)]
 pub enum Act {
-    Register(String),
-    Find(String),
-    Remove(u64),
-    Create(Made, u32),
+    Register(String, Scope),
+    Find(String, Scope),
+    Remove(u64, Scope),
+    Create(Instance, u32),
     Destroy(VmId),
-    ListVms,
-    ListRunners,
-    ById(u64),
+    ListVms(Vec<VmWrite>),
+    ListRunners(Scope),
+    ById(u64, Scope),
+    QueuedJobs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +146,8 @@ pub enum Outcome {
     /// It is done, but the answer is lost.
     AnswerLost,
     RateLimited,
+    /// GitHub refuses the token.
+    Refused,
 }
 
 /// A call of the pool to the world, under way.
@@ -109,13 +160,13 @@ pub struct Op {
     pub stage: u8,
     pub outcome: Outcome,
     pub began: Millis,
+    /// When the pool decided on it.
+    pub decided: Millis,
     /// Somebody waits for the answer.
     pub awaited: bool,
     /// It does nothing any more.
     pub dead: bool,
-    pub answer: Option<Answer>,
-    /// When GitHub last said that the VM had no runner, if it said so.
-    pub no_runner_at: Option<Millis>,
+    pub answer: Option<Brought>,
     pub forced: bool,
     pub job_timeout: Millis,
     pub jit: bool,
@@ -130,44 +181,86 @@ impl Sim {
     /// What is there before the pool, and must never be touched.
     pub(crate) fn populate(&mut self) {
         self.foreign_vms = vec!["runner-1".into(), "database".into()];
-        let mut foreign = |name: &str, online, ephemeral| {
-            self.last_runner += 1;
-            self.runners.push(SimRunner {
-                id: self.last_runner,
-                name: name.into(),
-                online,
-                job: None,
-                spent: false,
-                ephemeral,
-                foreign: true,
-                learnt_by: 0,
-                lag: None,
-            });
-        };
-        foreign("build-box", true, false);
-        foreign("runner-9", false, false);
-        foreign("runner-1-old", false, true);
-        foreign("other-1", false, true);
-        if self.plan.shared_prefix {
-            foreign("runner-1", true, true);
-            foreign("runner-3", true, true);
+        let own = super::process::rules(&self.plan.config).scope;
+        let elsewhere = ["octo", "acme"].map(|owner| (owner, None)).into_iter();
+        let elsewhere = elsewhere.chain(["octo", "acme"].map(|owner| (owner, Some("app"))));
+        for (owner, repository) in elsewhere {
+            let scope = Scope {
+                api_url: own.api_url.clone(),
+                owner: owner.into(),
+                repository: repository.map(str::to_owned),
+            };
+            self.foreign(&scope, "build-box", true, false);
+            self.foreign(&scope, "runner-9", false, false);
+            self.foreign(&scope, "runner-1-old", false, true);
+            self.foreign(&scope, &format!("runner-1-{OTHER_TAG}00000001"), false, true);
+            if scope != own {
+                // Ids count per scope, so that those of this pool's runners are others' elsewhere.
+                (0..60).for_each(|i| self.foreign(&scope, &format!("prod-{i}"), i % 2 == 0, i % 2 == 1));
+                self.last_runner.insert(scope, 104 + 60);
+            } else if self.plan.other_host {
+                self.foreign(&scope, &format!("runner-1-{OTHER_TAG}00000002"), true, true);
+                self.foreign(&scope, &format!("runner-3-{OTHER_TAG}00000003"), true, true);
+            }
         }
+    }
+
+    fn foreign(&mut self, scope: &Scope, name: &str, online: bool, ephemeral: bool) {
+        let id = self.next_runner_id(scope);
+        self.runners.push(SimRunner {
+            id,
+            scope: scope.clone(),
+            name: name.into(),
+            online,
+            job: None,
+            spent: false,
+            ephemeral,
+            foreign: true,
+            lied: false,
+            away_since: 0,
+            lag: None,
+        });
+    }
+
+    fn next_runner_id(&mut self, scope: &Scope) -> u64 {
+        let last = self.last_runner.entry(scope.clone()).or_insert(100);
+        *last += 1;
+        *last
     }
 
     pub(crate) fn clock(&self) -> Millis {
         self.now + self.jumped
     }
 
+    /// What a VM made now is made of.
+    pub(crate) fn fingerprint(&self, config: &Config) -> u64 {
+        let owner = if config.owner == "octo" { 0 } else { 1 };
+        self.template * 8 + owner * 4 + u64::from(config.repository) * 2 + u64::from(config.jit)
+    }
+
+    pub(crate) fn runner_online(&self, vm: &SimVm) -> bool {
+        self.runner_of(vm).is_some_and(|at| self.runners[at].online)
+    }
+
+    fn runner_of(&self, vm: &SimVm) -> Option<usize> {
+        self.runner_at(vm.runner?, &vm.scope)
+    }
+
+    fn runner_at(&self, id: u64, scope: &Scope) -> Option<usize> {
+        self.runners.iter().position(|r| r.id == id && r.scope == *scope)
+    }
+
     // --- operations ---
 
-    pub(crate) fn begin_op(
-        &mut self,
-        slot: Option<usize>,
-        act: Act,
-        no_runner_at: Option<Millis>,
-        stop: bool,
-    ) {
-        let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::ListVms);
+    pub(crate) fn begin_op(&mut self, slot: Option<usize>, act: Act, decided: Millis, forced: bool) {
+        let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::ListVms(_));
+        let own_scope = super::process::rules(&self.known.config).scope;
+        let elsewhere = match &act {
+            Act::Register(_, scope) | Act::Find(_, scope) | Act::Remove(_, scope) | Act::ById(_, scope) => {
+                *scope != own_scope
+            }
+            _ => false,
+        };
         let outcome = match &act {
             Act::Create(..) if self.now < self.disk_full_until => {
                 if self.rng.one_in(2) {
@@ -199,14 +292,10 @@ impl Sim {
                     Outcome::Good
                 }
             }
-            Act::ListVms => {
-                if self.fault(Fault::ListFails) {
-                    Outcome::FailsClean(0)
-                } else {
-                    Outcome::Good
-                }
-            }
+            Act::ListVms(_) if self.fault(Fault::ListFails) => Outcome::FailsClean(0),
+            Act::ListVms(_) => Outcome::Good,
             _ if self.now < self.github_down_until => Outcome::FailsClean(0),
+            _ if self.now < self.refused_until || (elsewhere && self.scope_refused) => Outcome::Refused,
             _ if self.now < self.rate_limited_until => Outcome::RateLimited,
             _ => {
                 if self.fault(Fault::GitHubFails) {
@@ -229,11 +318,11 @@ impl Sim {
             stage: 0,
             outcome,
             began: self.now,
+            decided,
             awaited: true,
             dead: false,
             answer: None,
-            no_runner_at,
-            forced: stop,
+            forced,
             job_timeout: self.known.config.job_timeout,
             jit: self.known.config.jit,
         };
@@ -259,6 +348,14 @@ impl Sim {
         if local { self.rng.between(50, 2 * SECOND) } else { self.rng.between(20, 400) }
     }
 
+    /// The pool kills the process that performs it.
+    pub(crate) fn cut_off(&mut self, key: usize) {
+        if let Some(op) = self.ops[key].as_mut() {
+            op.outcome = Outcome::Hangs(op.stage);
+            op.began = self.now - CREATE_DEADLINE;
+        }
+    }
+
     pub(crate) fn op_goes_on(&mut self, key: usize) {
         let Some(mut op) = self.ops[key].take() else { return };
         if op.dead {
@@ -270,18 +367,22 @@ impl Sim {
             Act::Destroy(_) => 3,
             _ => 1,
         };
-        let local = matches!(op.act, Act::Create(..) | Act::Destroy(_) | Act::ListVms);
+        let local = matches!(op.act, Act::Create(..) | Act::Destroy(_) | Act::ListVms(_));
+        let failure = |retry_after| Failure { why: "it broke".into(), retry_after };
         let mut failed = None;
         match op.outcome {
             Outcome::FailsClean(at) if op.stage == at => {
                 if let Act::Create(made, _) = &op.act {
                     let made = made.vm.clone();
-                    self.remove_vm(&mut op, &made, 0..3);
+                    self.remove_vm(&op, &made, 0..3);
                 }
-                failed = Some(0);
+                failed = Some(failure(None));
             }
-            Outcome::FailsDirty(at) if op.stage == at => failed = Some(0),
-            Outcome::RateLimited => failed = Some(self.rate_limited_until - self.now + SECOND),
+            Outcome::FailsDirty(at) if op.stage == at => failed = Some(failure(None)),
+            Outcome::Refused => failed = Some(failure(None)),
+            Outcome::RateLimited => {
+                failed = Some(failure(Some((self.rate_limited_until - self.now).max(0) + SECOND)));
+            }
             Outcome::Hangs(at) if op.stage == at => {
                 let deadline = match op.act {
                     Act::Create(..) => CREATE_DEADLINE,
@@ -293,7 +394,7 @@ impl Sim {
                     self.after(left, Ev::Op(key));
                     return;
                 }
-                self.answer(&mut op, Some(0));
+                self.answer(&mut op, Some(failure(None)));
                 // The process was killed at its deadline. What it had asked of the hypervisor may go on.
                 if op.stage < stages && self.fault(Fault::CreateGoesOn) {
                     op.outcome = Outcome::Good;
@@ -307,19 +408,19 @@ impl Sim {
             }
             _ => {}
         }
-        if let Some(retry_after) = failed {
-            self.answer(&mut op, Some(retry_after));
+        if failed.is_some() {
+            self.answer(&mut op, failed);
             self.free_ops.push(key);
             return;
         }
         if op.stage == stages {
-            let lost = (op.outcome == Outcome::AnswerLost).then_some(0);
+            let lost = (op.outcome == Outcome::AnswerLost).then(|| failure(None));
             self.answer(&mut op, lost);
             self.free_ops.push(key);
             return;
         }
         if !self.op_stage(&mut op) {
-            self.answer(&mut op, Some(0));
+            self.answer(&mut op, Some(failure(None)));
             self.free_ops.push(key);
             return;
         }
@@ -332,26 +433,31 @@ impl Sim {
         self.after(wait, Ev::Op(key));
     }
 
-    fn answer(&mut self, op: &mut Op, failed: Option<Millis>) {
+    fn answer(&mut self, op: &mut Op, failed: Option<Failure>) {
         if !std::mem::replace(&mut op.awaited, false) {
             return;
         }
-        let failure = failed.map(|retry_after| Failure { why: "it broke".into(), retry_after });
-        let answer = match (&op.act, failure) {
-            (Act::Register(_), Some(f)) => Answer::Event(Event::Registered(Err(f))),
-            (Act::Find(_), Some(f)) => Answer::Event(Event::Found(Err(f))),
-            (Act::Remove(_), Some(f)) if op.slot.is_some() => Answer::Event(Event::RunnerRemoved(Err(f))),
-            (Act::Create(..), Some(f)) => Answer::Event(Event::Created(Err(f))),
-            (Act::Destroy(_), Some(f)) => Answer::Event(Event::Destroyed(Err(f))),
-            (Act::ListVms, Some(_)) => Answer::Vms(None),
-            (Act::ListRunners, Some(_)) => Answer::Runners(None),
-            (Act::ById(_), Some(_)) => Answer::ById(None),
-            (Act::Remove(_), Some(_)) => Answer::Cleared,
-            (Act::Create(..), None) => Answer::Event(Event::Created(Ok(()))),
-            (Act::Destroy(_), None) => Answer::Event(Event::Destroyed(Ok(()))),
-            (_, None) => op.answer.take().unwrap_or(Answer::Cleared),
+        let refused = op.outcome == Outcome::Refused;
+        let error = || if refused { Error::Refused("no".into()) } else { Error::Failed("it broke".into()) };
+        let brought = match (&op.act, failed) {
+            (Act::Register(..), Some(f)) => Brought::ToSlot(Event::Registered(Err(f))),
+            (Act::Find(..), Some(f)) => Brought::ToSlot(Event::Found(Err(f))),
+            (Act::Remove(..), Some(f)) if op.slot.is_some() => Brought::ToSlot(Event::RunnerRemoved(Err(f))),
+            (Act::Create(..), Some(f)) => Brought::ToSlot(Event::Created(Err(f))),
+            (Act::Destroy(_), Some(f)) => Brought::ToSlot(Event::Destroyed(Err(f))),
+            (Act::ListVms(_), Some(f)) => Brought::ToMonitor(Answer::Vms(Err(f.why))),
+            (Act::ListRunners(_), Some(_)) => Brought::ToMonitor(Answer::Runners(Err(error()))),
+            (Act::ById(..), Some(_)) => Brought::ToMonitor(Answer::Runner(Err(error()))),
+            (Act::Remove(..), Some(_)) => Brought::ToMonitor(Answer::Removed(Err(error()))),
+            (Act::QueuedJobs, Some(_)) => Brought::ToMonitor(Answer::QueuedJobs(Err(error()))),
+            (Act::Create(..), None) => Brought::ToSlot(Event::Created(Ok(()))),
+            (Act::Destroy(_), None) => Brought::ToSlot(Event::Destroyed(Ok(()))),
+            (_, None) => match op.answer.take() {
+                Some(brought) => brought,
+                None => return,
+            },
         };
-        self.deliver(op.generation, op.slot, answer, op.no_runner_at);
+        self.deliver(op.generation, op.slot, brought);
     }
 
     /// One stage takes effect. Returns whether it could.
@@ -359,67 +465,68 @@ impl Sim {
         match &op.act {
             Act::Create(made, slot) => {
                 let (made, slot) = (made.clone(), *slot);
-                self.create_stage(op, &made, slot)
+                return self.create_stage(op, &made, slot);
             }
             Act::Destroy(vm) => {
                 let vm = vm.clone();
                 let stage = usize::from(op.stage);
                 self.remove_vm(op, &vm, stage..stage + 1);
-                true
             }
-            Act::Register(name) => {
-                let taken = self.runners.iter().any(|r| r.name == *name);
-                op.answer = Some(if !op.jit {
-                    Answer::Registered(Registered::Done(None), Credential::Token)
-                } else if taken {
-                    Answer::Event(Event::Registered(Ok(Registered::NameTaken)))
+            Act::Register(name, scope) => {
+                let (name, scope) = (name.clone(), scope.clone());
+                let registered = if !op.jit {
+                    Ok(Registration { runner_id: None, credential: Secret::new("token") })
+                } else if self.runners.iter().any(|r| r.name == name && r.scope == scope) {
+                    Err(Failure { why: "the name is taken".into(), retry_after: None })
                 } else {
-                    let name = name.clone();
-                    let id = self.register(name);
-                    Answer::Registered(Registered::Done(Some(id)), Credential::Jit(id))
-                });
-                true
+                    let id = self.register(name, scope);
+                    Ok(Registration { runner_id: Some(id), credential: Secret::new(format!("jit-{id}")) })
+                };
+                op.answer = Some(Brought::ToSlot(Event::Registered(registered)));
             }
-            Act::Find(name) => {
-                let found = self.runners.iter().find(|r| r.name == *name);
-                if found.is_none() {
-                    op.no_runner_at = Some(self.now);
-                }
-                let listed = found.map(|r| self.listed(r));
-                op.answer = Some(Answer::Found(listed));
-                true
+            Act::Find(name, scope) => {
+                let found = self.runners.iter().find(|r| r.name == *name && r.scope == *scope);
+                op.answer = Some(Brought::ToSlot(Event::Found(Ok(found.map(|r| r.id)))));
             }
-            Act::Remove(id) => {
-                let removal = self.remove_runner(*id);
+            Act::Remove(id, scope) => {
+                let (id, scope) = (*id, scope.clone());
+                let removal = self.remove_runner(id, &scope, true);
                 op.answer = Some(match op.slot {
-                    Some(_) => Answer::Event(Event::RunnerRemoved(Ok(removal))),
-                    None => Answer::Cleared,
+                    Some(_) => Brought::ToSlot(Event::RunnerRemoved(Ok(removal))),
+                    None => Brought::ToMonitor(Answer::Removed(Ok(removal))),
                 });
-                true
             }
-            Act::ListVms => {
-                op.answer = Some(Answer::Vms(Some(self.inventory())));
-                true
+            Act::ListVms(writes) => {
+                let writes = writes.clone();
+                writes.iter().for_each(|write| self.write(write));
+                let listed = (self.inventory(), Some(self.fingerprint(&self.known.config).to_string()));
+                op.answer = Some(Brought::ToMonitor(Answer::Vms(Ok(listed))));
             }
-            Act::ListRunners => {
-                let mut listed: Vec<Runner> = self.runners.iter().map(|r| self.listed(r)).collect();
+            Act::ListRunners(scope) => {
+                let mut listed: Vec<Runner> =
+                    self.runners.iter().filter(|r| r.scope == *scope).map(|r| self.listed(r)).collect();
                 if !listed.is_empty() && self.fault(Fault::RunnerUnlisted) {
                     let at = self.rng.below(listed.len() as u64) as usize;
                     listed.remove(at);
                 }
-                op.answer = Some(Answer::Runners(Some(listed)));
-                true
+                op.answer = Some(Brought::ToMonitor(Answer::Runners(Ok(listed))));
             }
-            Act::ById(id) => {
-                op.answer = Some(Answer::ById(Some(self.runners.iter().any(|r| r.id == *id))));
-                true
+            Act::ById(id, scope) => {
+                let found = self.runner_at(*id, scope).map(|at| self.listed(&self.runners[at]));
+                op.answer = Some(Brought::ToMonitor(Answer::Runner(Ok(found))));
+            }
+            Act::QueuedJobs => {
+                let labels: Vec<String> = vec!["self-hosted".into()];
+                let jobs = self.waiting.iter().map(|&id| QueuedJob { id, labels: labels.clone() }).collect();
+                op.answer = Some(Brought::ToMonitor(Answer::QueuedJobs(Ok(jobs))));
             }
         }
+        true
     }
 
     // --- the hypervisor ---
 
-    fn create_stage(&mut self, op: &Op, made: &Made, slot: u32) -> bool {
+    fn create_stage(&mut self, op: &Op, made: &Instance, slot: u32) -> bool {
         let number = number_of(&made.vm);
         let at = self.vms.iter().position(|vm| vm.number == number);
         match op.stage {
@@ -447,11 +554,16 @@ impl Sim {
                     }
                 }
                 self.report.vms_made += 1;
+                let mute = self.plan.mute || self.fault(Fault::GuestMute);
+                let lag = if self.fault(Fault::WordLate) { self.rng.between(SECOND, MOST_LAG) } else { 0 };
                 self.vms.push(SimVm {
                     id: Rc::new(made.vm.clone()),
                     number,
+                    scope: made.scope.clone(),
+                    fingerprint: self.fingerprint(&self.known.config),
                     notes: None,
                     on: false,
+                    on_since: 0,
                     started: 0,
                     ghost: !op.awaited,
                     owner,
@@ -459,6 +571,16 @@ impl Sim {
                     jobs: 0,
                     runner: None,
                     config: None,
+                    mute,
+                    booted: false,
+                    hangs: None,
+                    lag,
+                    worker_changed: 0,
+                    worker_before: false,
+                    had_worker: false,
+                    told_to_retire: false,
+                    over: false,
+                    first_given: None,
                 });
             }
             2 => {
@@ -467,15 +589,19 @@ impl Sim {
                     pool: IDENTITY.into(),
                     slot,
                     incarnation: made.vm.incarnation.clone(),
+                    scope: made.scope.clone(),
                     runner_name: made.runner_name.clone(),
                     runner_id: made.runner_id,
+                    fingerprint: Some(self.vms[at].fingerprint.to_string()),
                     created: (self.clock() / 1000) as u64,
+                    job_started: None,
                 });
             }
             _ => {
                 let Some(at) = at else { return false };
                 self.vms[at].ghost |= !op.awaited;
                 self.vms[at].on = true;
+                self.vms[at].on_since = self.now;
                 self.guest_starts(at);
             }
         }
@@ -483,8 +609,31 @@ impl Sim {
         true
     }
 
+    /// Whether the VM's job may be ended now: only for the design's reasons.
+    fn may_end_job(&self, op: &Op, vm: &SimVm, job: u64) -> bool {
+        let forced =
+            op.forced || (self.known.stop == Some(Stop::Destroy) && op.generation == self.generation);
+        let since = vm.first_given.unwrap_or(self.jobs[job as usize].began);
+        let timed_out = self.now - since >= op.job_timeout;
+        // GitHub itself has given the runner up, and the guest cannot be heard.
+        let lost = |since: Millis| self.now - since >= LEASE;
+        let given_up = self.runner_of(vm).is_none_or(|at| {
+            let runner = &self.runners[at];
+            !runner.online && lost(runner.away_since)
+        });
+        let unheard = vm.mute || vm.hangs.is_some_and(lost);
+        // Nobody can tell anything of a mute guest where the token has no access.
+        let own = super::process::rules(&self.known.config).scope;
+        let unknowable = unheard && vm.told_to_retire && vm.scope != own && self.scope_refused;
+        // GitHub lied of a runner without a job, which got one when that was decided.
+        let began = self.jobs[job as usize].began;
+        let lied =
+            self.runner_of(vm).is_some_and(|at| self.runners[at].lied) && began >= op.decided - 5 * SECOND;
+        lied || unknowable || forced || timed_out || (unheard && given_up)
+    }
+
     /// Turns a VM off (0), removes it (1), deletes its disk (2).
-    fn remove_vm(&mut self, op: &mut Op, vm: &VmId, stages: std::ops::Range<usize>) {
+    fn remove_vm(&mut self, op: &Op, vm: &VmId, stages: std::ops::Range<usize>) {
         self.world_version += 1;
         if self.options.bug == Some(Bug::DestroyByName)
             && let Some(at) = self.foreign_vms.iter().position(|name| *name == vm.name)
@@ -497,18 +646,10 @@ impl Sim {
         for stage in stages {
             match (stage, at) {
                 (0, Some(at)) => {
-                    let may = op.forced
-                        || (self.known.stop == Some(Stop::Destroy) && op.generation == self.generation);
                     if let Some(job) = self.vms[at].job
-                        && !may
+                        && !self.may_end_job(op, &self.vms[at], job)
                     {
-                        let began = self.jobs[job as usize].began;
-                        let timed_out = self.clock() - self.jobs[job as usize].clock_began >= op.job_timeout;
-                        // A runner that registers itself can do so after GitHub has said that it is not there.
-                        let unknowable = op.no_runner_at.is_some_and(|at| began >= at);
-                        if !timed_out && !unknowable {
-                            self.violate(3, format!("{vm} was destroyed while job {job} ran on it"));
-                        }
+                        self.violate(3, format!("{vm} was destroyed while job {job} ran on it"));
                     }
                     self.power_off(at);
                 }
@@ -524,18 +665,56 @@ impl Sim {
         }
     }
 
+    /// What the pool writes to a VM, while its Notes bear that incarnation.
+    fn write(&mut self, write: &VmWrite) {
+        let number = number_of(&write.vm);
+        let Some(at) = self.vms.iter().position(|vm| vm.number == number && vm.notes.is_some()) else {
+            return;
+        };
+        self.world_version += 1;
+        let vm = &mut self.vms[at];
+        if let Some(notes) = vm.notes.as_mut().filter(|_| write.job_started.is_some()) {
+            notes.job_started = write.job_started;
+        }
+        if write.retire && !vm.told_to_retire {
+            vm.told_to_retire = true;
+            let (number, started, mute) = (vm.number, vm.started, vm.mute);
+            if !mute && !self.fault(Fault::RetireIgnored) {
+                let wait = self.rng.between(SECOND, 10 * SECOND);
+                self.after(wait, Ev::Vm(number, started, VmEv::Retires));
+            }
+        }
+    }
+
     fn inventory(&mut self) -> Inventory {
-        // Not the first list of a process, and not two lists in a row.
-        let may = self.known.stocked && !self.known.left_out && !self.vms.is_empty();
+        // Not two lists in a row.
+        let may = !self.known.left_out && !self.vms.is_empty();
         self.known.left_out = may && self.fault(Fault::VmUnlisted);
         let skip = self.known.left_out.then(|| self.rng.below(self.vms.len() as u64) as usize);
+        let now = self.now;
+        let full = now < self.disk_full_until;
         let vms = self.vms.iter().enumerate().filter(|(i, _)| Some(*i) != skip).map(|(_, vm)| Vm {
             id: (*vm.id).clone(),
-            power: if vm.on { Power::On } else { Power::Off },
-            uptime: Duration::ZERO,
+            power: match vm.on {
+                true if full && vm.number % 2 == 0 => Power::Paused,
+                true => Power::On,
+                false => Power::Off,
+            },
+            uptime: Duration::from_millis(if vm.on { (now - vm.on_since) as u64 } else { 0 }),
+            heartbeat: match vm.hangs {
+                Some(since) if now - since >= 10 * SECOND => Heartbeat::Lost,
+                _ if vm.booted && vm.on => Heartbeat::Ok,
+                _ => Heartbeat::Unknown,
+            },
+            guest: (vm.booted && !vm.mute).then(|| GuestWord {
+                stage: "listening".into(),
+                last_error: None,
+                worker: vm.says_worker(vm.hangs.unwrap_or(now)),
+            }),
             notes: vm.notes.clone(),
         });
-        Inventory { vms: vms.collect(), disks: self.disks.clone() }
+        let free_bytes = Some(if full { 1 << 30 } else { 100 << 30 });
+        Inventory { vms: vms.collect(), disks: self.disks.clone(), free_bytes }
     }
 
     fn power_off(&mut self, at: usize) {
@@ -551,11 +730,15 @@ impl Sim {
 
     /// Whatever runner runs in the VM is gone, and its job with it.
     fn runner_process_ends(&mut self, at: usize) {
+        let now = self.now;
         let vm = &mut self.vms[at];
+        vm.worker_changes(now);
         let job = vm.job.take();
-        let Some(runner) = vm.runner.take() else { return };
-        let wait = self.rng.between(SECOND, MINUTE);
-        self.after(wait, Ev::Offline(runner));
+        let scope = vm.scope.clone();
+        if let Some(runner) = vm.runner.take() {
+            let wait = self.rng.between(SECOND, MINUTE);
+            self.after(wait, Ev::Offline(Box::new((runner, scope))));
+        }
         if let Some(job) = job {
             let stuck = self.fault(Fault::StuckBusy);
             let (low, high) = if stuck { (HOUR, 3 * HOUR) } else { (MINUTE, 15 * MINUTE) };
@@ -568,7 +751,9 @@ impl Sim {
 
     fn guest_starts(&mut self, at: usize) {
         self.vms[at].started += 1;
+        self.vms[at].booted = false;
         let (number, started) = (self.vms[at].number, self.vms[at].started);
+        let bad_template = self.now < self.bad_template_until;
         if self.fault(Fault::PowerOff) {
             let mean = [MINUTE, 10 * MINUTE, HOUR][self.rng.below(3) as usize];
             let wait = self.rng.wait(mean);
@@ -582,7 +767,11 @@ impl Sim {
             let wait = self.rng.wait(15 * MINUTE);
             self.after(wait, Ev::Vm(number, started, VmEv::Reboots));
         }
-        if self.fault(Fault::NeverBoots) || self.fault(Fault::GuestSilent) {
+        if self.fault(Fault::GuestHangs) {
+            let wait = self.rng.wait(15 * MINUTE);
+            self.after(wait, Ev::Vm(number, started, VmEv::Hangs));
+        }
+        if bad_template || self.fault(Fault::NeverBoots) || self.fault(Fault::GuestSilent) {
             return;
         }
         let late = self.fault(Fault::BootsLate);
@@ -611,7 +800,8 @@ impl Sim {
             }
             return;
         }
-        if vm.started != started || !vm.on {
+        let works = vm.hangs.is_none() || matches!(what, VmEv::PowersOff);
+        if vm.started != started || !vm.on || !works {
             return;
         }
         let id = Rc::clone(&vm.id);
@@ -620,7 +810,8 @@ impl Sim {
             VmEv::RunnerStarts => self.runner_starts(at, started),
             VmEv::JobEnds(job) => self.job_ends(at, job),
             VmEv::SaysComplete(tries) => {
-                let (next, wait) = if self.tell(&id, Call::Completed) || tries >= 4 {
+                let told = self.tell(&id, Call::Ended).is_some();
+                let (next, wait) = if told || tries >= 4 {
                     if self.fault(Fault::StaysOn) {
                         return;
                     }
@@ -631,74 +822,118 @@ impl Sim {
                 self.after(wait, Ev::Vm(number, started, next));
             }
             VmEv::RunnerDies => {
+                self.vms[at].over = true;
                 self.runner_process_ends(at);
                 self.after(SECOND, Ev::Vm(number, started, VmEv::SaysComplete(0)));
             }
+            VmEv::Retires => {
+                // An idle listener that is interrupted ends at once; one that has had a Worker is left alone.
+                if vm.job.is_none() && !vm.had_worker && !vm.over {
+                    self.vms[at].over = true;
+                    self.runner_process_ends(at);
+                    self.after(SECOND, Ev::Vm(number, started, VmEv::SaysComplete(0)));
+                }
+            }
+            VmEv::Hangs => {
+                self.world_version += 1;
+                self.vms[at].hangs = Some(self.now);
+                self.runner_is_lost(at);
+            }
             VmEv::Reboots => {
                 self.runner_process_ends(at);
-                self.guest_starts(at);
+                // A guest that finds its marker powers off: no second job.
+                if self.vms[at].config.is_some() {
+                    let wait = self.rng.between(10 * SECOND, 90 * SECOND);
+                    self.vms[at].started += 1;
+                    self.vms[at].booted = false;
+                    self.after(wait, Ev::Vm(number, started + 1, VmEv::PowersOff));
+                } else {
+                    self.guest_starts(at);
+                }
             }
             VmEv::PowersOff => self.power_off(at),
             VmEv::Vanishes => {}
         }
     }
 
-    /// A guest calls the pool. Returns whether it got an answer.
-    fn tell(&mut self, id: &Rc<VmId>, call: Call) -> bool {
+    /// GitHub does not hear the VM's runner any more, while the VM is on.
+    fn runner_is_lost(&mut self, at: usize) {
+        let (runner, scope) = (self.vms[at].runner, self.vms[at].scope.clone());
+        if let Some(runner) = runner {
+            let wait = self.rng.between(SECOND, MINUTE);
+            self.after(wait, Ev::Offline(Box::new((runner, scope))));
+        }
+        if let Some(job) = self.vms[at].job {
+            let wait = self.rng.between(LEASE, LEASE + MINUTE);
+            self.after(wait, Ev::GiveUp(job));
+        }
+    }
+
+    /// A guest calls the pool. `None` if it got no answer.
+    fn tell(
+        &mut self,
+        id: &Rc<VmId>,
+        call: Call,
+    ) -> Option<Result<Option<hyperv_runner_pool::pool::RunnerConfig>, Refusal>> {
         if self.fault(Fault::CallForged) {
             let forged = VmId { name: id.name.clone(), incarnation: format!("{:016x}", self.rng.next()) };
-            let call = [Call::Config, Call::Started, Call::Completed][self.rng.below(3) as usize];
-            self.call(&Rc::new(forged), call, true);
+            let call = [Call::Config, Call::Started, Call::Ended][self.rng.below(3) as usize];
+            self.call(&forged, call, true);
         }
-        if self.fault(Fault::CallTwice) {
+        // What is asked late or twice only looks like the guest's: its answer reaches nobody.
+        if call != Call::Config && self.fault(Fault::CallTwice) {
             let wait = self.rng.between(0, 30 * SECOND);
             self.after(wait, Ev::Call(Rc::clone(id), call, false));
         }
-        if self.fault(Fault::CallLate) {
+        if call != Call::Config && self.fault(Fault::CallLate) {
             let wait = self.rng.between(SECOND, 30 * MINUTE);
             self.after(wait, Ev::Call(Rc::clone(id), call, false));
-            return self.rng.one_in(2);
+            return None;
         }
         if self.fault(Fault::CallLost) {
             if self.rng.one_in(2) {
                 self.call(id, call, false);
             }
-            return false;
+            return None;
         }
         self.call(id, call, false)
     }
 
     fn guest_asks(&mut self, at: usize, id: &Rc<VmId>, started: u32, tries: u16) {
         let number = self.vms[at].number;
-        (self.known.granted, self.known.refused_for_good) = (None, false);
-        let answered = self.tell(id, Call::Config);
-        let got = self.known.granted.take();
-        if let Some(config) = got.filter(|_| answered) {
-            let Some(vm) = self.vms.iter_mut().find(|vm| vm.number == number) else { return };
-            vm.config = Some(config);
-            if self.fault(Fault::RunnerHangs) {
-                return;
+        self.vms[at].booted = true;
+        match self.tell(id, Call::Config) {
+            Some(Ok(Some(config))) => {
+                let secret = config.credential.expose();
+                let jit = secret.strip_prefix("jit-").and_then(|id| id.parse().ok());
+                let credential = jit.map_or(Credential::Token, Credential::Jit);
+                let Some(vm) = self.vms.iter_mut().find(|vm| vm.number == number) else { return };
+                vm.config = Some((config.runner_name, credential));
+                if self.fault(Fault::RunnerHangs) {
+                    return;
+                }
+                let wait = self.rng.between(SECOND, 15 * SECOND);
+                self.after(wait, Ev::Vm(number, started, VmEv::RunnerStarts));
             }
-            let wait = self.rng.between(SECOND, 15 * SECOND);
-            self.after(wait, Ev::Vm(number, started, VmEv::RunnerStarts));
-        } else if answered && self.known.refused_for_good {
-            let wait = self.rng.between(SECOND, 10 * SECOND);
-            self.after(wait, Ev::Vm(number, started, VmEv::PowersOff));
-        } else if tries < 120 {
-            self.after(10 * SECOND, Ev::Vm(number, started, VmEv::Ask(tries + 1)));
-        } else {
-            self.power_off(at);
+            Some(Err(refusal)) if refusal != Refusal::NotReady => {
+                let wait = self.rng.between(SECOND, 10 * SECOND);
+                self.after(wait, Ev::Vm(number, started, VmEv::PowersOff));
+            }
+            _ if tries < 90 => self.after(10 * SECOND, Ev::Vm(number, started, VmEv::Ask(tries + 1))),
+            _ => self.power_off(at),
         }
     }
 
     fn runner_starts(&mut self, at: usize, started: u32) {
-        let number = self.vms[at].number;
-        let Some((name, credential)) = self.vms[at].config.clone() else { return };
+        let (number, scope) = (self.vms[at].number, self.vms[at].scope.clone());
+        let Some((name, credential)) = self.vms[at].config.clone().filter(|_| !self.vms[at].over) else {
+            return;
+        };
         let runner = match credential {
-            Credential::Jit(id) => self.runners.iter().position(|r| r.id == id && !r.spent),
-            Credential::Token if self.runners.iter().any(|r| r.name == name) => None,
+            Credential::Jit(id) => self.runner_at(id, &scope).filter(|&at| !self.runners[at].spent),
+            Credential::Token if self.runners.iter().any(|r| r.name == name && r.scope == scope) => None,
             Credential::Token => {
-                self.register(name);
+                self.register(name, scope);
                 Some(self.runners.len() - 1)
             }
         };
@@ -718,22 +953,25 @@ impl Sim {
 
     // --- GitHub ---
 
-    fn register(&mut self, name: String) -> u64 {
-        self.last_runner += 1;
+    fn register(&mut self, name: String, scope: Scope) -> u64 {
+        let id = self.next_runner_id(&scope);
         self.world_version += 1;
-        self.after(DAY, Ev::Expire(self.last_runner));
+        self.after(DAY, Ev::Expire(Box::new((id, scope.clone()))));
+        let away_since = self.now;
         self.runners.push(SimRunner {
-            id: self.last_runner,
+            id,
+            scope,
             name,
             online: false,
             job: None,
             spent: false,
             ephemeral: true,
             foreign: false,
-            learnt_by: 0,
+            lied: false,
+            away_since,
             lag: None,
         });
-        self.last_runner
+        id
     }
 
     fn listed(&self, runner: &SimRunner) -> Runner {
@@ -751,58 +989,84 @@ impl Sim {
 
     fn set_status(&mut self, at: usize, change: impl FnOnce(&mut SimRunner)) {
         self.world_version += 1;
-        if !self.runners[at].foreign && self.fault(Fault::StatusLags) {
-            let until = self.now + self.rng.between(SECOND, MINUTE);
-            let runner = &mut self.runners[at];
-            runner.lag = Some((until, runner.online, runner.job.is_some()));
-        }
+        let now = self.now;
+        let before = (self.runners[at].online, self.runners[at].job.is_some());
         change(&mut self.runners[at]);
+        let runner = &mut self.runners[at];
+        if before.0 && !runner.online {
+            runner.away_since = now;
+        }
+        let (foreign, got_job) = (runner.foreign, !before.1 && runner.job.is_some());
+        if !foreign && got_job && self.fault(Fault::BusyWrong) {
+            self.runners[at].lag = Some((now + 12 * HOUR, true, false));
+        } else if !foreign && got_job && self.fault(Fault::OfflineWrong) {
+            self.runners[at].lied = true;
+            self.runners[at].lag = Some((now + self.rng.between(MINUTE, LEASE - MINUTE), false, false));
+        } else if !foreign && self.fault(Fault::StatusLags) {
+            self.runners[at].lag = Some((now + self.rng.between(SECOND, MINUTE), before.0, before.1));
+        } else if self.runners[at].job.is_none() || !self.runners[at].online {
+            self.runners[at].lag = None;
+        }
     }
 
-    fn remove_runner(&mut self, id: u64) -> Removal {
-        let Some(at) = self.runners.iter().position(|r| r.id == id) else { return Removal::NotThere };
-        if self.runners[at].foreign {
+    /// Removes a registration, as the pool asks (or, not by the pool, a script or GitHub itself).
+    fn remove_runner(&mut self, id: u64, scope: &Scope, by_pool: bool) -> Removal {
+        let Some(at) = self.runner_at(id, scope) else { return Removal::NotThere };
+        if self.runners[at].foreign && by_pool {
             let name = self.runners[at].name.clone();
             self.violate(5, format!("runner {name} is not the pool's and was removed"));
         }
-        if self.runners[at].job.is_some() {
-            return Removal::Busy;
+        let vm = self.vms.iter().position(|vm| vm.runner == Some(id) && vm.scope == *scope);
+        if let Some(job) = self.runners[at].job {
+            if !self.fault(Fault::DeleteOnBusy) {
+                return Removal::Busy;
+            }
+            // GitHub removes it all the same, and the listener cancels its job.
+            if let Some(vm) = vm.map(|vm| &self.vms[vm]) {
+                let young = self.now - self.jobs[job as usize].began <= 3 * MINUTE;
+                if by_pool && vm.job.is_some() && !vm.mute && !young {
+                    self.violate(3, format!("the runner of {} was removed while job {job} ran on it", vm.id));
+                }
+            }
+            self.report.jobs_failed += 1;
+            self.job_over(job);
         }
         self.runners.remove(at);
         self.world_version += 1;
-        // The runner notices, and ends.
-        if let Some(vm) = self.vms.iter_mut().find(|vm| vm.runner == Some(id)) {
-            vm.runner = None;
-            let (number, started) = (vm.number, vm.started);
-            let wait = self.rng.between(SECOND, 30 * SECOND);
-            self.after(wait, Ev::Vm(number, started, VmEv::SaysComplete(0)));
+        // The listener notices at its next poll, cancels its job if it has one, and ends.
+        if let Some(vm) = vm {
+            let (number, started) = (self.vms[vm].number, self.vms[vm].started);
+            self.vms[vm].runner = None;
+            let wait = self.rng.between(SECOND, 50 * SECOND);
+            self.after(wait, Ev::Vm(number, started, VmEv::RunnerDies));
         }
         Removal::Removed
     }
 
-    pub(crate) fn runner_offline(&mut self, id: u64) {
+    pub(crate) fn runner_offline(&mut self, id: u64, scope: &Scope) {
         // It may have connected again.
-        if self.vms.iter().any(|vm| vm.on && vm.runner == Some(id)) {
+        let works = |vm: &SimVm| vm.on && vm.hangs.is_none() && vm.runner == Some(id) && vm.scope == *scope;
+        if self.vms.iter().any(works) {
             return;
         }
-        if let Some(at) = self.runners.iter().position(|r| r.id == id) {
+        if let Some(at) = self.runner_at(id, scope) {
             self.set_status(at, |r| r.online = false);
         }
     }
 
     /// GitHub removes an ephemeral runner that has not been connected for a day:
     /// <https://docs.github.com/en/actions/hosting-your-own-runners/managing-self-hosted-runners/removing-self-hosted-runners>
-    pub(crate) fn expire(&mut self, id: u64) {
-        let Some(at) = self.runners.iter().position(|r| r.id == id) else { return };
+    pub(crate) fn expire(&mut self, id: u64, scope: &Scope) {
+        let Some(at) = self.runner_at(id, scope) else { return };
         if self.runners[at].online || self.runners[at].job.is_some() {
-            self.after(DAY, Ev::Expire(id));
+            self.after(DAY, Ev::Expire(Box::new((id, scope.clone()))));
         } else {
-            self.deregister(id);
+            self.deregister(id, scope);
         }
     }
 
-    pub(crate) fn deregister(&mut self, id: u64) {
-        self.runners.retain(|r| r.id != id);
+    pub(crate) fn deregister(&mut self, id: u64, scope: &Scope) {
+        self.runners.retain(|r| r.id != id || r.scope != *scope);
         self.world_version += 1;
     }
 
@@ -823,17 +1087,35 @@ impl Sim {
         let (least, most) = self.plan.job_takes;
         let takes = if self.fault(Fault::JobTooLong) { 2 * DAY } else { self.rng.between(least, most) };
         let id = self.jobs.len() as u64;
-        self.jobs.push(Job { takes, clock_began: 0, began: 0, runner: None, over: false });
+        self.jobs.push(Job { takes, began: 0, runner: None, over: false });
         self.waiting.push_back(id);
         self.send_hook(Hook { action: Action::Queued, job_id: id, ours: true, runner: None });
+        if self.fault(Fault::JobCanceled) {
+            let wait = self.rng.between(SECOND, 5 * MINUTE);
+            self.after(wait, Ev::Cancel(id));
+        }
         self.assign_jobs();
+    }
+
+    /// Somebody cancels a job that still waits.
+    pub(crate) fn cancel(&mut self, job: u64) {
+        if let Some(at) = self.waiting.iter().position(|&id| id == job) {
+            self.waiting.remove(at);
+            self.job_over(job);
+        }
     }
 
     /// GitHub gives waiting jobs to runners that are connected and idle.
     pub(crate) fn assign_jobs(&mut self) {
+        let scope = super::process::rules(&self.plan.config).scope;
         while !self.waiting.is_empty() {
             let idle = |r: &SimRunner| {
-                r.online && r.job.is_none() && !r.spent && r.ephemeral && (!r.foreign || !self.quiet)
+                r.scope == scope
+                    && r.online
+                    && r.job.is_none()
+                    && !r.spent
+                    && r.ephemeral
+                    && (!r.foreign || !self.quiet)
             };
             let count = self.runners.iter().filter(|r| idle(r)).count();
             if count == 0 {
@@ -849,10 +1131,11 @@ impl Sim {
     }
 
     fn assign(&mut self, job: u64, at: usize) {
-        let runner = (self.runners[at].id, self.runners[at].name.clone());
-        let clock = self.clock();
+        let (runner, scope) =
+            ((self.runners[at].id, self.runners[at].name.clone()), self.runners[at].scope.clone());
+        let now = self.now;
         let state = &mut self.jobs[job as usize];
-        (state.began, state.clock_began) = (self.now, clock);
+        state.began = now;
         state.runner = Some(runner.clone());
         let takes = state.takes;
         self.set_status(at, |r| r.job = Some(job));
@@ -864,13 +1147,27 @@ impl Sim {
             self.after(wait, Ev::GiveUp(job));
             return;
         }
-        let Some(vm) = self.vms.iter_mut().find(|vm| vm.on && vm.runner == Some(runner.0)) else {
+        let its = |vm: &&mut SimVm| vm.runner == Some(runner.0) && vm.scope == scope;
+        if let Some(vm) = self.vms.iter_mut().find(its) {
+            vm.first_given.get_or_insert(now);
+        }
+        if self.fault(Fault::JobNotTaken) {
+            // It is canceled before the runner acquires it: the listener goes on listening.
+            let wait = self.rng.between(10 * SECOND, 3 * MINUTE);
+            self.after(wait, Ev::NotTaken(job));
+            return;
+        }
+        let its =
+            |vm: &&mut SimVm| vm.on && vm.hangs.is_none() && vm.runner == Some(runner.0) && vm.scope == scope;
+        let Some(vm) = self.vms.iter_mut().find(its) else {
             // It has just gone, and GitHub does not know yet.
             let wait = self.rng.between(MINUTE, 15 * MINUTE);
             self.after(wait, Ev::GiveUp(job));
             return;
         };
+        vm.worker_changes(now);
         vm.job = Some(job);
+        vm.had_worker = true;
         vm.jobs += 1;
         let (number, started, jobs, id) = (vm.number, vm.started, vm.jobs, Rc::clone(&vm.id));
         if jobs > 1 {
@@ -884,17 +1181,33 @@ impl Sim {
         }
     }
 
+    /// A job that was given to a runner and canceled before it began is over, and the runner idle again.
+    pub(crate) fn not_taken(&mut self, job: u64) {
+        let Some((id, name)) = self.jobs[job as usize].runner.clone() else { return };
+        if self.jobs[job as usize].over {
+            return;
+        }
+        self.job_over(job);
+        let at = self.runners.iter().position(|r| r.id == id && r.name == name && r.job == Some(job));
+        if let Some(at) = at {
+            self.set_status(at, |r| r.job = None);
+            self.assign_jobs();
+        }
+    }
+
     fn job_ends(&mut self, at: usize, job: u64) {
+        let now = self.now;
         let vm = &mut self.vms[at];
         if vm.job != Some(job) {
             return;
         }
+        vm.worker_changes(now);
         vm.job = None;
-        let (number, started, runner) = (vm.number, vm.started, vm.runner.take());
+        let (number, started, runner, scope) = (vm.number, vm.started, vm.runner.take(), vm.scope.clone());
         self.report.jobs_completed += 1;
         self.job_over(job);
         if let Some(id) = runner
-            && let Some(runner) = self.runners.iter().position(|r| r.id == id)
+            && let Some(runner) = self.runner_at(id, &scope)
         {
             // GitHub forgets it now, or soon.
             self.runners[runner].spent = true;
@@ -904,9 +1217,9 @@ impl Sim {
             });
             let wait = if self.rng.one_in(4) { self.rng.between(0, MINUTE) } else { 0 };
             if wait == 0 {
-                self.deregister(id);
+                self.deregister(id, &scope);
             } else {
-                self.after(wait, Ev::Deregister(id));
+                self.after(wait, Ev::Deregister(Box::new((id, scope))));
             }
         }
         let wait = self.rng.between(SECOND, 5 * SECOND);
@@ -917,12 +1230,13 @@ impl Sim {
 
     /// GitHub gives a job up whose runner has gone; or a job on another pool's runner ends.
     pub(crate) fn give_up(&mut self, job: u64) {
-        let Some((id, _)) = self.jobs[job as usize].runner.clone() else { return };
+        let Some((id, name)) = self.jobs[job as usize].runner.clone() else { return };
         if self.jobs[job as usize].over {
             return;
         }
         self.job_over(job);
-        let Some(at) = self.runners.iter().position(|r| r.id == id && r.job == Some(job)) else { return };
+        let at = self.runners.iter().position(|r| r.id == id && r.name == name && r.job == Some(job));
+        let Some(at) = at else { return };
         let foreign = self.runners[at].foreign;
         if !foreign {
             self.report.jobs_failed += 1;
@@ -930,7 +1244,8 @@ impl Sim {
         }
         self.set_status(at, |r| r.job = None);
         if !foreign && self.runners[at].online {
-            self.deregister(id);
+            let scope = self.runners[at].scope.clone();
+            self.deregister(id, &scope);
         }
     }
 
@@ -960,11 +1275,11 @@ impl Sim {
         }
     }
 
-    /// A webhook about a runner of another pool: another id, perhaps a name that is this pool's too.
+    /// A webhook about a runner of another pool: another tag, perhaps an id that is this pool's elsewhere.
     fn foreign_hook(&mut self) {
         let prefix = self.plan.config.prefix.clone();
-        let name = format!("{prefix}{}", 1 + self.rng.below(4));
-        let runner = self.rng.one_in(2).then(|| (1_000_000 + self.rng.below(100), name));
+        let name = format!("{prefix}{}-{OTHER_TAG}0000000{}", 1 + self.rng.below(4), self.rng.below(9));
+        let runner = self.rng.one_in(2).then(|| (100 + self.rng.below(100), name));
         let action = [Action::Queued, Action::InProgress, Action::Completed][self.rng.below(3) as usize];
         // A job of its own, that is: no runner of this pool has it.
         let job_id = 1_000_000 + self.rng.below(100);
@@ -980,9 +1295,10 @@ impl Sim {
         }
         let wait = self.rng.wait(self.plan.disturbed_every);
         self.after(wait, Ev::Disturb);
-        match self.rng.below(10) {
+        match self.rng.below(14) {
             0 => {
                 self.count(Fault::DiskFull);
+                self.world_version += 1;
                 self.disk_full_until = self.now + self.rng.between(MINUTE, HOUR);
             }
             1 => {
@@ -1005,17 +1321,48 @@ impl Sim {
                 self.jumped += self.rng.between(SECOND, jump);
                 self.wake_all();
             }
-            4..=6 => {
+            4 => {
+                self.count(Fault::TokenRefused);
+                self.refused_until = self.now + self.rng.between(MINUTE, 2 * HOUR);
+            }
+            5 => {
+                self.count(Fault::TemplateReplaced);
+                self.world_version += 1;
+                self.template += 1;
+                if self.rng.one_in(3) {
+                    self.count(Fault::TemplateBad);
+                    self.bad_template_until = self.now + self.rng.between(10 * MINUTE, 2 * HOUR);
+                }
+            }
+            6 => {
+                // A script that cleans up, or GitHub itself.
+                let own: Vec<(u64, Scope)> =
+                    self.runners.iter().filter(|r| !r.foreign).map(|r| (r.id, r.scope.clone())).collect();
+                if !own.is_empty() {
+                    self.count(Fault::RunnerRemoved);
+                    let (id, scope) = own[self.rng.below(own.len() as u64) as usize].clone();
+                    self.remove_runner(id, &scope, false);
+                }
+            }
+            7..=9 => {
                 self.count(Fault::Killed);
                 self.kill();
             }
-            7 | 8 => self.stop(Stop::Drain),
-            _ => self.stop(Stop::Destroy),
+            10 | 11 => self.stop(Stop::Keep),
+            12 => self.stop(Stop::Destroy),
+            _ => self.scope_refused = !self.scope_refused,
         }
     }
 
-    pub(crate) fn found(&self, runner: &Runner, shared: bool) -> Found {
-        let ephemeral = runner.labels.iter().any(|label| label == "ephemeral");
-        Found { runner_id: runner.id, stale: ephemeral && !runner.online && !runner.busy && !shared }
+    /// Why registrations of this pool are left over, if they are.
+    pub(crate) fn runners_not_whole(&self, p: &Process) -> Option<String> {
+        let scope = super::process::rules(&p.config).scope;
+        let lost = self.runners.iter().find(|r| {
+            // Those of an earlier scope are left to GitHub's own clean-up.
+            !r.foreign
+                && r.scope == scope
+                && !p.state.slots().any(|s| s.instance().is_some_and(|i| i.runner_name == r.name))
+        });
+        lost.map(|r| format!("runner {} ({}) is nobody's", r.id, r.name))
     }
 }

@@ -1,4 +1,4 @@
-//! A simulated Hyper-V host, kept in a folder: used by the stand-in for
+//! A fake Hyper-V host, kept in a folder: used by the stand-in for
 //! `powershell` (which acts on it as the scripts would) and by the tests (which
 //! look at it, and do to it what fate and people do to hosts).
 //!

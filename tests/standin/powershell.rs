@@ -1,4 +1,4 @@
-//! Stands in for `powershell.exe` in tests: acts on a simulated Hyper-V host,
+//! Stands in for `powershell.exe` in tests: acts on a fake Hyper-V host,
 //! as the pool's scripts act on a real one, and goes wrong in the ways that the
 //! host's `faults.json` asks for. The host is the folder that `STANDIN_HOST`
 //! names, or else the folder in which this program (or a link to it) lies: so

@@ -1,0 +1,657 @@
+//! The pool's promises, each as one scenario over the state and the monitor,
+//! in a world that does at once what is asked of it.
+
+use super::health::{PATIENCE, Trouble};
+use super::monitor::{Answer, Ask, Monitor};
+use super::slot::evidence::LEASE;
+use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::state::{Outcome, PoolState};
+use super::tests::{notes, rules, vm};
+use super::{Millis, Refusal, Rules};
+use crate::github::{Error, Registration, Removal, Runner};
+use crate::hypervisor::{GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
+use crate::secret::Secret;
+use std::time::Duration;
+
+const MINUTE: Millis = 60_000;
+
+/// A host and a GitHub that never fail unless told, and a pool between them.
+struct World {
+    state: PoolState,
+    monitor: Monitor,
+    now: Millis,
+    vms: Vec<Vm>,
+    made_at: Vec<(VmId, Millis)>,
+    runners: Vec<Runner>,
+    fingerprint: String,
+    free_bytes: u64,
+    github_error: Option<Error>,
+    /// Whether guests speak by key-values.
+    heard: bool,
+    removed: Vec<u64>,
+    lookups: usize,
+    pending: Vec<(usize, Action)>,
+    /// Creations that are under way, when they take time.
+    slow_creates: bool,
+    creating: Vec<(usize, Action)>,
+    news: Vec<News>,
+    most_vms: usize,
+    last_id: u64,
+}
+
+impl World {
+    fn new(rules: Rules) -> World {
+        World {
+            state: PoolState::new(rules, 1, 0),
+            monitor: Monitor::new(1),
+            now: 0,
+            vms: Vec::new(),
+            made_at: Vec::new(),
+            runners: Vec::new(),
+            fingerprint: "f".into(),
+            free_bytes: 100 << 30,
+            github_error: None,
+            heard: true,
+            removed: Vec::new(),
+            lookups: 0,
+            pending: Vec::new(),
+            slow_creates: false,
+            creating: Vec::new(),
+            news: Vec::new(),
+            most_vms: 0,
+            last_id: 100,
+        }
+    }
+
+    /// A pool that has looked, made its VMs, and has them ready.
+    fn ready(rules: Rules) -> World {
+        let mut world = World::new(rules);
+        world.round();
+        world.boot_all();
+        world.round();
+        world
+    }
+
+    fn fact<T>(&mut self, fact: impl FnOnce(&mut PoolState, Millis, &mut Outcome) -> T) -> T {
+        let mut out = Outcome::default();
+        let answer = fact(&mut self.state, self.now, &mut out);
+        self.follow(out);
+        answer
+    }
+
+    fn follow(&mut self, out: Outcome) {
+        self.news.extend(out.news);
+        self.pending.extend(out.actions);
+        while !self.pending.is_empty() {
+            let (slot, action) = self.pending.remove(0);
+            if self.slow_creates && matches!(action, Action::CreateVm(_)) {
+                self.creating.push((slot, action));
+                continue;
+            }
+            let answer = self.perform(action);
+            let mut out = Outcome::default();
+            self.state.performed(slot, answer, self.now, &mut out);
+            self.news.extend(out.news);
+            self.pending.extend(out.actions);
+        }
+    }
+
+    fn finish_creates(&mut self) {
+        for (slot, action) in std::mem::take(&mut self.creating) {
+            let answer = self.perform(action);
+            self.fact(|state, now, out| state.performed(slot, answer, now, out));
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Event {
+        match action {
+            Action::Register { runner_name } => {
+                self.last_id += 1;
+                let id = self.last_id;
+                let labels = Vec::new();
+                self.runners.push(Runner { id, name: runner_name, online: false, busy: false, labels });
+                Event::Registered(Ok(Registration { runner_id: Some(id), credential: Secret::new("jit") }))
+            }
+            Action::FindRunner { runner_name, .. } => {
+                Event::Found(Ok(self.runners.iter().find(|r| r.name == runner_name).map(|r| r.id)))
+            }
+            Action::RemoveRunner { runner_id, .. } => Event::RunnerRemoved(Ok(self.remove(runner_id))),
+            Action::CreateVm(instance) => {
+                let notes = Notes {
+                    pool: "pool".into(),
+                    slot: 1,
+                    incarnation: instance.vm.incarnation.clone(),
+                    scope: instance.scope,
+                    runner_name: instance.runner_name,
+                    runner_id: instance.runner_id,
+                    fingerprint: Some(self.fingerprint.clone()),
+                    created: 0,
+                    job_started: None,
+                };
+                self.made_at.push((instance.vm.clone(), self.now));
+                let (power, heartbeat) = (Power::On, Heartbeat::Unknown);
+                let uptime = Duration::ZERO;
+                let vm = Vm { id: instance.vm, power, uptime, heartbeat, guest: None, notes: Some(notes) };
+                self.vms.push(vm);
+                self.most_vms = self.most_vms.max(self.vms.len());
+                Event::Created(Ok(()))
+            }
+            Action::DestroyVm(id) => {
+                self.vms.retain(|vm| vm.id != id);
+                Event::Destroyed(Ok(()))
+            }
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Removal {
+        self.removed.push(id);
+        match self.runners.iter().position(|runner| runner.id == id) {
+            Some(at) if self.runners[at].busy => Removal::Busy,
+            Some(at) => {
+                self.runners.remove(at);
+                Removal::Removed
+            }
+            None => Removal::NotThere,
+        }
+    }
+
+    /// Time passes, with a round of the monitor every half minute.
+    fn pass(&mut self, time: Millis) {
+        let end = self.now + time;
+        while self.now + 30_000 <= end {
+            self.now += 30_000;
+            self.ticks();
+            self.round();
+        }
+        self.now = end;
+        self.ticks();
+    }
+
+    fn ticks(&mut self) {
+        for slot in 0..self.state.slots().count() {
+            if self.state.deadline(slot, self.now).is_some_and(|at| at <= self.now) {
+                self.fact(|state, now, out| state.tick(slot, now, out));
+            }
+        }
+    }
+
+    /// One round of the monitor, from pause to pause.
+    fn round(&mut self) {
+        let mut answer = if self.state.has_recovered() { Answer::Paused } else { Answer::Started };
+        loop {
+            let mut out = Outcome::default();
+            let ask = self.monitor.next(answer, &mut self.state, self.now, &mut out);
+            self.follow(out);
+            answer = match ask {
+                Ask::Vms(writes) => {
+                    writes.iter().for_each(|write| self.write(write));
+                    Answer::Vms(Ok((self.inventory(), Some(self.fingerprint.clone()))))
+                }
+                Ask::Runners => match &self.github_error {
+                    Some(error) => Answer::Runners(Err(error.clone())),
+                    None => Answer::Runners(Ok(self.runners.clone())),
+                },
+                Ask::Runner(asked) => {
+                    self.lookups += 1;
+                    Answer::Runner(Ok(self.runners.iter().find(|r| r.id == asked.id).cloned()))
+                }
+                Ask::Remove(id) => Answer::Removed(Ok(self.remove(id))),
+                Ask::QueuedJobs => Answer::QueuedJobs(Ok(Vec::new())),
+                Ask::NewestRunner => Answer::NewestRunner(Ok(None), 0),
+                Ask::Pause(_) | Ask::End => return,
+            };
+        }
+    }
+
+    fn inventory(&mut self) -> Inventory {
+        for vm in &mut self.vms {
+            if let Some((_, at)) = self.made_at.iter().find(|(id, _)| *id == vm.id) {
+                vm.uptime = Duration::from_millis((self.now - at) as u64);
+            }
+        }
+        let disks = self.vms.iter().map(|vm| vm.id.clone()).collect();
+        Inventory { vms: self.vms.clone(), disks, free_bytes: Some(self.free_bytes) }
+    }
+
+    fn write(&mut self, write: &VmWrite) {
+        let Some(vm) = self.vms.iter_mut().find(|vm| vm.id == write.vm) else { return };
+        let Some(notes) = &mut vm.notes else { return };
+        notes.job_started = write.job_started.or(notes.job_started);
+    }
+
+    // --- guests ---
+
+    /// Every guest that boots gets its configuration, and its runner comes online.
+    fn boot_all(&mut self) {
+        for vm in self.vms.clone() {
+            if self.config(&vm.id).is_ok() {
+                let heard = self.heard;
+                self.says_worker(&vm.id, false);
+                self.vm(&vm.id).heartbeat = if heard { Heartbeat::Ok } else { Heartbeat::Unknown };
+                self.runner_of(&vm.id).online = true;
+            }
+        }
+    }
+
+    fn config(&mut self, vm: &VmId) -> Result<super::RunnerConfig, Refusal> {
+        let is_proven = |its: &VmId| its == vm;
+        self.fact(|state, now, out| state.runner_config(&vm.name, is_proven, now, out))
+    }
+
+    fn vm(&mut self, id: &VmId) -> &mut Vm {
+        self.vms.iter_mut().find(|vm| vm.id == *id).unwrap()
+    }
+
+    fn says_worker(&mut self, id: &VmId, worker: bool) {
+        if self.heard {
+            self.vm(id).guest = Some(GuestWord { stage: "listening".into(), last_error: None, worker });
+        }
+    }
+
+    fn runner_of(&mut self, id: &VmId) -> &mut Runner {
+        let name = self.vm(id).notes.as_ref().unwrap().runner_name.clone();
+        self.runners.iter_mut().find(|runner| runner.name == name).unwrap()
+    }
+
+    fn job_starts(&mut self, id: &VmId) {
+        self.says_worker(id, true);
+        self.runner_of(id).busy = true;
+        let is_proven = |its: &VmId| its == id;
+        self.fact(|state, now, out| state.job_started(&id.name, is_proven, Job::default(), now, out)).unwrap();
+    }
+
+    /// The guest reports the end of its runner, whose registration is gone by then.
+    fn job_ends(&mut self, id: &VmId) {
+        let name = self.vm(id).notes.as_ref().unwrap().runner_name.clone();
+        self.runners.retain(|runner| runner.name != name);
+        self.report_end(id);
+    }
+
+    fn report_end(&mut self, id: &VmId) {
+        let is_proven = |its: &VmId| its == id;
+        self.fact(|state, now, out| state.runner_ended(&id.name, is_proven, Some(0), now, out)).unwrap();
+    }
+
+    fn queue(&mut self, job: u64) -> bool {
+        self.fact(|state, now, out| state.job_queued(job, &["self-hosted".into()], now, out))
+    }
+
+    fn hook(&mut self, job: u64, runner: Option<(u64, String)>, completed: bool) {
+        let (runner_id, runner_name) = runner.map_or((None, None), |(id, name)| (Some(id), Some(name)));
+        let event = JobEvent { job: Job { id: Some(job), ..Job::default() }, runner_id, runner_name };
+        self.fact(|state, now, out| {
+            if completed {
+                state.job_completed(event, now, out);
+            } else {
+                state.job_in_progress(event, now, out);
+            }
+        });
+    }
+
+    // --- what there is to see ---
+
+    fn count(&self, phase: Phase) -> usize {
+        self.state.slots().filter(|slot| slot.phase() == phase).count()
+    }
+
+    fn phase(&self, number: usize) -> Phase {
+        self.state.slots().nth(number - 1).unwrap().phase()
+    }
+
+    fn ids(&self) -> Vec<VmId> {
+        self.vms.iter().map(|vm| vm.id.clone()).collect()
+    }
+
+    fn troubles(&mut self) -> Vec<Trouble> {
+        self.state.snapshot(self.now).health.troubles
+    }
+}
+
+// --- POOL_WARM holds ---
+
+#[test]
+fn twelve_jobs_one_after_the_other_never_make_a_third_vm() {
+    let mut world = World::ready(rules(6, 1));
+    for job in 1..=12 {
+        assert!(world.queue(job));
+        let idle = world.state.slots().find(|slot| slot.phase() == Phase::Ready).unwrap();
+        let id = idle.instance().unwrap().vm.clone();
+        world.hook(job, None, false);
+        world.job_starts(&id);
+        world.boot_all();
+        world.pass(5 * MINUTE);
+        world.job_ends(&id);
+        world.boot_all();
+        world.pass(MINUTE);
+    }
+    assert_eq!((world.most_vms, world.count(Phase::Ready)), (2, 1));
+}
+
+#[test]
+fn jobs_that_are_queued_and_canceled_leave_no_vm() {
+    let mut world = World::ready(rules(4, 0));
+    (1..=4).for_each(|job| assert!(world.queue(job)));
+    world.boot_all();
+    assert_eq!(world.count(Phase::Ready), 4);
+    (1..=4).for_each(|job| world.hook(job, None, true));
+    world.pass(11 * MINUTE);
+    assert!(world.state.slots().all(|slot| slot.retiring() == Some(RetireReason::Surplus)));
+    world.ids().iter().for_each(|id| world.report_end(id));
+    world.pass(MINUTE);
+    assert!(world.vms.is_empty() && world.runners.is_empty());
+}
+
+#[test]
+fn a_retire_that_was_not_told_yet_is_dropped_when_a_job_is_queued() {
+    let mut world = World::ready(rules(2, 0));
+    world.queue(1);
+    world.boot_all();
+    world.hook(1, None, true);
+    // The surplus is seen in this round, and told in the next.
+    world.pass(10 * MINUTE + 30_000);
+    assert_eq!(world.count(Phase::Ready), 1);
+    assert!(world.state.slots().any(|slot| slot.retiring().is_some()));
+    world.queue(2);
+    assert!(world.state.slots().all(|slot| slot.retiring().is_none()));
+}
+
+#[test]
+fn after_a_new_template_idle_vms_are_replaced_one_at_a_time() {
+    let mut world = World::ready(rules(3, 3));
+    world.fingerprint = "g".into();
+    for replaced in 0..3 {
+        world.pass(2 * MINUTE);
+        let retiring: Vec<VmId> = world
+            .state
+            .slots()
+            .filter(|slot| slot.retiring() == Some(RetireReason::Outdated))
+            .filter_map(|slot| Some(slot.instance()?.vm.clone()))
+            .collect();
+        assert_eq!(retiring.len(), 1, "after {replaced}");
+        world.report_end(&retiring[0]);
+        world.pass(2 * MINUTE);
+        assert_eq!(world.count(Phase::Ready), 2, "the next waits until the replacement is ready");
+        assert!(world.state.slots().all(|slot| slot.retiring().is_none()));
+        world.boot_all();
+    }
+    world.pass(5 * MINUTE);
+    assert!(world.state.slots().all(|slot| slot.phase() == Phase::Ready && slot.retiring().is_none()));
+}
+
+#[test]
+fn an_idle_vm_is_replaced_by_a_fresh_one_after_a_day() {
+    let mut world = World::ready(rules(1, 1));
+    world.pass(24 * 60 * MINUTE + MINUTE);
+    assert_eq!(world.state.slots().next().unwrap().retiring(), Some(RetireReason::Aged));
+}
+
+// --- retire ---
+
+#[test]
+fn a_guest_that_does_not_retire_is_deregistered_on_the_word_of_a_fresh_list() {
+    let mut world = World::ready(rules(1, 0));
+    world.queue(1);
+    world.boot_all();
+    world.hook(1, None, true);
+    world.pass(15 * MINUTE);
+    assert!(world.removed.is_empty(), "it has five minutes to obey");
+    world.pass(2 * MINUTE);
+    assert_eq!(world.removed.len(), 1);
+    // It ends like any other: GitHub does not know it, and a later list names no Worker.
+    world.pass(2 * MINUTE);
+    assert!(world.vms.is_empty());
+}
+
+#[test]
+fn a_guest_that_names_a_worker_is_not_deregistered() {
+    let mut world = World::ready(rules(1, 0));
+    world.queue(1);
+    world.boot_all();
+    world.hook(1, None, true);
+    world.pass(12 * MINUTE);
+    let id = world.ids()[0].clone();
+    world.says_worker(&id, true);
+    world.pass(60 * MINUTE);
+    assert!(world.removed.is_empty());
+    assert_eq!(world.phase(1), Phase::Running);
+}
+
+#[test]
+fn a_mute_guest_cannot_be_told_and_is_deregistered_when_github_calls_it_idle() {
+    let mut world = World::new(rules(1, 1));
+    world.heard = false;
+    world.round();
+    world.boot_all();
+    world.round();
+    world.fact(|state, now, out| state.stop(Stop::Keep, now, out));
+    world.round();
+    assert_eq!(world.removed.len(), 1);
+}
+
+// --- a running job is sacred ---
+
+#[test]
+fn a_job_outlives_whatever_github_says_while_its_worker_is_named() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    world.job_starts(&id);
+    let runner = world.runner_of(&id).clone();
+    world.hook(7, Some((runner.id, runner.name)), true);
+    world.runners.clear();
+    world.pass(3 * 60 * MINUTE);
+    assert_eq!((world.phase(1), world.ids()), (Phase::Running, vec![id]));
+}
+
+#[test]
+fn a_job_that_is_over_ends_its_vm_even_if_the_guests_report_is_lost() {
+    let mut world = World::ready(rules(1, 0));
+    world.queue(1);
+    world.boot_all();
+    let id = world.ids()[0].clone();
+    world.job_starts(&id);
+    world.hook(1, None, false);
+    world.pass(30 * MINUTE);
+    world.runners.clear();
+    world.says_worker(&id, false);
+    world.pass(2 * MINUTE);
+    assert!(world.vms.is_empty());
+}
+
+#[test]
+fn a_jobs_time_runs_on_the_vms_clock_and_over_a_restart() {
+    let mut world = World::new(rules(1, 1));
+    let mut running = vm(1, Power::On);
+    running.notes = Some(Notes { job_started: Some(3600), ..notes(1) });
+    running.uptime = Duration::from_secs(3600 + 6 * 3600 - 60);
+    running.heartbeat = Heartbeat::Ok;
+    running.guest = Some(GuestWord { stage: "running".into(), last_error: None, worker: true });
+    world.made_at.push((running.id.clone(), -(running.uptime.as_millis() as Millis)));
+    world.vms.push(running);
+    world.round();
+    assert_eq!(world.phase(1), Phase::Running);
+    world.pass(MINUTE / 2);
+    assert_eq!(world.phase(1), Phase::Running);
+    world.pass(MINUTE);
+    assert!(world.vms.iter().all(|vm| vm.id.incarnation != notes(1).incarnation));
+}
+
+#[test]
+fn a_jump_of_the_pools_clock_does_not_shorten_a_job() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    world.job_starts(&id);
+    world.round();
+    // Seven hours in which the host was suspended: the VM's uptime has not moved.
+    world.now += 7 * 60 * MINUTE;
+    world.made_at.iter_mut().for_each(|(_, at)| *at += 7 * 60 * MINUTE);
+    world.ticks();
+    world.round();
+    assert_eq!(world.phase(1), Phase::Running);
+}
+
+#[test]
+fn the_first_sign_of_a_job_is_written_into_the_vms_notes() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    world.pass(10 * MINUTE);
+    world.job_starts(&id);
+    world.round();
+    let noted = world.vm(&id).notes.as_ref().unwrap().job_started;
+    assert_eq!(noted, Some(600));
+}
+
+#[test]
+fn a_job_that_was_canceled_before_the_runner_took_it_leaves_the_vm_ready() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    let runner = world.runner_of(&id).clone();
+    world.hook(7, Some((runner.id, runner.name)), false);
+    assert_eq!(world.phase(1), Phase::Running);
+    world.pass(3 * MINUTE);
+    assert_eq!((world.phase(1), world.ids()), (Phase::Ready, vec![id]));
+}
+
+#[test]
+fn a_dead_guest_does_not_hold_its_slot_longer_than_githubs_lease() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    world.job_starts(&id);
+    world.pass(5 * MINUTE);
+    world.vm(&id).heartbeat = Heartbeat::Lost;
+    (world.runner_of(&id).online, world.runner_of(&id).busy) = (false, false);
+    world.pass(LEASE - 2 * MINUTE);
+    assert_eq!(world.phase(1), Phase::Running);
+    world.pass(4 * MINUTE);
+    assert!(!world.ids().contains(&id));
+}
+
+// --- what is not the pool's ---
+
+#[test]
+fn after_a_move_to_another_scope_a_runner_with_the_same_id_is_somebody_elses() {
+    let mut rules = rules(1, 1);
+    rules.scope.owner = "acme".into();
+    let mut world = World::new(rules);
+    let mut old = vm(1, Power::On);
+    old.guest = Some(GuestWord { stage: "running".into(), last_error: None, worker: true });
+    old.heartbeat = Heartbeat::Ok;
+    world.vms.push(old);
+    // In the new scope the old VM's runner id is that of a busy, then an offline stranger.
+    let stranger = Runner { id: 1, name: "prod-linux-1".into(), online: true, busy: true, labels: Vec::new() };
+    world.runners.push(stranger);
+    world.round();
+    world.pass(60 * MINUTE);
+    (world.runners[0].online, world.runners[0].busy) = (false, false);
+    world.pass(60 * MINUTE);
+    assert!(world.removed.is_empty() && world.phase(1) == Phase::Running);
+}
+
+#[test]
+fn only_registrations_with_the_pools_tag_are_removed_and_only_after_boot_timeout() {
+    let mut world = World::ready(rules(1, 0));
+    let offline = |id, name: &str| Runner { id, name: name.into(), online: false, busy: false, labels: Vec::new() };
+    world.runners.push(offline(1, "runner-1-7a9e000100000001"));
+    world.runners.push(offline(2, "runner-1-7a9e000200000001"));
+    world.runners.push(offline(3, "runner-1"));
+    world.pass(9 * MINUTE);
+    assert!(world.removed.is_empty());
+    world.pass(2 * MINUTE);
+    assert_eq!(world.removed, [1]);
+}
+
+#[test]
+fn a_runner_that_somebody_removes_is_a_failure_with_a_back_off() {
+    let mut world = World::ready(rules(1, 1));
+    for failures in 1..=3 {
+        let id = world.ids()[0].clone();
+        world.runners.clear();
+        world.report_end(&id);
+        assert_eq!(world.state.slots().next().unwrap().failures(), failures);
+        world.pass(MINUTE);
+        world.boot_all();
+    }
+    assert_eq!(world.state.snapshot(world.now).jobs_completed(), 0);
+}
+
+// --- care for the host ---
+
+#[test]
+fn no_vm_is_made_on_a_full_host_and_it_goes_on_when_there_is_room() {
+    let mut world = World::new(rules(2, 2));
+    world.free_bytes = 5 << 30;
+    world.round();
+    world.pass(MINUTE);
+    assert!(world.vms.is_empty());
+    assert!(world.troubles().contains(&Trouble::HostFull));
+    world.free_bytes = 50 << 30;
+    world.pass(MINUTE);
+    assert_eq!(world.vms.len(), 2);
+}
+
+#[test]
+fn creations_take_turns() {
+    let mut rules = rules(5, 5);
+    rules.pool.max_concurrent_creates = 2;
+    let mut world = World::new(rules);
+    world.slow_creates = true;
+    world.round();
+    for made in [0, 2, 4] {
+        assert_eq!(world.vms.len(), made);
+        assert_eq!(world.count(Phase::Creating), (5 - made).min(2));
+        world.finish_creates();
+    }
+    assert_eq!(world.vms.len(), 5);
+}
+
+#[test]
+fn a_stop_leaves_a_slot_that_waits_for_its_turn_without_a_registration() {
+    let mut rules = rules(3, 3);
+    rules.pool.max_concurrent_creates = 1;
+    let mut world = World::new(rules);
+    world.slow_creates = true;
+    world.round();
+    world.fact(|state, now, out| state.stop(Stop::Keep, now, out));
+    assert_eq!(world.runners.len(), 1, "that of the one whose turn it was");
+    assert_eq!(world.count(Phase::Stopped), 2);
+}
+
+// --- health ---
+
+#[test]
+fn degraded_means_degraded() {
+    let mut world = World::ready(rules(1, 1));
+    assert!(world.troubles().is_empty());
+    world.github_error = Some(Error::Refused("401".into()));
+    world.pass(MINUTE);
+    assert_eq!(world.troubles(), [Trouble::TokenRefused], "even while a VM is ready");
+    world.github_error = Some(Error::Failed("no route".into()));
+    world.pass(MINUTE);
+    world.pass(PATIENCE);
+    assert_eq!(world.troubles(), [Trouble::GitHubLost]);
+    world.github_error = None;
+    world.pass(MINUTE);
+    assert!(world.troubles().is_empty());
+    world.fact(|state, now, out| state.stop(Stop::Keep, now, out));
+    assert_eq!(world.troubles(), [Trouble::Stopping]);
+}
+
+#[test]
+fn a_pool_that_cannot_look_at_its_host_says_so_after_five_minutes() {
+    let mut world = World::new(rules(1, 1));
+    assert!(world.troubles().is_empty());
+    world.now = PATIENCE;
+    assert_eq!(world.troubles(), [Trouble::NotRecovered]);
+}
+
+// --- a large organization ---
+
+#[test]
+fn where_there_are_thousands_of_runners_the_pool_asks_for_its_own() {
+    let mut world = World::ready(rules(2, 2));
+    let stranger = |id| Runner { id, name: format!("x{id}"), online: true, busy: false, labels: Vec::new() };
+    world.runners.extend((10_000..14_000).map(stranger));
+    world.pass(MINUTE);
+    let before = world.lookups;
+    world.pass(5 * MINUTE);
+    assert_eq!(world.lookups - before, 2 * 10);
+}

@@ -1,0 +1,453 @@
+//! The words of a slot: what it is told, what it asks for, what it shows.
+
+use crate::github::scope::Scope;
+use crate::github::{Registration, Removal};
+use crate::hypervisor::{GuestWord, Heartbeat, Notes, VmId};
+use crate::pool::Millis;
+use std::fmt;
+
+/// A blocking call that whoever drives the slot has to make. The matching
+/// [`Event`] brings back what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Register a runner. Brings [`Event::Registered`].
+    Register {
+        /// The name to register.
+        runner_name: String,
+    },
+    /// Look a runner up by its name. Brings [`Event::Found`].
+    FindRunner {
+        /// Where it is registered.
+        scope: Scope,
+        /// The exact name.
+        runner_name: String,
+    },
+    /// Remove a registration. Brings [`Event::RunnerRemoved`].
+    RemoveRunner {
+        /// Where it is registered.
+        scope: Scope,
+        /// GitHub's id.
+        runner_id: u64,
+        /// Not to be sent after this moment: what was known of the VM is too old by then.
+        not_after: Option<Millis>,
+    },
+    /// Make and start a VM. Brings [`Event::Created`].
+    CreateVm(Instance),
+    /// Remove a VM and its disk. Brings [`Event::Destroyed`].
+    DestroyVm(VmId),
+}
+
+/// Why an action failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One sentence, for the log and the status page.
+    pub why: String,
+    /// The earliest sensible retry, in milliseconds from now, if known.
+    pub retry_after: Option<Millis>,
+}
+
+/// A VM that a slot makes, made or adopted, with its registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Name and incarnation.
+    pub vm: VmId,
+    /// Where its runner is registered.
+    pub scope: Scope,
+    /// The name under which its runner is registered.
+    pub runner_name: String,
+    /// GitHub's id of the registration, once known.
+    pub runner_id: Option<u64>,
+}
+
+impl Instance {
+    /// What the Notes of a VM say of it.
+    pub fn of_notes(vm: &VmId, notes: &Notes) -> Instance {
+        Instance {
+            vm: vm.clone(),
+            scope: notes.scope.clone(),
+            runner_name: notes.runner_name.clone(),
+            runner_id: notes.runner_id,
+        }
+    }
+}
+
+/// A workflow job, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Job {
+    /// GitHub's id of the job.
+    pub id: Option<u64>,
+    /// GitHub's id of the workflow run.
+    pub run_id: Option<u64>,
+    /// The job's name.
+    pub name: Option<String>,
+    /// `owner/name` of the repository.
+    pub repository: Option<String>,
+    /// The job's page.
+    pub url: Option<String>,
+}
+
+impl Job {
+    /// Takes from `other` what is not known yet.
+    pub fn learn(&mut self, other: Job) {
+        let Job { id, run_id, name, repository, url } = other;
+        self.id = self.id.or(id);
+        self.run_id = self.run_id.or(run_id);
+        self.name = self.name.take().or(name);
+        self.repository = self.repository.take().or(repository);
+        self.url = self.url.take().or(url);
+    }
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name.as_deref().unwrap_or("(not named)");
+        write!(f, "{name}")?;
+        match (&self.repository, self.run_id) {
+            (Some(repository), Some(run)) => write!(f, " of {repository}, run {run}"),
+            (Some(repository), None) => write!(f, " of {repository}"),
+            (None, Some(run)) => write!(f, ", run {run}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// A job as a `workflow_job` webhook tells of it, with the runner that has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobEvent {
+    /// The job.
+    pub job: Job,
+    /// GitHub's id of the runner.
+    pub runner_id: Option<u64>,
+    /// The runner's name.
+    pub runner_name: Option<String>,
+}
+
+/// What a list of VMs says of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedVm {
+    /// Whether it is there and runs.
+    pub power: ObservedPower,
+    /// For how long it has been running, in milliseconds.
+    pub uptime: Millis,
+    /// Whether Hyper-V hears its guest.
+    pub heartbeat: Heartbeat,
+    /// What its guest says.
+    pub guest: Option<GuestWord>,
+    /// What its Notes say.
+    pub notes: Option<Notes>,
+    /// When the list was asked for: a list older than the VM says nothing about it.
+    pub asked_at: Millis,
+}
+
+/// Whether a VM is there and runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObservedPower {
+    /// It runs.
+    On,
+    /// The host has paused it.
+    Paused,
+    /// It is off.
+    Off,
+    /// It is not there.
+    Missing,
+}
+
+/// What GitHub says of a slot's runner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedRunner {
+    /// GitHub's id.
+    pub id: u64,
+    /// Whether it is connected.
+    pub online: bool,
+    /// Whether it has a job.
+    pub busy: bool,
+    /// When GitHub was asked.
+    pub asked_at: Millis,
+}
+
+/// A VM or disk of this pool that no slot has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrphanVm {
+    /// What to destroy.
+    pub vm: VmId,
+    /// What its Notes say of it.
+    pub notes: Option<Notes>,
+}
+
+/// What a starting pool gives a slot to begin with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// The VM to adopt.
+    pub adopt: Option<OrphanVm>,
+    /// What to destroy first.
+    pub orphans: Vec<OrphanVm>,
+}
+
+/// How the pool is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Idle VMs are retired; those with a job keep running for the next start to adopt.
+    Keep,
+    /// Every VM is destroyed, whatever runs on it.
+    Destroy,
+}
+
+/// Why an idle VM is asked to retire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetireReason {
+    /// More VMs are idle than are wanted.
+    Surplus,
+    /// It was made of another template or of other settings than VMs are now.
+    Outdated,
+    /// It has been waiting for longer than `MAX_IDLE_HOURS`.
+    Aged,
+    /// It serves another organization or repository than the pool does now.
+    Moved,
+    /// The pool stops.
+    Stop,
+}
+
+impl RetireReason {
+    /// For the log and the status page.
+    pub fn text(self) -> &'static str {
+        match self {
+            RetireReason::Surplus => "more VMs are idle than POOL_WARM asks for",
+            RetireReason::Outdated => "the template or the settings have changed since it was made",
+            RetireReason::Aged => "it has been idle for MAX_IDLE_HOURS",
+            RetireReason::Moved => "the pool serves another organization or repository now",
+            RetireReason::Stop => "the pool stops",
+        }
+    }
+
+    /// Whether its replacement must be ready before the next VM is retired for it.
+    pub fn one_at_a_time(self) -> bool {
+        matches!(self, RetireReason::Outdated | RetireReason::Aged)
+    }
+}
+
+/// What a slot is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The pool knows what was there before it.
+    Recovered(Assignment),
+    /// Make a VM now. Holds the incarnation to give it.
+    Provision(String),
+    /// The clock has reached [`Slot::deadline`](super::Slot::deadline).
+    Tick,
+    /// What came of [`Action::Register`].
+    Registered(Result<Registration, Failure>),
+    /// What came of [`Action::FindRunner`]: the runner's id, if it is there.
+    Found(Result<Option<u64>, Failure>),
+    /// What came of [`Action::RemoveRunner`].
+    RunnerRemoved(Result<Removal, Failure>),
+    /// What came of [`Action::CreateVm`].
+    Created(Result<(), Failure>),
+    /// What came of [`Action::DestroyVm`].
+    Destroyed(Result<(), Failure>),
+    /// The guest was given its configuration.
+    Answered,
+    /// The guest says that a job starts.
+    JobStarted(Job),
+    /// The guest says that its runner has ended.
+    RunnerEnded {
+        /// With which exit code, if it said so.
+        exit_code: Option<i64>,
+    },
+    /// GitHub's webhook says that this slot's runner has a job.
+    JobInProgress(JobEvent),
+    /// GitHub's webhook says that the job of this slot's runner has ended.
+    JobCompleted(JobEvent),
+    /// What a list of VMs says of this slot's VM.
+    VmObserved(Box<ObservedVm>),
+    /// What GitHub says of this slot's runner.
+    RunnerObserved(ObservedRunner),
+    /// GitHub, asked for this slot's registration, does not know it.
+    RunnerGone,
+    /// GitHub does not let the token see this slot's registration.
+    RunnerHidden,
+    /// Something of this pool was found that no slot has.
+    Orphan(OrphanVm),
+    /// The idle VM is to retire.
+    Retire(RetireReason),
+    /// A job waits for it after all: it retires only if it was told already.
+    StayIfNotTold,
+    /// What the pool had to write to the VM went out with a list that began at this time.
+    Written {
+        /// Asked it to retire.
+        retire: bool,
+        /// Removed its JIT configuration from its key-values.
+        forgot_jit_config: bool,
+        /// When.
+        at: Millis,
+    },
+    /// The pool stops.
+    Stop(Stop),
+}
+
+/// The state's name, as the design, `/health` and the status page use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// The pool does not know yet what was there before it.
+    Recovering,
+    /// No VM.
+    Empty,
+    /// A registration and a VM are being made.
+    Creating,
+    /// The guest has not fetched its configuration.
+    Booting,
+    /// The runner waits for a job.
+    Ready,
+    /// A job is on it.
+    Running,
+    /// VM, disk and registration are being removed.
+    Destroying,
+    /// Over: nothing more will happen here.
+    Stopped,
+}
+
+impl Phase {
+    /// The lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Recovering => "recovering",
+            Phase::Empty => "empty",
+            Phase::Creating => "creating",
+            Phase::Booting => "booting",
+            Phase::Ready => "ready",
+            Phase::Running => "running",
+            Phase::Destroying => "destroying",
+            Phase::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why a VM is destroyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its guest reported the end of its runner.
+    RunnerEnded {
+        /// The listener's exit code, if the guest told.
+        exit_code: Option<i64>,
+    },
+    /// It powered off.
+    PoweredOff,
+    /// It is no longer on the host.
+    Vanished,
+    /// GitHub does not know its runner any more, or does not hear it, and no job runs on it.
+    RunnerGone,
+    /// The guest did not fetch its configuration in time.
+    BootTimeout,
+    /// The job took too long.
+    JobTimeout,
+    /// It retired.
+    Retired(RetireReason),
+    /// The pool stops.
+    Stop,
+}
+
+impl Cause {
+    /// One word for metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Cause::RunnerEnded { .. } => "runner_ended",
+            Cause::PoweredOff => "powered_off",
+            Cause::Vanished => "vanished",
+            Cause::RunnerGone => "runner_gone",
+            Cause::BootTimeout => "boot_timeout",
+            Cause::JobTimeout => "job_timeout",
+            Cause::Retired(_) => "retired",
+            Cause::Stop => "stop",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::RunnerEnded { exit_code: Some(code) } => {
+                write!(f, "its runner ended with exit code {code}")
+            }
+            Cause::RunnerEnded { exit_code: None } => f.write_str("its runner ended"),
+            Cause::PoweredOff => f.write_str("it powered off"),
+            Cause::Vanished => f.write_str("it is no longer on the host"),
+            Cause::RunnerGone => f.write_str("its runner is gone from GitHub"),
+            Cause::BootTimeout => {
+                f.write_str("its guest did not fetch its configuration within BOOT_TIMEOUT")
+            }
+            Cause::JobTimeout => f.write_str("its job ran for longer than JOB_TIMEOUT"),
+            Cause::Retired(reason) => write!(f, "it retired: {}", reason.text()),
+            Cause::Stop => f.write_str("the pool stops"),
+        }
+    }
+}
+
+/// Something that happened to a slot, for the log and for counting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A VM was made and started, in so many milliseconds.
+    Made(VmId, Millis),
+    /// Its guest has its configuration, so many milliseconds after the start.
+    Ready(VmId, Millis),
+    /// A VM of an earlier start is this pool's again.
+    Adopted(VmId),
+    /// The first sign of a job.
+    Job(VmId, Job),
+    /// More is known of the job.
+    JobNamed(VmId, Job),
+    /// A job was canceled before the runner took it: the VM is ready again.
+    JobNotTaken(VmId),
+    /// It is asked to retire.
+    Retiring(VmId, RetireReason),
+    /// It is of no further use.
+    Ended {
+        /// Which VM.
+        vm: VmId,
+        /// Why.
+        cause: Cause,
+        /// The job that it had, and for how many milliseconds.
+        job: Option<(Job, Millis)>,
+    },
+    /// VM and disk are gone, after so many milliseconds.
+    Destroyed(VmId, Millis),
+    /// Something of an earlier start, or of a failed creation, is destroyed.
+    ClearingAway(VmId),
+    /// The host has paused the VM.
+    Paused(VmId),
+    /// A try failed: whose (a slot by its VM's name, GitHub, Hyper-V), and why.
+    Failed(String, String),
+    /// What failed works again.
+    Works(String),
+    /// An invariant does not hold: a defect of this program.
+    Broken(String),
+}
+
+/// What the rest of the program may know of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotSnapshot {
+    /// The slot's number, from 1.
+    pub number: u32,
+    /// Where it is.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Millis,
+    /// The VM that it has or is making.
+    pub instance: Option<Instance>,
+    /// The job on its VM.
+    pub job: Option<Job>,
+    /// How long that has been running, in milliseconds of the VM's own clock.
+    pub job_time: Option<Millis>,
+    /// Why its VM has been asked to retire, if it has.
+    pub retiring: Option<RetireReason>,
+    /// Whether the host has paused its VM.
+    pub paused: bool,
+    /// What its guest said last.
+    pub guest: Option<GuestWord>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Why the last of them failed.
+    pub reason: Option<String>,
+    /// Whether it is past `POOL_SIZE`, and so never makes another VM.
+    pub past_size: bool,
+    /// Jobs that this slot has seen to their end.
+    pub jobs_completed: u64,
+}

@@ -1,0 +1,719 @@
+//! Every slot's record, and the only way to change one.
+//!
+//! Each method takes in a fact, with the time, and adds to an [`Outcome`] the
+//! actions to perform, each for one slot, and what happened. Whoever holds the
+//! state sees each fact take effect at once and whole: what a guest is told
+//! and what its slot decides can never differ.
+
+use super::demand::Demand;
+use super::health::{Health, Reach, Trouble};
+use super::image_age::ImageAge;
+use super::orphans::{self, OrphanRunners};
+use super::slot::Slot;
+use super::slot::types::{
+    Action, Cause, Event, Job, JobEvent, News, ObservedPower, ObservedRunner, ObservedVm, OrphanVm, Phase,
+    RetireReason, Stop,
+};
+use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot, millis, recovery};
+use crate::github::Runner;
+use crate::hypervisor::{Heartbeat, Inventory, Power, VmId, VmWrite};
+use crate::pool::back_off::Random;
+use crate::secret::Secret;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+/// How many of the incarnations made last are remembered.
+const REMEMBERED: usize = 1024;
+
+/// What follows from a fact.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What to do, each with the index of the slot whose worker does it.
+    pub actions: Vec<(usize, Action)>,
+    /// What happened.
+    pub news: Vec<News>,
+    /// The monitor is to look now, and not at its next round.
+    pub look_now: bool,
+}
+
+/// The pool's knowledge of its slots, and of what is around them.
+#[derive(Debug)]
+pub struct PoolState {
+    pub(super) rules: Rules,
+    pub(super) records: Vec<Record>,
+    pub(super) demand: Demand,
+    pub(super) surplus_since: Option<Millis>,
+    /// How old the image is that guests run.
+    pub image: ImageAge,
+    orphan_runners: OrphanRunners,
+    random: Random,
+    started_at: Millis,
+    recovered: bool,
+    stop: Option<(Stop, Millis)>,
+    /// What a VM made now would be made of.
+    fingerprint: Option<String>,
+    free_bytes: Option<u64>,
+    /// Incarnations that a slot of this process had: such a VM without a slot was given up, and is not adopted.
+    had: VecDeque<String>,
+    github: Reach,
+    hypervisor: Reach,
+    ended: BTreeMap<&'static str, u64>,
+    broken: u64,
+}
+
+/// A slot, with what is known of its VM beside its state.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub slot: Slot,
+    /// What its guest gets to start its runner with. An adopted VM's is not known.
+    credential: Option<Secret>,
+    /// Its VM is made of another template or of other settings than VMs are now.
+    pub outdated: bool,
+}
+
+impl PoolState {
+    /// A pool that does not know yet what there is. `seed` feeds jitter and
+    /// incarnations, and must differ at every start.
+    pub fn new(rules: Rules, seed: u64, now: Millis) -> PoolState {
+        let mut state = PoolState {
+            rules,
+            records: Vec::new(),
+            demand: Demand::default(),
+            surplus_since: None,
+            image: ImageAge::default(),
+            orphan_runners: OrphanRunners::default(),
+            random: Random(seed),
+            started_at: now,
+            recovered: false,
+            stop: None,
+            fingerprint: None,
+            free_bytes: None,
+            had: VecDeque::new(),
+            github: Reach::default(),
+            hypervisor: Reach::default(),
+            ended: BTreeMap::new(),
+            broken: 0,
+        };
+        (0..state.rules.pool.size).for_each(|_| state.add_slot());
+        state
+    }
+
+    fn add_slot(&mut self) {
+        let number = self.records.len() as u32 + 1;
+        let name = format!("{}{number}", self.rules.pool.name_prefix);
+        let past_size = number > self.rules.pool.size;
+        let slot = Slot::new(number, name, past_size, self.random.bits());
+        self.records.push(Record { slot, credential: None, outdated: false });
+    }
+
+    // --- what can be read ---
+
+    /// What the pool goes by.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The slots, those past the pool's size last.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.records.iter().map(|record| &record.slot)
+    }
+
+    /// Whether the pool knows what was there before it.
+    pub fn has_recovered(&self) -> bool {
+        self.recovered
+    }
+
+    /// How many queued jobs the pool knows of.
+    pub fn jobs_waiting(&self) -> usize {
+        self.demand.waiting()
+    }
+
+    /// How the pool is being stopped, if it is.
+    pub fn stopping(&self) -> Option<Stop> {
+        self.stop.map(|(stop, _)| stop)
+    }
+
+    /// Whether every slot has stopped.
+    pub fn has_stopped(&self) -> bool {
+        self.slots().all(|slot| slot.phase() == Phase::Stopped)
+    }
+
+    /// Whether a list said that free space is below `MIN_FREE_GB`.
+    pub fn host_is_full(&self) -> bool {
+        self.free_bytes.is_some_and(|free| free < self.rules.pool.min_free_bytes)
+    }
+
+    /// When [`PoolState::tick`] is due for a slot, if nothing else happens before.
+    pub fn deadline(&mut self, slot: usize, now: Millis) -> Option<Millis> {
+        let own = self.records[slot].slot.deadline(&self.rules);
+        if own.is_some() || !self.records[slot].slot.is_free() {
+            return own;
+        }
+        // A free slot in its back-off is waited for while a VM is short.
+        let retry_at = self.records[slot].slot.retry_at();
+        let short = retry_at > now && !self.host_is_full() && self.balance(now).shortage() > 0;
+        short.then_some(retry_at)
+    }
+
+    /// The pool as it is now.
+    pub fn snapshot(&mut self, now: Millis) -> Snapshot {
+        Snapshot {
+            slots: self.slots().map(|slot| slot.snapshot(now)).collect(),
+            size: self.rules.pool.size,
+            jobs_waiting: self.jobs_waiting(),
+            health: Health { troubles: self.troubles(now) },
+            github: self.github.clone(),
+            hypervisor: self.hypervisor.clone(),
+            ended: self.ended.clone(),
+            broken: self.broken,
+            free_bytes: self.free_bytes,
+            now,
+        }
+    }
+
+    fn troubles(&mut self, now: Millis) -> Vec<Trouble> {
+        let serves = self.slots().any(|slot| matches!(slot.phase(), Phase::Ready | Phase::Running));
+        let fails = self.slots().any(|slot| slot.failures() > 0);
+        let wanted = self.recovered && self.balance(now).wants_vms();
+        let late = !self.recovered && now - self.started_at >= super::health::PATIENCE;
+        [
+            (Trouble::Stopping, self.stop.is_some()),
+            (Trouble::NotRecovered, late),
+            (Trouble::TokenRefused, self.github.refused),
+            (Trouble::GitHubLost, self.github.is_lost(now) && !self.github.refused),
+            (Trouble::HypervisorLost, self.hypervisor.is_lost(now)),
+            (Trouble::HostFull, self.host_is_full() && !serves),
+            (Trouble::NothingServes, wanted && !serves && (fails || self.host_is_full())),
+        ]
+        .into_iter()
+        .filter_map(|(trouble, holds)| holds.then_some(trouble))
+        .collect()
+    }
+
+    // --- what workers bring ---
+
+    /// A worker has performed a slot's action.
+    pub fn performed(&mut self, slot: usize, answer: Event, now: Millis, out: &mut Outcome) {
+        if let Event::Registered(Ok(registration)) = &answer {
+            self.records[slot].credential = Some(registration.credential.clone());
+        }
+        self.tell(slot, answer, now, out);
+        self.settle(now, out);
+    }
+
+    /// A slot's deadline has come.
+    pub fn tick(&mut self, slot: usize, now: Millis, out: &mut Outcome) {
+        self.tell(slot, Event::Tick, now, out);
+        self.settle(now, out);
+    }
+
+    // --- what guests ask and tell ---
+
+    /// A guest asks for its configuration. `is_proven` says whether the guest
+    /// has proven to be this VM.
+    ///
+    /// # Errors
+    /// Why it gets none.
+    pub fn runner_config(
+        &mut self,
+        vm_name: &str,
+        is_proven: impl Fn(&VmId) -> bool,
+        now: Millis,
+        out: &mut Outcome,
+    ) -> Result<RunnerConfig, Refusal> {
+        let index = self.authenticate(vm_name, is_proven)?;
+        let record = &mut self.records[index];
+        match record.slot.phase() {
+            Phase::Creating => return Err(Refusal::NotReady),
+            Phase::Booting | Phase::Ready => {}
+            _ => return Err(Refusal::Answered),
+        }
+        // A token makes a runner each time it is used, so that it is given once.
+        let credential = if self.rules.jit { record.credential.clone() } else { record.credential.take() };
+        let (Some(credential), Some(instance)) = (credential, record.slot.instance()) else {
+            return Err(Refusal::Answered);
+        };
+        let config = RunnerConfig { runner_name: instance.runner_name.clone(), credential };
+        self.tell(index, Event::Answered, now, out);
+        self.settle(now, out);
+        Ok(config)
+    }
+
+    /// A guest says that its runner starts a job.
+    ///
+    /// # Errors
+    /// When it is not a VM of the pool.
+    pub fn job_started(
+        &mut self,
+        vm_name: &str,
+        is_proven: impl Fn(&VmId) -> bool,
+        job: Job,
+        now: Millis,
+        out: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        self.guest_tells(vm_name, is_proven, Event::JobStarted(job), now, out)
+    }
+
+    /// A guest says that its runner has ended.
+    ///
+    /// # Errors
+    /// When it is not a VM of the pool.
+    pub fn runner_ended(
+        &mut self,
+        vm_name: &str,
+        is_proven: impl Fn(&VmId) -> bool,
+        exit_code: Option<i64>,
+        now: Millis,
+        out: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        self.guest_tells(vm_name, is_proven, Event::RunnerEnded { exit_code }, now, out)
+    }
+
+    fn guest_tells(
+        &mut self,
+        vm_name: &str,
+        is_proven: impl Fn(&VmId) -> bool,
+        event: Event,
+        now: Millis,
+        out: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        let slot = self.authenticate(vm_name, is_proven)?;
+        self.tell(slot, event, now, out);
+        self.settle(now, out);
+        Ok(())
+    }
+
+    /// The slot whose VM bears this name and has proven itself. Two VMs can
+    /// bear one name for a while, one adopted and one new.
+    fn authenticate(&self, vm_name: &str, is_proven: impl Fn(&VmId) -> bool) -> Result<usize, Refusal> {
+        let of_slots = || self.slots().enumerate().filter_map(|(i, slot)| Some((i, &slot.instance()?.vm)));
+        if !of_slots().any(|(_, vm)| vm.name == vm_name) {
+            return Err(if self.recovered { Refusal::NotFound } else { Refusal::NotReady });
+        }
+        of_slots()
+            .find(|(_, vm)| vm.name == vm_name && is_proven(vm))
+            .map(|(index, _)| index)
+            .ok_or(Refusal::Unauthorized)
+    }
+
+    // --- what GitHub's webhooks tell ---
+
+    /// A job waits for a runner with these labels. Answers whether this pool
+    /// serves it and had not heard of it before.
+    pub fn job_queued(&mut self, job_id: u64, labels: &[String], now: Millis, out: &mut Outcome) -> bool {
+        if !self.rules.serves(labels) || !self.demand.queued(job_id, now) {
+            return false;
+        }
+        for slot in 0..self.records.len() {
+            if self.records[slot].slot.retiring().is_some() && self.stop.is_none() {
+                self.tell(slot, Event::StayIfNotTold, now, out);
+            }
+        }
+        self.settle(now, out);
+        true
+    }
+
+    /// A runner, of this pool or another, has got a job.
+    pub fn job_in_progress(&mut self, event: JobEvent, now: Millis, out: &mut Outcome) {
+        self.job_is_over_for_demand(&event);
+        if let Some(slot) = self.slot_of_job(&event) {
+            self.tell(slot, Event::JobInProgress(event), now, out);
+        }
+        self.settle(now, out);
+    }
+
+    /// A job has ended, wherever it ran.
+    pub fn job_completed(&mut self, event: JobEvent, now: Millis, out: &mut Outcome) {
+        self.job_is_over_for_demand(&event);
+        if let Some(slot) = self.slot_of_job(&event) {
+            self.tell(slot, Event::JobCompleted(event), now, out);
+            out.look_now = true;
+        }
+        self.settle(now, out);
+    }
+
+    fn job_is_over_for_demand(&mut self, event: &JobEvent) {
+        if let Some(id) = event.job.id {
+            self.demand.over(id);
+        }
+    }
+
+    /// The slot that a webhook is about: by the runner's name, which is
+    /// unique, together with its id; or by a job that was seen on it.
+    fn slot_of_job(&self, event: &JobEvent) -> Option<usize> {
+        self.slots().position(|slot| {
+            let by_runner = slot.instance().is_some_and(|instance| {
+                event.runner_name.as_ref() == Some(&instance.runner_name)
+                    && event.runner_id.is_some()
+                    && (instance.runner_id.is_none() || instance.runner_id == event.runner_id)
+            });
+            by_runner || event.job.id.is_some_and(|id| slot.has_job(id))
+        })
+    }
+
+    // --- what the monitor brings ---
+
+    /// What an earlier start left: the two first lists as one.
+    pub fn recover(&mut self, inventory: &Inventory, now: Millis, out: &mut Outcome) {
+        if self.recovered {
+            return;
+        }
+        let assignments = recovery::recover(inventory, self.rules.pool.size);
+        while self.records.len() < assignments.len() {
+            self.add_slot();
+        }
+        self.recovered = true;
+        self.free_bytes = inventory.free_bytes;
+        for (slot, assignment) in assignments.into_iter().enumerate() {
+            self.tell(slot, Event::Recovered(assignment), now, out);
+            if let Some((stop, _)) = self.stop {
+                self.tell(slot, Event::Stop(stop), now, out);
+            }
+        }
+        self.settle(now, out);
+    }
+
+    /// What the next list of VMs has to write. From now on these VMs count as told.
+    pub fn take_writes(&mut self, now: Millis, out: &mut Outcome) -> Vec<VmWrite> {
+        let due: Vec<(usize, VmWrite)> =
+            self.slots().enumerate().filter_map(|(index, slot)| Some((index, slot.write_due()?))).collect();
+        for (slot, write) in &due {
+            let written = Event::Written { retire: write.retire, forgot_jit_config: false, at: now };
+            self.tell(*slot, written, now, out);
+        }
+        due.into_iter().map(|(_, write)| write).collect()
+    }
+
+    /// The hypervisor's list, asked for at `asked_at` together with `writes`.
+    /// `fingerprint` is that of a VM made now.
+    pub fn vms_listed(
+        &mut self,
+        inventory: &Inventory,
+        fingerprint: Option<String>,
+        writes: &[VmWrite],
+        asked_at: Millis,
+        now: Millis,
+        out: &mut Outcome,
+    ) {
+        if fingerprint.is_some() {
+            self.fingerprint = fingerprint;
+        }
+        self.note_free_space(inventory.free_bytes, out);
+        for slot in 0..self.records.len() {
+            let Some(instance) = self.records[slot].slot.instance() else {
+                // An hour without need of a VM clears a failure.
+                self.tell(slot, Event::Tick, now, out);
+                continue;
+            };
+            let vm = inventory.vms.iter().find(|vm| vm.id.incarnation == instance.vm.incarnation);
+            if writes.iter().any(|write| write.forget_jit_config && write.vm == instance.vm) {
+                let written = Event::Written { retire: false, forgot_jit_config: true, at: asked_at };
+                self.tell(slot, written, now, out);
+            }
+            let made_of = vm.and_then(|vm| vm.notes.as_ref()?.fingerprint.as_ref());
+            self.records[slot].outdated = made_of.is_some() && made_of != self.fingerprint.as_ref();
+            let observed = vm.map_or_else(
+                || ObservedVm {
+                    power: ObservedPower::Missing,
+                    uptime: 0,
+                    heartbeat: Heartbeat::Unknown,
+                    guest: None,
+                    notes: None,
+                    asked_at,
+                },
+                |vm| ObservedVm {
+                    power: match vm.power {
+                        Power::On => ObservedPower::On,
+                        Power::Paused => ObservedPower::Paused,
+                        Power::Off => ObservedPower::Off,
+                    },
+                    uptime: millis(vm.uptime),
+                    heartbeat: vm.heartbeat,
+                    guest: vm.guest.clone(),
+                    notes: vm.notes.clone(),
+                    asked_at,
+                },
+            );
+            self.tell(slot, Event::VmObserved(Box::new(observed)), now, out);
+        }
+        self.take_in_orphans(inventory, now, out);
+        self.settle(now, out);
+        self.retire_idle(now, out);
+    }
+
+    /// VMs and disks that no slot has. One that is on, and that this process
+    /// did not make, is one that the first lists left out: it may have a job.
+    fn take_in_orphans(&mut self, inventory: &Inventory, now: Millis, out: &mut Outcome) {
+        let known: HashSet<&str> =
+            self.slots().filter_map(|slot| Some(slot.instance()?.vm.incarnation.as_str())).collect();
+        let mut found = orphans::orphan_vms(inventory, &known);
+        found.retain(|orphan| !self.slots().any(|slot| slot.has_orphan(&orphan.vm)));
+        for orphan in found {
+            let is_on = |orphan: &OrphanVm| {
+                orphan.notes.is_some()
+                    && inventory.vms.iter().any(|vm| vm.id == orphan.vm && vm.power != Power::Off)
+            };
+            if is_on(&orphan) && !self.had.contains(&orphan.vm.incarnation) {
+                self.add_slot();
+                let assignment = super::slot::types::Assignment { adopt: Some(orphan), orphans: Vec::new() };
+                let slot = self.records.len() - 1;
+                self.tell(slot, Event::Recovered(assignment), now, out);
+                if let Some((stop, _)) = self.stop {
+                    self.tell(slot, Event::Stop(stop), now, out);
+                }
+            } else {
+                let home = recovery::home_of(&orphan.vm, self.rules.pool.size);
+                self.tell(home, Event::Orphan(orphan), now, out);
+            }
+        }
+    }
+
+    fn note_free_space(&mut self, free_bytes: Option<u64>, out: &mut Outcome) {
+        let was_full = self.host_is_full();
+        self.free_bytes = free_bytes;
+        let subject = || "The host".to_owned();
+        match (was_full, self.host_is_full()) {
+            (_, true) => {
+                let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+                let why = format!(
+                    "{:.1} GB are free where the VMs' disks are, less than MIN_FREE_GB ({:.0}): no VM is made until there is room",
+                    gib(free_bytes.unwrap_or(0)),
+                    gib(self.rules.pool.min_free_bytes)
+                );
+                out.news.push(News::Failed(subject(), why));
+            }
+            (true, false) => out.news.push(News::Works(subject())),
+            (false, false) => {}
+        }
+    }
+
+    /// GitHub's list of the runners in the pool's scope. Answers with the
+    /// registrations to remove.
+    pub fn runners_listed(
+        &mut self,
+        runners: &[Runner],
+        asked_at: Millis,
+        now: Millis,
+        out: &mut Outcome,
+    ) -> Vec<u64> {
+        for slot in 0..self.records.len() {
+            let Some(instance) = self.records[slot].slot.instance() else { continue };
+            if instance.scope != self.rules.scope {
+                // Without its id, a runner that registered itself elsewhere cannot be asked for.
+                if instance.runner_id.is_none() {
+                    self.tell(slot, Event::RunnerHidden, now, out);
+                }
+                continue;
+            }
+            let its = |runner: &&Runner| {
+                runner.name == instance.runner_name && instance.runner_id.is_none_or(|id| id == runner.id)
+            };
+            let event = match runners.iter().find(its) {
+                Some(runner) => Event::RunnerObserved(observed(runner, asked_at)),
+                // A runner that registers itself cannot be asked for by its id.
+                None if instance.runner_id.is_none() => Event::RunnerGone,
+                None => continue,
+            };
+            self.tell(slot, event, now, out);
+        }
+        let of_slots: HashSet<&str> =
+            self.records.iter().filter_map(|r| Some(r.slot.instance()?.runner_name.as_str())).collect();
+        let orphans = self.orphan_runners.find(runners, &of_slots, &self.rules, now);
+        self.settle(now, out);
+        orphans
+    }
+
+    /// Slots with a VM that was answered, whose runner is not in this list, so
+    /// that GitHub has to be asked for each by its id: a list in pages can miss
+    /// one. With no list, all of them.
+    pub fn unlisted(&self, runners: &[Runner]) -> VecDeque<(usize, Asked)> {
+        let listed: HashSet<u64> = runners.iter().map(|runner| runner.id).collect();
+        self.slots()
+            .enumerate()
+            .filter(|(_, slot)| matches!(slot.phase(), Phase::Ready | Phase::Running))
+            .filter_map(|(index, slot)| {
+                let instance = slot.instance()?;
+                let id = instance.runner_id?;
+                let is_listed = instance.scope == self.rules.scope && listed.contains(&id);
+                (!is_listed).then(|| (index, Asked { scope: instance.scope.clone(), id }))
+            })
+            .collect()
+    }
+
+    /// GitHub was asked for a slot's runner by its id.
+    pub fn runner_looked_up(
+        &mut self,
+        slot: usize,
+        asked: &Asked,
+        runner: Option<&Runner>,
+        asked_at: Millis,
+        now: Millis,
+        out: &mut Outcome,
+    ) {
+        let instance = self.records[slot].slot.instance();
+        let same =
+            |i: &&super::slot::types::Instance| i.runner_id == Some(asked.id) && i.scope == asked.scope;
+        let Some(instance) = instance.filter(same) else { return };
+        let event = match runner {
+            Some(runner) if runner.name == instance.runner_name => {
+                Event::RunnerObserved(observed(runner, asked_at))
+            }
+            // An id that bears another name is somebody else's: ours is gone.
+            _ => Event::RunnerGone,
+        };
+        self.tell(slot, event, now, out);
+        self.settle(now, out);
+    }
+
+    /// GitHub does not let the token see a slot's runner.
+    pub fn runner_hidden(&mut self, slot: usize, asked: &Asked, now: Millis, out: &mut Outcome) {
+        let same = |i: &super::slot::types::Instance| i.runner_id == Some(asked.id) && i.scope == asked.scope;
+        if self.records[slot].slot.instance().is_some_and(same) {
+            self.tell(slot, Event::RunnerHidden, now, out);
+            self.settle(now, out);
+        }
+    }
+
+    /// A call to GitHub succeeded.
+    pub fn github_works(&mut self, out: &mut Outcome) {
+        if self.github.works() {
+            out.news.push(News::Works("GitHub".into()));
+        }
+    }
+
+    /// A call to GitHub failed; `refused` if because of the token.
+    pub fn github_fails(&mut self, why: String, refused: bool, now: Millis, out: &mut Outcome) {
+        out.news.push(News::Failed("GitHub".into(), why.clone()));
+        self.github.fails(why, refused, now);
+    }
+
+    /// A list of VMs came.
+    pub fn hypervisor_works(&mut self, out: &mut Outcome) {
+        if self.hypervisor.works() {
+            out.news.push(News::Works("Hyper-V".into()));
+        }
+    }
+
+    /// No list of VMs came.
+    pub fn hypervisor_fails(&mut self, why: String, now: Millis, out: &mut Outcome) {
+        let why = format!("cannot list the VMs: {why}");
+        out.news.push(News::Failed("Hyper-V".into(), why.clone()));
+        self.hypervisor.fails(why, false, now);
+    }
+
+    // --- stopping ---
+
+    /// The pool stops. A second call changes nothing.
+    pub fn stop(&mut self, stop: Stop, now: Millis, out: &mut Outcome) {
+        if self.stop.is_some() {
+            return;
+        }
+        self.stop = Some((stop, now));
+        out.look_now = true;
+        for slot in 0..self.records.len() {
+            self.tell(slot, Event::Stop(stop), now, out);
+        }
+    }
+
+    // --- small parts ---
+
+    fn tell(&mut self, slot: usize, event: Event, now: Millis, out: &mut Outcome) {
+        let record = &mut self.records[slot];
+        let news = out.news.len();
+        if let Some(action) = record.slot.step(event, &self.rules, now, &mut out.news) {
+            out.actions.push((slot, action));
+        }
+        let waits = matches!(record.slot.phase(), Phase::Creating | Phase::Booting | Phase::Ready);
+        if !waits {
+            record.credential = None;
+        }
+        if record.slot.instance().is_none() {
+            record.outdated = false;
+        }
+        for happened in &out.news[news..] {
+            match happened {
+                News::Job(..) => self.demand.vm_taken(now),
+                News::Adopted(vm) => remember(&mut self.had, &vm.incarnation),
+                News::Ended { cause, .. } => *self.ended.entry(cause.name()).or_default() += 1,
+                _ => {}
+            }
+        }
+    }
+
+    /// Has as many slots make a VM as are short.
+    fn settle(&mut self, now: Millis, out: &mut Outcome) {
+        if self.stop.is_some() || !self.recovered {
+            return;
+        }
+        let balance = self.balance(now);
+        for slot in self.slots_to_provision(balance, now) {
+            let incarnation = format!("{}{:08x}", self.rules.tag, self.random.bits() as u32);
+            remember(&mut self.had, &incarnation);
+            self.assert_room(out);
+            self.tell(slot, Event::Provision(incarnation), now, out);
+        }
+    }
+
+    fn retire_idle(&mut self, now: Millis, out: &mut Outcome) {
+        if self.stop.is_some() || !self.recovered {
+            return;
+        }
+        for slot in self.moved_to_retire() {
+            self.tell(slot, Event::Retire(RetireReason::Moved), now, out);
+        }
+        let balance = self.balance(now);
+        for slot in self.surplus_to_retire(balance, now) {
+            self.tell(slot, Event::Retire(RetireReason::Surplus), now, out);
+        }
+        let balance = self.balance(now);
+        if let Some((slot, reason)) = self.stale_to_retire(balance, now) {
+            self.tell(slot, Event::Retire(reason), now, out);
+        }
+        // A VM that retires is not idle, so another may be short.
+        self.settle(now, out);
+    }
+
+    /// No VM is made while POOL_SIZE or more exist. Cheap to check, so it is
+    /// checked in production too: a defect is logged and counted, and never
+    /// ends the process.
+    fn assert_room(&mut self, out: &mut Outcome) {
+        let vms = self.slots().filter(|slot| slot.instance().is_some()).count();
+        if vms >= self.rules.pool.size as usize {
+            self.broken += 1;
+            out.news.push(News::Broken(format!(
+                "a VM is made beside {vms}, and POOL_SIZE is {}",
+                self.rules.pool.size
+            )));
+        }
+    }
+}
+
+/// A registration to ask GitHub for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Where it is registered.
+    pub scope: crate::github::scope::Scope,
+    /// GitHub's id.
+    pub id: u64,
+}
+
+fn remember(had: &mut VecDeque<String>, incarnation: &str) {
+    had.push_back(incarnation.to_owned());
+    if had.len() > REMEMBERED {
+        had.pop_front();
+    }
+}
+
+fn observed(runner: &Runner, asked_at: Millis) -> ObservedRunner {
+    ObservedRunner { id: runner.id, online: runner.online, busy: runner.busy, asked_at }
+}
+
+impl Cause {
+    /// Whether the VM did not end as it should.
+    pub fn is_failure(&self, had_job: bool) -> bool {
+        match self {
+            Cause::JobTimeout | Cause::BootTimeout | Cause::Vanished => true,
+            Cause::RunnerEnded { .. } | Cause::PoweredOff | Cause::RunnerGone => !had_job,
+            Cause::Retired(_) | Cause::Stop => false,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The threads around what decides.
+//!
+//! [`Pool`] is the handle that routes and `main` hold. One worker per slot
+//! performs that slot's actions, one call at a time; the monitor asks what the
+//! pure monitor wants to know. Whatever any thread learns takes effect on the
+//! [`PoolState`] at once, under one lock, and the actions that follow go down
+//! the slots' channels under the same lock, so that they are performed in the
+//! order in which they were decided.
+//!
+//! Nothing blocks while the lock is held: the state has no I/O, a channel
+//! without a bound takes a message at once, and the one lock taken under it,
+//! that of the log's story, is never held by who waits for it. So there is no
+//! deadlock, and each use of the state is one step. What is left to chance is
+//! the order of these steps, which the simulator tries.
+
+mod monitor;
+mod slot;
+mod story;
+
+use crate::config::{GitHubConfig, PoolConfig};
+use crate::date;
+use crate::github::GitHub;
+use crate::hypervisor::Hypervisor;
+use crate::pool::slot::types::{Action, Job, JobEvent, Phase, Stop};
+use crate::pool::state::{Outcome, PoolState};
+use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
+use crate::secret::Keys;
+use crossbeam_channel::{Receiver, Sender};
+use log::warn;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use story::Story;
+
+/// How long an orderly stop may last. What is not done by then is left to the next start.
+pub const STOP_LIMIT: Duration = Duration::from_secs(180);
+
+/// The running pool.
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+/// What the pool's threads share.
+struct Shared {
+    github: Arc<dyn GitHub>,
+    hypervisor: Arc<dyn Hypervisor>,
+    keys: Keys,
+    /// The mark in the Notes of this pool's VMs.
+    identity: String,
+    epoch: Instant,
+    inner: Mutex<Inner>,
+    /// Told when a slot has stopped.
+    slot_stopped: Condvar,
+    /// Asks the monitor to look now.
+    look: Sender<()>,
+    story: Mutex<Story>,
+}
+
+/// Everything under the lock.
+struct Inner {
+    state: PoolState,
+    workers: Vec<Worker>,
+}
+
+/// The state's end of a worker's channel.
+struct Worker {
+    work: Sender<Work>,
+    /// The deadline that the worker waits for; `None` in the outer place while it performs something.
+    waits_for: Option<Millis>,
+    ended: bool,
+}
+
+/// What a worker is sent.
+enum Work {
+    Perform(Action),
+    /// Its deadline has changed.
+    Look,
+}
+
+impl Pool {
+    /// Starts the pool's threads. It first finds out what is there, and keeps
+    /// trying until the hypervisor has told. `tag` is how incarnations begin,
+    /// `identity` the mark in the Notes of the pool's VMs.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(
+        pool: &PoolConfig,
+        github_config: &GitHubConfig,
+        (tag, identity): (String, String),
+        github: Arc<dyn GitHub>,
+        hypervisor: Arc<dyn Hypervisor>,
+        keys: Keys,
+    ) -> std::io::Result<Pool> {
+        let (look, looks) = crossbeam_channel::bounded(1);
+        let rules = Rules::new(pool, github_config, tag);
+        let shared = Arc::new(Shared {
+            github,
+            hypervisor,
+            keys,
+            identity,
+            epoch: Instant::now(),
+            inner: Mutex::new(Inner { state: PoolState::new(rules, random_seed(), 0), workers: Vec::new() }),
+            slot_stopped: Condvar::new(),
+            look,
+            story: Mutex::new(Story::default()),
+        });
+        let mut inner = shared.lock();
+        for slot in 0..inner.state.slots().count() {
+            inner.start_worker(&shared, slot)?;
+        }
+        drop(inner);
+        monitor::start(Arc::clone(&shared), looks)?;
+        Ok(Pool { shared })
+    }
+
+    /// Tells every slot to stop. Returns at once; [`Pool::join`] waits.
+    pub fn stop(&self, stop: Stop) {
+        self.shared.apply(|state, now, out| state.stop(stop, now, out));
+        self.shared.hypervisor.stop_creating();
+    }
+
+    /// Waits until every slot has stopped, or `limit` is over. Answers whether all have.
+    pub fn join(&self, limit: Duration) -> bool {
+        let running = |inner: &mut Inner| !inner.workers.iter().all(|worker| worker.ended);
+        let (inner, _) = self
+            .shared
+            .slot_stopped
+            .wait_timeout_while(self.shared.lock(), limit, running)
+            .unwrap_or_else(PoisonError::into_inner);
+        let left = inner.workers.iter().filter(|worker| !worker.ended).count();
+        drop(inner);
+        if left > 0 {
+            warn!(
+                "{left} slots have not stopped within {} s: the next start clears what they leave",
+                limit.as_secs()
+            );
+        }
+        left == 0
+    }
+
+    /// The pool as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.apply(|state, now, _| state.snapshot(now))
+    }
+
+    /// When the token expires, if GitHub has told.
+    pub fn token_expires(&self) -> Option<std::time::SystemTime> {
+        self.shared.github.token_expires()
+    }
+
+    /// How old the image is.
+    pub fn image_report(&self) -> image_age::Report {
+        self.shared.lock().state.image.report(date::today())
+    }
+
+    /// A guest asks for its configuration, with its secret and what it says of its image.
+    ///
+    /// # Errors
+    /// Why it gets none.
+    pub fn runner_config(
+        &self,
+        vm_name: &str,
+        secret: Option<&[u8]>,
+        user_agent: &str,
+    ) -> Result<RunnerConfig, Refusal> {
+        self.shared.apply(|state, now, out| {
+            let config = state.runner_config(vm_name, |vm| self.is_proven(vm, secret), now, out)?;
+            state.image.seen(user_agent);
+            Ok(config)
+        })
+    }
+
+    /// A guest says that its runner starts a job.
+    ///
+    /// # Errors
+    /// When it is not a VM of the pool.
+    pub fn job_started(&self, vm_name: &str, secret: Option<&[u8]>, job: Job) -> Result<(), Refusal> {
+        self.shared.apply(|state, now, out| {
+            state.job_started(vm_name, |vm| self.is_proven(vm, secret), job, now, out)
+        })
+    }
+
+    /// A guest says that its runner has ended, with which exit code if it knows it.
+    ///
+    /// # Errors
+    /// When it is not a VM of the pool.
+    pub fn runner_ended(
+        &self,
+        vm_name: &str,
+        secret: Option<&[u8]>,
+        exit_code: Option<i64>,
+    ) -> Result<(), Refusal> {
+        self.shared.apply(|state, now, out| {
+            state.runner_ended(vm_name, |vm| self.is_proven(vm, secret), exit_code, now, out)
+        })
+    }
+
+    /// A job waits for a runner with these labels. Answers whether this pool
+    /// serves it and had not heard of it before.
+    pub fn job_queued(&self, job_id: u64, labels: &[String]) -> bool {
+        self.shared.apply(|state, now, out| state.job_queued(job_id, labels, now, out))
+    }
+
+    /// A runner, of this pool or another, has got a job.
+    pub fn job_in_progress(&self, event: JobEvent) {
+        self.shared.apply(|state, now, out| state.job_in_progress(event, now, out));
+    }
+
+    /// A job has ended, wherever it ran.
+    pub fn job_completed(&self, event: JobEvent) {
+        self.shared.apply(|state, now, out| state.job_completed(event, now, out));
+    }
+
+    fn is_proven(&self, vm: &crate::hypervisor::VmId, secret: Option<&[u8]>) -> bool {
+        secret.is_some_and(|secret| self.shared.keys.vm_secret_is_valid(&vm.name, &vm.incarnation, secret))
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("identity", &self.shared.identity).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A thread that panicked while it held the lock leaves plain values behind, so its panic is not spread.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Millis {
+        self.epoch.elapsed().as_millis() as Millis
+    }
+
+    /// Lets a fact take effect: hands the actions that follow to the workers,
+    /// and tells what happened in the log.
+    fn apply<T>(self: &Arc<Shared>, fact: impl FnOnce(&mut PoolState, Millis, &mut Outcome) -> T) -> T {
+        let mut out = Outcome::default();
+        let mut inner = self.lock();
+        let now = self.now();
+        let answer = fact(&mut inner.state, now, &mut out);
+        for slot in inner.workers.len()..inner.state.slots().count() {
+            if let Err(err) = inner.start_worker(self, slot) {
+                out.news.push(crate::pool::slot::types::News::Broken(format!(
+                    "no thread for slot {}: {err}",
+                    slot + 1
+                )));
+                break;
+            }
+        }
+        for (slot, action) in std::mem::take(&mut out.actions) {
+            inner.send(slot, Work::Perform(action));
+        }
+        inner.wake_workers(now);
+        // Taken before the state is let go, so that the log tells things in their order.
+        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(inner);
+        story.tell(out.news, now);
+        drop(story);
+        if out.look_now {
+            // One that is asked for already is enough.
+            let _ = self.look.try_send(());
+        }
+        answer
+    }
+}
+
+impl Inner {
+    fn start_worker(&mut self, shared: &Arc<Shared>, slot: usize) -> std::io::Result<()> {
+        let (work, works): (_, Receiver<Work>) = crossbeam_channel::unbounded();
+        let shared = Arc::clone(shared);
+        std::thread::Builder::new()
+            .name(format!("slot-{}", slot + 1))
+            .stack_size(512 * 1024)
+            .spawn(move || slot::run(slot, &works, &shared))?;
+        self.workers.push(Worker { work, waits_for: None, ended: false });
+        Ok(())
+    }
+
+    fn send(&self, slot: usize, work: Work) {
+        if let Some(worker) = self.workers.get(slot) {
+            // A worker that has ended has nothing to do with it any more.
+            let _ = worker.work.send(work);
+        }
+    }
+
+    /// Wakes the workers whose deadline has become another, or that are to end.
+    fn wake_workers(&mut self, now: Millis) {
+        for slot in 0..self.workers.len() {
+            let deadline = self.state.deadline(slot, now);
+            let stopped = self.state.slots().nth(slot).is_some_and(|slot| slot.phase() == Phase::Stopped);
+            let worker = &mut self.workers[slot];
+            if (deadline != worker.waits_for && deadline.is_some() || stopped) && !worker.ended {
+                worker.waits_for = deadline;
+                let _ = worker.work.send(Work::Look);
+            }
+        }
+    }
+}
+
+/// 64 bits that no other start has had, from the operating system's randomness
+/// (with which the standard library seeds its hash maps).
+fn random_seed() -> u64 {
+    let nanos =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos());
+    RandomState::new().hash_one(nanos)
+}

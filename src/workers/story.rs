@@ -1,0 +1,85 @@
+//! What happened, as lines of the log.
+//!
+//! A VM's life is five lines at info: made, ready, job, ended, destroyed. A
+//! failure is a warning, said once and then at doubling intervals with a count.
+
+use crate::pool::Millis;
+use crate::pool::slot::types::News;
+use crate::repeats::Repeats;
+use log::{Level, error, info, log, warn};
+
+/// Tells what happened.
+#[derive(Default)]
+pub(super) struct Story {
+    failures: Repeats<String>,
+}
+
+impl Story {
+    pub fn tell(&mut self, news: Vec<News>, now: Millis) {
+        news.into_iter().for_each(|happened| self.say(happened, now));
+    }
+
+    fn say(&mut self, happened: News, now: Millis) {
+        match happened {
+            News::Made(vm, took) => info!("{vm}: made in {}", time(took)),
+            News::Ready(vm, took) => {
+                self.failures.clear(&vm.name);
+                info!("{vm}: ready after {}", time(took));
+            }
+            News::Adopted(vm) => info!("{vm}: adopted"),
+            News::Job(vm, job) => info!("{vm}: job {job}"),
+            News::JobNamed(vm, job) => info!("{vm}: its job is {job}"),
+            News::JobNotTaken(vm) => info!("{vm}: ready again, its job was canceled before it began"),
+            News::Retiring(vm, reason) => info!("{vm}: asked to retire, since {}", reason.text()),
+            News::Ended { vm, cause, job } => {
+                let level = if cause.is_failure(job.is_some()) { Level::Warn } else { Level::Info };
+                match job {
+                    Some((job, took)) => {
+                        log!(level, "{vm}: ended after {} of job {job}: {cause}", time(took))
+                    }
+                    None => log!(level, "{vm}: ended without a job: {cause}"),
+                }
+            }
+            News::Destroyed(vm, took) => info!("{vm}: destroyed in {}", time(took)),
+            News::ClearingAway(vm) => info!("{vm}: belongs to no slot and is destroyed"),
+            News::Paused(vm) => warn!(
+                "{vm}: Hyper-V has paused it, most likely because its volume is full: free space, and it goes on"
+            ),
+            News::Failed(whose, why) => match self.failures.say(whose.clone(), now) {
+                Some(1) => warn!("{whose}: {why}"),
+                Some(times) => warn!("{whose}: {why} ({times} times since this was last said)"),
+                None => {}
+            },
+            News::Works(whose) => {
+                if self.failures.clear(&whose) {
+                    info!("{whose}: works again");
+                }
+            }
+            News::Broken(what) => {
+                error!("an invariant does not hold, which is a defect of this program: {what}")
+            }
+        }
+    }
+}
+
+/// A time to read: `0.4 s`, `41 s`, `5 min 3 s`, `2 h 5 min`.
+fn time(millis: Millis) -> String {
+    let seconds = millis / 1000;
+    match seconds {
+        0..=9 => format!("{}.{} s", seconds, millis % 1000 / 100),
+        10..=59 => format!("{seconds} s"),
+        60..=3599 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn a_time_is_shown_in_the_units_that_a_person_would_use() {
+        let shown = [400, 9_999, 41_000, 303_000, 7_500_000].map(time);
+        assert_eq!(shown, ["0.4 s", "9.9 s", "41 s", "5 min 3 s", "2 h 5 min"]);
+    }
+}

@@ -1,0 +1,48 @@
+//! How many PowerShell processes the pool takes.
+
+use super::each;
+use crate::support::host_pool::{HostWorld, News};
+use crate::support::wait_until;
+use std::collections::BTreeSet;
+
+#[test]
+fn a_vms_life_takes_two_powershell_processes() {
+    let world = HostWorld::new();
+    // So that the monitor asks once, at the start.
+    let pool = world.start(&[("POLL_SECONDS", "3600")]);
+    world.wait_until_whole(&pool, 2, 0);
+    for job in 1..=3 {
+        let before = world.incarnation("runner-1");
+        world.start_job(&pool, "runner-1", job, News::Webhook);
+        pool.wait_for_state("runner-1", "running");
+        world.end_job(&pool, "runner-1", job, News::Webhook);
+        wait_until("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != before));
+        world.wait_until_whole(&pool, 2, 0);
+    }
+    pool.stop();
+    world.assert_empty();
+    let vms: BTreeSet<String> =
+        world.host.invocations().into_iter().map(|run| run.incarnation).filter(|i| !i.is_empty()).collect();
+    assert_eq!(vms.len(), 5);
+    let runs = |script| world.runs(script);
+    assert_eq!((runs("create-vm"), runs("destroy-vm")), (5, 5));
+    assert_eq!((runs("list-vms"), runs("check-host")), (1, 1));
+    assert_eq!(world.host.invocations().len(), 12);
+}
+
+#[test]
+fn a_round_of_the_monitor_takes_one_powershell_process_whatever_the_pools_size() {
+    each(&[1, 12], |&size: &usize| {
+        let world = HostWorld::new();
+        let pool = world.start(&[("POOL_SIZE", &size.to_string())]);
+        world.wait_until_whole(&pool, size, 0);
+        // One listing of all runners belongs to each round, after the one of all VMs.
+        let rounds = || world.github.count("GET /orgs/acme/actions/runners?");
+        let (rounds_before, runs_before) = (rounds(), world.host.invocations().len());
+        wait_until("four rounds", || rounds() >= rounds_before + 4);
+        let (rounds, runs) = (rounds() - rounds_before, world.host.invocations().len() - runs_before);
+        assert!(runs.abs_diff(rounds) <= 1, "{runs} processes in {rounds} rounds of {size} VMs");
+        pool.stop();
+        world.assert_empty();
+    });
+}

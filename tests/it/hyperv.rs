@@ -1,0 +1,583 @@
+//! Hyper-V through PowerShell: what is made, what is recognized as the pool's,
+//! what is left when anything fails, and what is said about it. The scripts
+//! themselves are not run here: a stand-in for `powershell` acts on a fake host
+//! in their stead.
+
+use crate::support::fake_host::FakeHost;
+use crate::support::fake_host::host::{FaultKind, VHDX_SIGNATURE, Vm, make_disk};
+use crate::support::process::wait_until_dead;
+use crate::support::wait_until;
+use hyperv_runner_pool::config::DiskMode;
+use hyperv_runner_pool::github::scope::Scope;
+use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
+use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, Settings, pool_identity};
+use hyperv_runner_pool::hypervisor::powershell::PowerShell;
+use hyperv_runner_pool::hypervisor::{Hypervisor, Notes, Power, VmId, VmSpec};
+use hyperv_runner_pool::secret::Secret;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4";
+const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
+
+fn settings(host: &FakeHost) -> Settings {
+    Settings {
+        template_path: host.template(),
+        storage_path: host.storage(),
+        disk_mode: DiskMode::Differencing,
+        memory_mb: 4096,
+        memory_max_mb: None,
+        cpu_count: 2,
+        switch: "Default Switch".into(),
+        secure_boot: "MicrosoftWindows".into(),
+        nested_virtualization: false,
+        orchestrator_ip: None,
+        port: 8080,
+    }
+}
+
+fn powershell(host: &FakeHost) -> PowerShell {
+    PowerShell::new(host.program()).unwrap()
+}
+
+fn hyperv(host: &FakeHost) -> HyperV {
+    HyperV::new(settings(host), powershell(host)).unwrap()
+}
+
+/// With so little time that a test can wait for its end, and enough for a
+/// stand-in on a busy machine to do what it does first.
+fn impatient(host: &FakeHost) -> HyperV {
+    let short = Duration::from_secs(3);
+    let deadlines =
+        Deadlines { create: short, create_copy: short, destroy: short, list: short, check: short };
+    hyperv(host).with_deadlines(deadlines)
+}
+
+fn vm(name: &str, incarnation: &str) -> VmId {
+    VmId { name: name.into(), incarnation: incarnation.into() }
+}
+
+fn runner_1() -> VmId {
+    vm("runner-1", "0123456789abcdef")
+}
+
+fn spec(host: &FakeHost, id: VmId) -> VmSpec {
+    let notes = Notes {
+        pool: pool_identity(&host.storage()).unwrap(),
+        slot: 1,
+        incarnation: id.incarnation.clone(),
+        scope: Scope { api_url: "https://api.github.com".into(), owner: "octo".into(), repository: None },
+        runner_name: id.name.clone(),
+        runner_id: Some(7),
+        fingerprint: None,
+        created: 1_700_000_000,
+        job_started: None,
+    };
+    VmSpec { id, notes, secret: Secret::new(SECRET) }
+}
+
+fn create(host: &FakeHost, hyperv: &HyperV, id: VmId) -> Result<(), String> {
+    hyperv.create(&spec(host, id)).map_err(|e| {
+        assert!(!e.0.contains(SECRET), "{e}");
+        e.0
+    })
+}
+
+fn has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} in {text:?}");
+    }
+}
+
+#[test]
+fn a_created_vm_runs_from_a_differencing_disk_and_knows_the_pool() {
+    let host = FakeHost::new();
+    create(&host, &hyperv(&host), runner_1()).unwrap();
+
+    let made = host.vm("runner-1");
+    assert_eq!(made.state, "Running");
+    let disk = host.storage().join("runner-1-0123456789abcdef.vhdx");
+    assert_eq!(made.disks, std::slice::from_ref(&disk));
+    let disk = fs::read_to_string(disk).unwrap();
+    assert!(disk.ends_with(host.template().to_str().unwrap()), "{disk}");
+    assert_eq!(serde_json::from_str::<Notes>(&made.notes).unwrap(), spec(&host, runner_1()).notes);
+
+    assert_eq!(host.kvp("runner-1", "RunnerPoolUrl"), "http://127.0.0.1:8080");
+    assert_eq!(host.kvp("runner-1", "RunnerPoolVmName"), "runner-1");
+    assert_eq!(host.kvp("runner-1", "RunnerPoolVmSecret"), SECRET);
+}
+
+#[test]
+fn the_settings_of_the_pool_are_those_of_the_vm() {
+    let host = FakeHost::new();
+    let settings = Settings {
+        disk_mode: DiskMode::Copy,
+        memory_mb: 2048,
+        memory_max_mb: Some(8192),
+        cpu_count: 6,
+        switch: "Isolated".into(),
+        secure_boot: "off".into(),
+        nested_virtualization: true,
+        orchestrator_ip: Some("10.1.2.3".parse().unwrap()),
+        port: 9090,
+        ..settings(&host)
+    };
+    let hyperv = HyperV::new(settings, powershell(&host)).unwrap();
+    create(&host, &hyperv, runner_1()).unwrap();
+
+    let made = host.vm("runner-1");
+    assert_eq!(
+        serde_json::to_value(&made.settings).unwrap(),
+        serde_json::json!({
+            "memoryMB": 2048, "memoryMaximumMB": 8192, "cpuCount": 6, "switch": "Isolated",
+            "secureBootTemplate": "off", "nestedVirtualization": true,
+        })
+    );
+    assert_eq!(made.kvp["RunnerPoolUrl"], "http://10.1.2.3:9090");
+    let disk = fs::read_to_string(&made.disks[0]).unwrap();
+    assert_eq!(disk, VHDX_SIGNATURE, "a whole disk has no parent");
+}
+
+#[test]
+fn an_ipv6_address_of_the_pool_becomes_a_url() {
+    let host = FakeHost::new();
+    let settings = Settings { orchestrator_ip: Some("fd00::1".parse().unwrap()), ..settings(&host) };
+    create(&host, &HyperV::new(settings, powershell(&host)).unwrap(), runner_1()).unwrap();
+    assert_eq!(host.kvp("runner-1", "RunnerPoolUrl"), "http://[fd00::1]:8080");
+}
+
+#[test]
+fn notes_that_are_another_vms_are_refused_before_anything_is_made() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    let mut wrong = spec(&host, runner_1());
+    wrong.notes.pool = "/elsewhere".into();
+    assert!(hyperv.create(&wrong).is_err());
+    let mut wrong = spec(&host, runner_1());
+    wrong.notes.incarnation = "fedcba9876543210".into();
+    assert!(hyperv.create(&wrong).is_err());
+    assert_eq!(hyperv.processes(), 0);
+}
+
+#[test]
+fn a_create_that_fails_at_any_step_says_where_and_leaves_nothing() {
+    for step in CREATE_STEPS {
+        let host = FakeHost::new();
+        let error = "it broke with {secret} in hand".to_owned();
+        host.set_fault_at("create-vm", step, FaultKind::Fail { error, leave: false });
+        let error = create(&host, &hyperv(&host), runner_1()).unwrap_err();
+        assert_eq!(error, format!("create-vm failed at {step}: it broke with *** in hand"));
+        assert_eq!((host.vms().len(), host.disks().len()), (0, 0), "{step}");
+    }
+}
+
+#[test]
+fn destroy_clears_what_a_create_left_at_any_step() {
+    for step in CREATE_STEPS {
+        for fault in [FaultKind::Crash, FaultKind::Fail { error: "no".into(), leave: true }] {
+            let host = FakeHost::new();
+            host.set_fault_at("create-vm", step, fault);
+            let hyperv = hyperv(&host);
+            create(&host, &hyperv, runner_1()).unwrap_err();
+
+            // A restarted pool can see what is there, and so destroy it.
+            let inventory = hyperv.list(&[]).unwrap();
+            assert_eq!(inventory.vms.len(), host.vms().len(), "{step}");
+            assert_eq!(inventory.disks.len(), host.disks().len(), "{step}");
+            assert!(inventory.vms.iter().all(|vm| vm.id == runner_1()));
+            assert!(inventory.disks.iter().all(|disk| *disk == runner_1()));
+
+            hyperv.destroy(&runner_1()).unwrap();
+            assert_eq!((host.vms().len(), host.disks().len()), (0, 0), "{step}");
+        }
+    }
+}
+
+#[test]
+fn destroy_works_in_any_state_and_when_there_is_nothing() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    hyperv.destroy(&runner_1()).unwrap();
+    for state in ["Running", "Off", "Saved", "Paused"] {
+        create(&host, &hyperv, runner_1()).unwrap();
+        host.set_state("runner-1", state);
+        hyperv.destroy(&runner_1()).unwrap();
+        assert_eq!((host.vms().len(), host.disks().len()), (0, 0), "{state}");
+    }
+    create(&host, &hyperv, runner_1()).unwrap();
+    host.lose("runner-1");
+    assert_eq!(hyperv.list(&[]).unwrap().disks, [runner_1()]);
+    hyperv.destroy(&runner_1()).unwrap();
+    assert_eq!(host.disks().len(), 0);
+}
+
+#[test]
+fn a_destroy_that_fails_at_any_step_says_where_and_succeeds_when_repeated() {
+    for step in ["find", "stop", "remove", "disk"] {
+        let host = FakeHost::new();
+        let hyperv = hyperv(&host);
+        create(&host, &hyperv, runner_1()).unwrap();
+        let fault = FaultKind::Fail { error: "locked".into(), leave: true };
+        host.add_fault("destroy-vm", Some("runner-1"), Some(step), Some(1), fault);
+        assert_eq!(
+            hyperv.destroy(&runner_1()).unwrap_err().0,
+            format!("destroy-vm failed at {step}: locked")
+        );
+        hyperv.destroy(&runner_1()).unwrap();
+        assert_eq!((host.vms().len(), host.disks().len()), (0, 0), "{step}");
+    }
+}
+
+#[test]
+fn vms_that_the_pool_did_not_make_are_neither_listed_nor_destroyed() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    let elsewhere = host.storage().parent().unwrap().join("runner-1-0123456789abcdef.vhdx");
+    let own_disk = host.storage().join("database.vhdx");
+    for disk in [&elsewhere, &own_disk] {
+        make_disk(disk, None);
+    }
+    let other_pool = Notes { pool: "/another/pool".into(), ..spec(&host, runner_1()).notes };
+    // The same name, and in turn: nothing else; somebody's remark; the disk's
+    // name in another folder; another name in the storage folder; the Notes of
+    // another pool, even on a disk like ours.
+    let ours_in_name = host.storage().join("runner-1-00000000000000ff.vhdx");
+    for (notes, disks) in [
+        (String::new(), vec![]),
+        ("do not delete".to_owned(), vec![]),
+        (String::new(), vec![elsewhere.clone()]),
+        (String::new(), vec![own_disk.clone()]),
+        (serde_json::to_string(&other_pool).unwrap(), vec![ours_in_name]),
+    ] {
+        host.add_vm(Vm { notes, disks, ..Vm::new("runner-1") });
+    }
+    // Somebody's VM, by its name, on a disk that was ours.
+    let disks = vec![host.storage().join("runner-2-00000000000000ff.vhdx")];
+    host.add_vm(Vm { disks, ..Vm::new("build server") });
+    let foreign = host.vms();
+    assert_eq!(hyperv.list(&[]).unwrap(), Default::default());
+
+    create(&host, &hyperv, runner_1()).unwrap();
+    let inventory = hyperv.list(&[]).unwrap();
+    assert_eq!(inventory.vms.len(), 1);
+    hyperv.destroy(&runner_1()).unwrap();
+    assert_eq!(format!("{:?}", host.vms()), format!("{foreign:?}"));
+    assert!(elsewhere.exists() && own_disk.exists());
+}
+
+#[test]
+fn list_tells_power_uptime_and_notes() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    let second = vm("runner-2", "fedcba9876543210");
+    create(&host, &hyperv, runner_1()).unwrap();
+    create(&host, &hyperv, second.clone()).unwrap();
+    host.change_vm("runner-1", |vm| vm.started -= 90_000);
+    host.power_off("runner-2");
+    // A person has written over the Notes; the disk still tells.
+    host.change_vm("runner-2", |vm| vm.notes = "my remark".into());
+
+    let mut inventory = hyperv.list(&[]).unwrap();
+    inventory.vms.sort_by(|a, b| a.id.name.cmp(&b.id.name));
+    let [one, two] = &inventory.vms[..] else { panic!("{inventory:?}") };
+    assert_eq!((&one.id, one.power), (&runner_1(), Power::On));
+    assert!((90..120).contains(&one.uptime.as_secs()), "{:?}", one.uptime);
+    assert_eq!(one.notes, Some(spec(&host, runner_1()).notes));
+    assert_eq!((&two.id, two.power, &two.notes), (&second, Power::Off, &None));
+    inventory.disks.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(inventory.disks, [runner_1(), second]);
+}
+
+#[test]
+fn files_of_other_names_in_the_storage_folder_are_not_the_pools() {
+    let host = FakeHost::new();
+    for name in ["database.vhdx", "runner-1-0123456789abcdef_AB12.avhdx", "runner-1-0123456789abcdef.vhdx"] {
+        make_disk(&host.storage().join(name), None);
+    }
+    assert_eq!(hyperv(&host).list(&[]).unwrap().disks, [runner_1()]);
+}
+
+#[test]
+fn at_its_deadline_a_hanging_script_dies_with_all_it_has_started() {
+    let host = FakeHost::new();
+    host.set_fault_at("create-vm", "key-values", FaultKind::HangWithGrandchild);
+    let started = Instant::now();
+    let error = create(&host, &impatient(&host), runner_1()).unwrap_err();
+    has(&error, &["create-vm failed", "did not end within 3 s", "killed"]);
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+
+    let pid = host.invocations()[0].pid;
+    let grandchild = host.grandchild().expect("it was started before the deadline");
+    for pid in [pid, grandchild] {
+        wait_until_dead(pid);
+    }
+    // What it had made is still there, and can be cleared.
+    assert_eq!(host.vms().len(), 1);
+    hyperv(&host).destroy(&runner_1()).unwrap();
+    assert_eq!((host.vms().len(), host.disks().len()), (0, 0));
+}
+
+#[test]
+fn a_process_left_behind_with_the_outputs_open_neither_delays_the_answer_nor_survives() {
+    let host = FakeHost::new();
+    host.set_fault("list-vms", FaultKind::LeaveGrandchild);
+    let started = Instant::now();
+    hyperv(&host).list(&[]).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    let grandchild = host.grandchild().unwrap();
+    wait_until_dead(grandchild);
+}
+
+#[test]
+fn every_operation_ends_at_its_deadline() {
+    let host = FakeHost::new();
+    for script in ["create-vm", "destroy-vm", "list-vms", "check-host"] {
+        host.set_fault(script, FaultKind::Hang);
+    }
+    let hyperv = impatient(&host);
+    std::thread::scope(|scope| {
+        scope.spawn(|| has(&create(&host, &hyperv, runner_1()).unwrap_err(), &["create-vm", "3 s"]));
+        scope.spawn(|| has(&hyperv.destroy(&runner_1()).unwrap_err().0, &["destroy-vm", "3 s"]));
+        scope.spawn(|| has(&hyperv.list(&[]).unwrap_err().0, &["list-vms", "3 s"]));
+        scope.spawn(|| {
+            let findings =
+                host_check::run(&powershell(&host), &settings(&host), 1, Duration::from_millis(300));
+            assert_eq!(findings.len(), 1);
+            has(&findings[0].text, &["cannot be checked", "check-host", "0.3 s"]);
+        });
+    });
+}
+
+#[test]
+fn a_slow_script_is_waited_for() {
+    let host = FakeHost::new();
+    host.set_fault_at("create-vm", "vm", FaultKind::Slow(300));
+    create(&host, &hyperv(&host), runner_1()).unwrap();
+}
+
+#[test]
+fn noise_before_the_answer_is_passed_over() {
+    let host = FakeHost::new();
+    let noise = "WARNING: something\r\n{\"not\":\"the answer\"}\r\n\r\n{secret}\n";
+    host.set_fault("create-vm", FaultKind::Noise(noise.into()));
+    host.set_fault("create-vm", FaultKind::Stderr("a remark".into()));
+    create(&host, &hyperv(&host), runner_1()).unwrap();
+}
+
+#[test]
+fn output_that_is_no_answer_is_quoted_without_secrets() {
+    let host = FakeHost::new();
+    let text = "At line:1 char:7\r\n+ oops {secret}\r\n";
+    host.set_fault("create-vm", FaultKind::NoJson(text.into()));
+    let broken = format!("and on two lines {}\r\n{}", &SECRET[..40], &SECRET[40..]);
+    host.set_fault("create-vm", FaultKind::Stderr(broken));
+    let error = create(&host, &hyperv(&host), runner_1()).unwrap_err();
+    has(
+        &error,
+        &["create-vm failed", "without an answer", "At line:1 char:7 + oops ***", "on two lines ***"],
+    );
+    assert!(!error.contains(&SECRET[..40]), "{error}");
+
+    let host = FakeHost::new();
+    host.set_fault("list-vms", FaultKind::NoJson("x".repeat(1 << 20)));
+    let error = hyperv(&host).list(&[]).unwrap_err().0;
+    assert!(error.len() < 1000, "{} characters", error.len());
+}
+
+#[test]
+fn what_powershell_says_in_xml_is_made_readable() {
+    let host = FakeHost::new();
+    let xml = "#< CLIXML\r\n<Objs><S S=\"Error\">vmms is not &lt;there&gt;_x000D__x000A_</S></Objs>";
+    host.set_fault("list-vms", FaultKind::Stderr(xml.into()));
+    host.set_fault("list-vms", FaultKind::Crash);
+    let error = hyperv(&host).list(&[]).unwrap_err().0;
+    has(&error, &["list-vms failed", "standard error: vmms is not <there>"]);
+    assert!(!error.contains("CLIXML"), "{error}");
+}
+
+#[test]
+fn a_flood_of_output_is_an_error_and_blocks_nothing() {
+    let host = FakeHost::new();
+    host.set_fault("list-vms before input", FaultKind::Flood(20 << 20));
+    has(&hyperv(&host).list(&[]).unwrap_err().0, &["list-vms failed", "more than 16 MiB"]);
+}
+
+#[test]
+fn big_input_and_big_output_do_not_wait_for_each_other() {
+    let host = FakeHost::new();
+    // Both are far more than a pipe holds, and the output comes first.
+    host.set_fault("create-vm before input", FaultKind::Flood(1 << 20));
+    let mut big = spec(&host, runner_1());
+    big.notes.runner_name = "x".repeat(1 << 20);
+    hyperv(&host).create(&big).unwrap();
+}
+
+#[test]
+fn characters_outside_of_ascii_arrive() {
+    let host = FakeHost::new();
+    let mut odd = spec(&host, runner_1());
+    odd.notes.runner_name = "Läufer \u{1f3c3} \"'`$(1)".into();
+    let hyperv = hyperv(&host);
+    hyperv.create(&odd).unwrap();
+    assert_eq!(hyperv.list(&[]).unwrap().vms[0].notes, Some(odd.notes));
+}
+
+#[test]
+fn a_template_or_switch_that_is_not_there_is_named() {
+    let host = FakeHost::new();
+    for (settings, words) in [
+        (Settings { switch: "Wan".into(), ..settings(&host) }, ["create-vm failed at", "Wan"]),
+        (
+            Settings { template_path: host.storage().join("none.vhdx"), ..settings(&host) },
+            ["create-vm failed at template", "none.vhdx"],
+        ),
+    ] {
+        let hyperv = HyperV::new(settings, powershell(&host)).unwrap();
+        has(&create(&host, &hyperv, runner_1()).unwrap_err(), &words);
+        assert_eq!((host.vms().len(), host.disks().len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_powershell_that_is_not_there_is_named() {
+    let host = FakeHost::new();
+    let missing = PowerShell::new(Path::new("/nowhere/powershell").into()).unwrap();
+    let hyperv = HyperV::new(settings(&host), missing).unwrap();
+    has(&hyperv.list(&[]).unwrap_err().0, &["list-vms", "powershell", "cannot be run"]);
+}
+
+#[test]
+fn vms_are_made_and_removed_side_by_side() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    std::thread::scope(|scope| {
+        for number in 1..=6 {
+            let (host, hyperv) = (&host, &hyperv);
+            scope.spawn(move || {
+                let id = vm(&format!("runner-{number}"), &format!("{number:016x}"));
+                create(host, hyperv, id.clone()).unwrap();
+                if number % 2 == 0 {
+                    hyperv.destroy(&id).unwrap();
+                }
+            });
+        }
+    });
+    let mut names: Vec<String> = host.vms().into_iter().map(|vm| vm.name).collect();
+    names.sort();
+    assert_eq!(names, ["runner-1", "runner-3", "runner-5"]);
+    assert_eq!(host.disks().len(), 3);
+}
+
+/// This test program again, running one test with other variables.
+fn another_process(test: &str, variables: &[(&str, &Path)]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--ignored"]).envs(variables.iter().copied());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// The part of the next two tests that is a process of its own.
+#[test]
+#[ignore = "only other tests run this"]
+fn create_on_the_host_of_the_environment() {
+    let path = |name| std::path::PathBuf::from(std::env::var_os(name).unwrap());
+    let host = FakeHost::borrowed(&path("TEST_STANDIN"));
+    create(&host, &hyperv(&host), runner_1()).unwrap();
+}
+
+#[test]
+fn the_scripts_do_not_inherit_the_pools_secrets() {
+    let host = FakeHost::new();
+    let variables = [
+        ("TEST_STANDIN", host.folder()),
+        ("GITHUB_PAT", Path::new("ghp_x")),
+        ("WEBHOOK_SECRET", Path::new("hook_x")),
+    ];
+    let status =
+        another_process("hyperv::create_on_the_host_of_the_environment", &variables).status().unwrap();
+    assert!(status.success());
+    let invocations = host.invocations();
+    assert_eq!(invocations.len(), 1);
+    assert_eq!(invocations[0].inherited_secrets, [""; 0]);
+}
+
+#[test]
+fn when_the_pool_is_killed_its_script_dies_and_the_next_start_can_clear_the_rest() {
+    for step in ["vm", "notes", "start"] {
+        let host = FakeHost::new();
+        host.add_fault("create-vm", None, Some(step), Some(1), FaultKind::Hang);
+        let mut pool = another_process(
+            "hyperv::create_on_the_host_of_the_environment",
+            &[("TEST_STANDIN", host.folder())],
+        )
+        .spawn()
+        .unwrap();
+        wait_until("the disk is made", || host.disks().len() == 1);
+        if step != "vm" {
+            wait_until("the VM is made", || host.vms().len() == 1);
+        }
+        pool.kill().unwrap();
+        pool.wait().unwrap();
+        let script = host.invocations()[0].pid;
+        wait_until_dead(script);
+
+        let hyperv = hyperv(&host);
+        for vm in hyperv.list(&[]).unwrap().vms {
+            assert_eq!(vm.id, runner_1());
+        }
+        for disk in hyperv.list(&[]).unwrap().disks {
+            hyperv.destroy(&disk).unwrap();
+        }
+        assert_eq!((host.vms().len(), host.disks().len()), (0, 0), "{step}");
+    }
+}
+
+/// Ctrl+C in a terminal goes to every process of its foreground group.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_on_the_pool_does_not_reach_a_script() {
+    let host = FakeHost::new();
+    host.set_fault("list-vms", FaultKind::Hang);
+    let hyperv = impatient(&host);
+    std::thread::scope(|scope| {
+        let listing = scope.spawn(|| hyperv.list(&[]).unwrap_err());
+        wait_until("the script runs", || host.invocations().len() == 1);
+        let script = host.invocations()[0].pid as libc::pid_t;
+        // SAFETY: both only ask.
+        let (theirs, ours) = unsafe { (libc::getpgid(script), libc::getpgid(0)) };
+        assert!(theirs > 0 && theirs != ours, "{theirs} {ours}");
+        listing.join().unwrap();
+    });
+}
+
+#[test]
+fn the_check_of_a_good_host_finds_no_fault() {
+    let host = FakeHost::new();
+    let findings = host_check::run(&powershell(&host), &settings(&host), 4, Deadlines::default().check);
+    assert!(findings.len() > 5);
+    for finding in findings {
+        assert_eq!(finding.severity, Severity::Ok, "{finding}");
+    }
+}
+
+#[test]
+fn the_check_finds_what_is_missing_on_the_host() {
+    let host = FakeHost::new();
+    let settings = Settings {
+        template_path: host.storage().join("none.vhdx"),
+        storage_path: host.storage().join("none"),
+        switch: "Isolated".into(),
+        ..settings(&host)
+    };
+    let faults: Vec<String> = host_check::run(&powershell(&host), &settings, 4, Deadlines::default().check)
+        .into_iter()
+        .filter(|finding| finding.severity == Severity::Fault)
+        .map(|finding| finding.text)
+        .collect();
+    assert_eq!(faults.len(), 3, "{faults:?}");
+    has(&faults[0], &["template", "VM_TEMPLATE_PATH"]);
+    has(&faults[1], &["storage folder", "VM_STORAGE_PATH"]);
+    has(&faults[2], &["'Isolated'", "ORCHESTRATOR_IP"]);
+}
