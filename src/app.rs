@@ -1,6 +1,6 @@
 //! The program's parts, put together: what `main` runs and tests drive.
 
-use crate::config::{Config, Shutdown};
+use crate::config::{Config, Shutdown, Source};
 use crate::github::GitHub;
 use crate::github::client::Client;
 use crate::http::gate::{self, Gate, Limits};
@@ -38,14 +38,15 @@ impl App {
     /// One sentence for the user, when the port or the storage folder cannot
     /// be had. Everything that may mend itself (GitHub, Hyper-V) is retried
     /// by the running pool instead.
-    pub fn start(config: &Config) -> Result<App, String> {
+    pub fn start(config: &Config, source: Source) -> Result<App, String> {
         let listener = listen(config.http.bind, config.http.port)?;
         let address =
             listener.local_addr().map_err(|err| format!("cannot tell the port's address: {err}"))?;
         let here = format!("http://{}", reachable_here(address));
         let keys = Keys::new(&config.webhook_secret);
+        let read_pat = Box::new(move || source.pat().ok().flatten());
 
-        let (github, simulated_github): (Arc<dyn GitHub>, _) = match github_client(config) {
+        let (github, simulated_github): (Arc<dyn GitHub>, _) = match Client::new(&config.github, read_pat) {
             Some(client) => (Arc::new(client), None),
             None => {
                 let webhook = format!("{here}/webhook");
@@ -134,7 +135,8 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
             Err(why) => vec![Finding::fault(why)],
         };
     }
-    if let Some(client) = github_client(config) {
+    // A token is not renewed while it is checked.
+    if let Some(client) = Client::new(&config.github, Box::new(|| None)) {
         match client.check() {
             Ok(warnings) => {
                 let text = format!("GITHUB_PAT may register runners for {}.", config.github.scope());
@@ -214,11 +216,6 @@ fn log_finding(finding: &Finding) {
         // The pool starts all the same: much of it mends itself, such as a service that starts later than this.
         Severity::Fault => error!("{}", finding.text),
     }
-}
-
-/// `None` where GitHub is simulated.
-fn github_client(config: &Config) -> Option<Client> {
-    Client::new(&config.github, Box::new(|| None))
 }
 
 #[cfg(test)]

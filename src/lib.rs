@@ -9,7 +9,7 @@
 //! | [`http`] | webhooks from GitHub, calls from the VMs, health; [`http::gate`] owns the connections |
 //! | [`github`] | the REST client, and a simulated GitHub |
 //! | [`hypervisor`] | Hyper-V through PowerShell, the check of the host, and simulated VMs |
-//! | [`config`], [`dotenv`] | the settings |
+//! | [`config`] | the settings |
 //! | [`secret`] | values that are never shown, and the keys made from them |
 //! | [`logging`], [`repeats`], [`date`] | the log, what keeps it from being flooded, and the little that is needed of a calendar |
 //!
@@ -21,7 +21,6 @@
 pub mod app;
 pub mod config;
 pub mod date;
-pub mod dotenv;
 pub mod github;
 pub mod http;
 pub mod hypervisor;

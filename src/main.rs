@@ -4,7 +4,7 @@
 
 use crossbeam_channel::Sender;
 use hyperv_runner_pool::app::{self, App};
-use hyperv_runner_pool::config::{self, Config, Loaded};
+use hyperv_runner_pool::config::{self, Loaded, Source};
 use hyperv_runner_pool::hypervisor::host_check::{Finding, Severity};
 use hyperv_runner_pool::logging;
 use log::{error, info, warn};
@@ -25,16 +25,21 @@ fn main() -> ExitCode {
         ["--version" | "-V"] => print(concat!("hyperv-runner-pool ", env!("CARGO_PKG_VERSION"), "\n")),
         ["check", unknown, ..] | [unknown, ..] => {
             eprintln!(
-                "hyperv-runner-pool: {unknown:?} is not an argument here; settings come from the environment and .env (see --help)"
+                "hyperv-runner-pool: {unknown:?} is not an argument; settings come from the environment and .env (see --help)"
             );
             ExitCode::from(WRONG_USAGE)
         }
     }
 }
 
-fn with_config(go: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
-    match Config::from_environment() {
-        Ok(loaded) => go(loaded),
+fn with_config(go: impl FnOnce(Loaded, Source) -> ExitCode) -> ExitCode {
+    let folder = match std::env::current_dir() {
+        Ok(folder) => folder,
+        Err(err) => return fail(&format!("the working directory cannot be read: {err}")),
+    };
+    let source = Source::new(std::env::vars_os(), folder);
+    match source.load() {
+        Ok(loaded) => go(loaded, source),
         Err(faults) => {
             // A misspelled name, of which only a warning tells, is often the cause of a missing setting.
             faults.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
@@ -44,7 +49,7 @@ fn with_config(go: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
     }
 }
 
-fn run(Loaded { config, warnings }: Loaded) -> ExitCode {
+fn run(Loaded { config, warnings }: Loaded, source: Source) -> ExitCode {
     let log = &config.log;
     let _flushed_at_the_end = match logging::start(log.level, log.format, log.dir.as_deref()) {
         Ok(guard) => guard,
@@ -63,7 +68,7 @@ fn run(Loaded { config, warnings }: Loaded) -> ExitCode {
     if let Err(why) = on_interrupt(interrupt) {
         return fail(&format!("Ctrl+C cannot be caught: {why}"));
     }
-    let app = match App::start(&config) {
+    let app = match App::start(&config, source) {
         Ok(app) => app,
         Err(why) => return fail(&why),
     };
@@ -136,7 +141,7 @@ mod console {
     }
 }
 
-fn check(Loaded { config, warnings }: Loaded) -> ExitCode {
+fn check(Loaded { config, warnings }: Loaded, _: Source) -> ExitCode {
     let mut findings: Vec<Finding> = warnings.into_iter().map(Finding::warning).collect();
     match app::check(&config) {
         Ok(found) => findings.extend(found),

@@ -1,9 +1,8 @@
 //! A `.env` of any bytes is read, its faults have lines of their own and no
-//! part of a value, and the settings made of it are had or refused in words.
+//! part of a value, and its settings are either loaded or refused with a reason.
 #![no_main]
 
-use hyperv_runner_pool::config::Config;
-use hyperv_runner_pool::dotenv;
+use hyperv_runner_pool::config::{Source, dotenv};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -16,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
     for fault in &parsed.faults {
         assert!((1..=lines).contains(&fault.line) && !fault.problem.is_empty());
     }
-    match Config::load(|_| None, Some(bytes), &std::env::temp_dir()) {
+    match Source::new([], std::env::temp_dir()).load_with(bytes) {
         Ok(loaded) => assert!(loaded.config.pool.size >= 1),
         Err(faults) => assert!(!faults.to_string().is_empty()),
     }

@@ -1,5 +1,6 @@
 //! Whose runners: an organization's or one repository's, at one GitHub.
 
+use crate::config::GitHubConfig;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -13,6 +14,13 @@ pub struct Scope {
     pub owner: String,
     /// The repository, for runners of one repository only.
     pub repository: Option<String>,
+}
+
+impl GitHubConfig {
+    /// Where new runners are registered.
+    pub fn scope(&self) -> Scope {
+        Scope { api_url: self.api_url.clone(), owner: self.org.clone(), repository: self.repo.clone() }
+    }
 }
 
 impl Scope {

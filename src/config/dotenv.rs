@@ -1,18 +1,17 @@
 //! Reads `.env` files.
 //!
-//! Own parser, although `dotenvy` is well kept: dotenvy takes a backslash in
-//! an unquoted or double-quoted value as an escape, so `C:\vms\templates` is
-//! an error there and `"C:\new"` gets a line break in it
-//! (<https://github.com/allan2/dotenvy/issues/82>). Here a backslash is
-//! always just a backslash, because this file mostly holds Windows paths and
-//! secrets. The rest is what people know from dotenv:
+//! Not the `dotenvy` crate, because it takes a backslash in an unquoted or
+//! double-quoted value as an escape: `C:\vms\templates` is an error there, and
+//! `"C:\new"` gets a line break in it (<https://github.com/allan2/dotenvy/issues/82>).
+//! Here a backslash is always just a backslash, because this file mostly
+//! contains Windows paths and secrets. The rest is as usual in such files:
 //!
-//! - `NAME=value`, with optional `export ` before and blanks around the `=`;
-//!   lines that are blank or begin with `#` say nothing
-//! - an unquoted value ends at the line's end or at a blank followed by `#`
-//! - `'...'` and `"..."` hold everything up to the next such quote, on one
-//!   line; behind it only a comment may follow. There are no escapes, so a
-//!   value with a `"` in it goes in single quotes and the other way round
+//! - `NAME=value`, optionally with `export ` before it and spaces around the
+//!   `=`; lines that are blank or begin with `#` are skipped
+//! - an unquoted value ends at the end of the line or at a space followed by `#`
+//! - `'...'` and `"..."` contain everything up to the next such quote, on one
+//!   line; only a comment may follow. There are no escapes: a value that
+//!   contains a `"` goes in single quotes, and the other way round
 //! - a `$` is just a `$`: nothing is expanded
 //!
 //! The bytes may be UTF-8 with or without byte-order mark, or UTF-16, which
@@ -48,7 +47,7 @@ pub struct Fault {
     pub line: usize,
     /// The name that the line would set, if that much can be read.
     pub name: Option<String>,
-    /// What is wrong and how to mend it; never any part of the value.
+    /// What is wrong and how to fix it; never any part of the value.
     pub problem: &'static str,
 }
 
@@ -79,7 +78,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
 }
 
 /// The file's lines, decoded; for a line that cannot be decoded, an `Err`
-/// with what remains of it.
+/// with its readable part.
 fn lines(bytes: &[u8]) -> Vec<Result<String, String>> {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| -> Vec<Result<String, String>> {
         let pairs = bytes.chunks_exact(2);
@@ -141,14 +140,14 @@ fn parse_line(line: &str) -> Result<Option<(&str, &str)>, LineFault<'_>> {
     let Some(name) = name else {
         return Err((
             None,
-            "what stands before the `=` is not a name; write NAME=value, the name in letters, digits and `_`",
+            "the text before the `=` is not a name; write NAME=value, with a name of letters, digits and `_`",
         ));
     };
     let value = parse_value(value).map_err(|problem| (Some(name), problem))?;
     Ok(Some((name, value)))
 }
 
-/// Splits at the first `=`; the name is `None` if it is none.
+/// Splits at the first `=`; the name is `None` if it is not a valid one.
 fn split_name(line: &str) -> Option<(Option<&str>, &str)> {
     let (left, value) = line.split_once('=')?;
     let left = left.trim();
@@ -166,13 +165,13 @@ fn parse_value(text: &str) -> Result<&str, &'static str> {
     let trimmed = text.trim_start();
     for quote in ['\'', '"'] {
         let Some(quoted) = trimmed.strip_prefix(quote) else { continue };
-        let Some((value, behind)) = quoted.split_once(quote) else {
+        let Some((value, after)) = quoted.split_once(quote) else {
             return Err("the quote is not closed; close it on the same line");
         };
-        let behind = behind.trim_start();
-        if !behind.is_empty() && !behind.starts_with('#') {
-            return Err("there is text behind the closing quote; there are no escapes here, so put a value \
-                        with a double quote in it in single quotes, and the other way round");
+        let after = after.trim_start();
+        if !after.is_empty() && !after.starts_with('#') {
+            return Err("there is text after the closing quote; there are no escapes, so put a value that \
+                        contains a double quote in single quotes, and the other way round");
         }
         return Ok(value);
     }
@@ -235,13 +234,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_without_a_blank_before_it_belongs_to_the_value() {
+    fn a_hash_without_a_space_before_it_belongs_to_the_value() {
         assert_eq!(value("a#b").unwrap(), "a#b");
         assert_eq!(value("#a").unwrap(), "#a");
     }
 
     #[test]
-    fn quotes_keep_blanks_hashes_and_the_other_quote() {
+    fn quotes_keep_spaces_hashes_and_the_other_quote() {
         assert_eq!(value(r#"' a # "b" '  # comment"#).unwrap(), r#" a # "b" "#);
         assert_eq!(value(r#"" it's # ""#).unwrap(), " it's # ");
         assert_eq!(value("''").unwrap(), "");
@@ -261,7 +260,7 @@ mod tests {
     #[test]
     fn an_escaped_quote_is_a_fault_and_not_silently_another_value() {
         assert!(value(r#""a\"b""#).unwrap_err().contains("single quotes"));
-        assert!(value("'a'b").unwrap_err().contains("behind the closing quote"));
+        assert!(value("'a'b").unwrap_err().contains("after the closing quote"));
     }
 
     #[test]
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn export_and_blanks_around_the_equals_sign_are_accepted() {
+    fn export_and_spaces_around_the_equals_sign_are_accepted() {
         assert_eq!(entries(b"export A=1\n  B = 2 \nexport=3\n"), ["1: A=1", "2: B=2", "3: export=3"]);
     }
 
@@ -325,13 +324,13 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_in_the_value_tells_whose_it_is_and_not_what_it_is() {
+    fn a_fault_in_the_value_names_the_setting_but_not_the_value() {
         let parsed = parse(b"GITHUB_PAT='hunter2");
         assert_eq!(parsed.faults[0].name.as_deref(), Some("GITHUB_PAT"));
         assert!(!format!("{parsed:?}").contains("hunter2"));
     }
 
-    /// Every file of up to four characters out of those that mean something.
+    /// Every file of up to four of the characters that have a meaning.
     #[test]
     fn no_short_file_makes_it_panic() {
         let alphabet: &[u8] = b"A=#'\" \\\r\n\0\xff\xfe\xef\xbb\xbf";
