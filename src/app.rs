@@ -44,7 +44,8 @@ impl App {
             listener.local_addr().map_err(|err| format!("cannot tell the port's address: {err}"))?;
         let here = format!("http://{}", reachable_here(address));
         let keys = Keys::new(&config.webhook_secret);
-        let read_pat = Box::new(move || source.pat().ok().flatten());
+        let again = source.clone();
+        let read_pat = Box::new(move || again.pat().ok().flatten());
 
         let (github, simulated_github): (Arc<dyn GitHub>, _) = match Client::new(&config.github, read_pat) {
             Some(client) => (Arc::new(client), None),
@@ -71,6 +72,7 @@ impl App {
             let lock = lock_storage(&config.hyperv.storage_path)?;
             let powershell = powershell()?;
             let hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
+            let hyperv = hyperv.with_template_path(Box::new(move || source.template_path()));
             look_at_host(config);
             (Arc::new(hyperv), Some(lock))
         };
