@@ -3,12 +3,13 @@
 //! as GitHub does.
 
 use crate::github::scope::Scope;
-use crate::github::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
+use crate::github::{Error, GitHub, QueueChange, QueuedJob, Registration, Removal, Runner};
 use crate::secret::{Keys, Secret};
+use crossbeam_channel::Receiver;
 use log::debug;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The simulated GitHub.
@@ -41,6 +42,24 @@ impl MockGitHub {
             inner: Mutex::default(),
             changed: Condvar::new(),
         }
+    }
+
+    /// Learns from `changes` which jobs wait, on a thread that ends with the
+    /// channel's last sender.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn follow(self: &Arc<Self>, changes: Receiver<QueueChange>) -> std::io::Result<()> {
+        let github = Arc::clone(self);
+        std::thread::Builder::new().name("mock-github".into()).spawn(move || {
+            for change in changes {
+                match change {
+                    QueueChange::Queued(job) => github.offer(job.id, job.labels),
+                    QueueChange::Left(id) => github.withdraw(id),
+                }
+            }
+        })?;
+        Ok(())
     }
 
     /// A job waits for a runner.
@@ -97,17 +116,20 @@ impl MockGitHub {
         let delivery = format!("simulated-{}", inner.deliveries);
         drop(inner);
         let repository = self.scope.repository.as_deref().unwrap_or("simulated");
+        let full_name = format!("{}/{repository}", self.scope.owner);
         let body = serde_json::json!({
             "action": action,
             "workflow_job": {
                 "id": job_id,
                 "run_id": job_id,
                 "name": "simulated",
+                "workflow_name": "simulated",
+                "html_url": format!("https://github.com/{full_name}/actions/runs/{job_id}/job/{job_id}"),
                 "labels": self.labels,
                 "runner_id": runner_id,
                 "runner_name": runner_name,
             },
-            "repository": {"name": repository, "full_name": format!("{}/{repository}", self.scope.owner)},
+            "repository": {"name": repository, "full_name": full_name},
         });
         let body = body.to_string();
         let request = super::hypervisor::loopback_agent()
@@ -222,6 +244,36 @@ mod tests {
         assert_eq!(github.remove(&github.scope, id), Ok(Removal::Busy));
         github.end_job(id);
         assert_eq!(github.remove(&github.scope, id), Ok(Removal::NotThere));
+    }
+
+    #[test]
+    fn jobs_that_webhooks_tell_of_wait_until_they_are_taken_or_canceled() {
+        let github = Arc::new(github(&["Windows"]));
+        let (sender, changes) = crossbeam_channel::unbounded();
+        github.follow(changes).unwrap();
+        let registration = github.register("runner-1").unwrap();
+        let id = github.connect(registration.credential.expose()).unwrap();
+        for job in [1, 2] {
+            let queued = QueuedJob { id: job, labels: vec!["Windows".into()] };
+            sender.send(QueueChange::Queued(queued)).unwrap();
+            if job == 1 {
+                sender.send(QueueChange::Left(job)).unwrap();
+            }
+        }
+        assert_eq!(github.take_job(id, Duration::from_secs(60)), Some(2), "1 was canceled");
+    }
+
+    #[test]
+    fn only_a_repositorys_queued_jobs_can_be_listed() {
+        let organization = github(&[]);
+        let scope = Scope { repository: Some("app".into()), ..organization.scope.clone() };
+        let repository = MockGitHub::new(scope, &[], String::new(), Keys::new(&Secret::new("s")));
+        for github in [&organization, &repository] {
+            github.offer(1, vec!["Windows".into()]);
+        }
+        assert_eq!(organization.queued_jobs(), Ok(Vec::new()));
+        let queued = QueuedJob { id: 1, labels: vec!["Windows".into()] };
+        assert_eq!(repository.queued_jobs(), Ok(vec![queued]));
     }
 
     #[test]

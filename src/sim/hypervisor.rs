@@ -118,7 +118,7 @@ impl SimulatedVm {
         Vm {
             id: self.id.clone(),
             power: if guest.off { Power::Off } else { Power::On },
-            uptime: self.started.elapsed(),
+            uptime: if guest.off { Duration::ZERO } else { self.started.elapsed() },
             heartbeat: if guest.booted && !guest.off { Heartbeat::Ok } else { Heartbeat::Unknown },
             guest: guest.booted.then(|| GuestWord {
                 stage: if guest.worker { "running a job" } else { "listening" }.into(),
@@ -293,7 +293,10 @@ impl Guest {
         if let Some(config) = self.fetch_config() {
             match &self.github {
                 Some(github) => self.work(github, &config),
-                None => while self.vm.run(Duration::from_millis(500)) && !self.vm.retires() {},
+                None => {
+                    while self.vm.run(Duration::from_millis(200)) && !self.vm.retires() {}
+                    self.report_end();
+                }
             }
         }
         self.vm.power_off();
@@ -305,9 +308,7 @@ impl Guest {
         let job_id = loop {
             if self.vm.is_off() || !github.is_registered(runner_id) || self.vm.retires() {
                 github.disconnect(runner_id);
-                if !self.vm.is_off() {
-                    self.report_end();
-                }
+                self.report_end();
                 return;
             }
             if let Some(job_id) = github.take_job(runner_id, Duration::from_millis(200)) {
@@ -332,6 +333,9 @@ impl Guest {
 
     fn report_end(&self) {
         for _ in 0..5 {
+            if self.vm.is_off() {
+                break;
+            }
             if self.post("runner-complete", r#"{"exit_code":0}"#) || !self.vm.run(Duration::from_millis(500))
             {
                 break;
@@ -373,4 +377,74 @@ pub(crate) fn loopback_agent() -> ureq::Agent {
         .proxy(None)
         .build()
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::github::scope::Scope;
+
+    fn host(create: Duration) -> MockHypervisor {
+        let timing = Timing { create, boot: Duration::ZERO, job: Duration::ZERO };
+        let host = MockHypervisor::new(timing, String::new(), None);
+        host.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
+        host
+    }
+
+    fn spec(incarnation: &str) -> VmSpec {
+        let id = VmId { name: "runner-1".into(), incarnation: incarnation.into() };
+        let notes = Notes {
+            pool: "/p".into(),
+            slot: 1,
+            incarnation: incarnation.into(),
+            scope: Scope { api_url: "mock".into(), owner: "mock-org".into(), repository: None },
+            runner_name: "runner-1".into(),
+            runner_id: None,
+            fingerprint: None,
+            created: 1,
+            job_started: None,
+        };
+        VmSpec { id, notes, secret: Secret::new("s") }
+    }
+
+    #[test]
+    fn what_is_written_goes_to_that_incarnation_alone_and_is_listed() {
+        let host = host(Duration::ZERO);
+        let (first, second) = (spec("00000000000000aa"), spec("00000000000000bb"));
+        host.create(&first).unwrap();
+        host.create(&second).unwrap();
+        let write =
+            VmWrite { vm: first.id.clone(), job_started: Some(7), retire: false, forget_jit_config: true };
+        host.list(std::slice::from_ref(&write)).unwrap();
+        host.list(&[VmWrite { job_started: None, ..write }]).unwrap();
+        let job_started = |id: &VmId| {
+            let vms = host.list(&[]).unwrap().vms;
+            vms.into_iter().find(|vm| vm.id == *id).unwrap().notes.unwrap().job_started
+        };
+        assert_eq!((job_started(&first.id), job_started(&second.id)), (Some(7), None));
+    }
+
+    #[test]
+    fn a_stop_cuts_off_a_creation_and_lets_none_begin() {
+        let host = host(Duration::from_secs(3600));
+        std::thread::scope(|scope| {
+            let creation = scope.spawn(|| host.create(&spec("00000000000000aa")));
+            host.stop_creating();
+            assert!(creation.join().unwrap().is_err());
+        });
+        assert!(host.create(&spec("00000000000000bb")).is_err());
+        assert_eq!(host.list(&[]).unwrap().vms, []);
+    }
+
+    #[test]
+    fn a_vm_that_is_off_has_no_uptime_and_a_new_template_another_fingerprint() {
+        let host = host(Duration::ZERO);
+        host.create(&spec("00000000000000aa")).unwrap();
+        assert!(host.power_off("runner-1"));
+        let vm = host.list(&[]).unwrap().vms.remove(0);
+        assert_eq!((vm.power, vm.uptime), (Power::Off, Duration::ZERO));
+        let before = host.fingerprint();
+        host.set_template("newer");
+        assert_ne!(host.fingerprint(), before);
+    }
 }
