@@ -7,7 +7,8 @@ use crate::http::gate::{self, Gate, Limits};
 use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::host_check::{self, Finding, Severity};
-use crate::hypervisor::hyperv::{self, Deadlines, HyperV};
+use crate::hypervisor::hyperv::{Deadlines, HyperV};
+use crate::hypervisor::identity;
 use crate::hypervisor::powershell::PowerShell;
 use crate::pool::slot::types::Stop;
 use crate::secret::Keys;
@@ -77,8 +78,8 @@ impl App {
             (Arc::new(hyperv), Some(lock))
         };
 
-        let identity = hyperv::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
-        let tag = hyperv::pool_tag(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
+        let identity = identity::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
+        let tag = identity::pool_tag(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
         let pool =
             Pool::start(&config.pool, &config.github, (tag, identity), github, hypervisor, keys.clone())
                 .map_err(|err| format!("cannot start the pool's threads: {err}"))?;

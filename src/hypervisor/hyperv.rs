@@ -2,22 +2,19 @@
 //! VM, one to destroy it, one to list them all.
 //!
 //! What holds:
-//! - A VM counts as the pool's only by its Notes, or, while it has none yet,
-//!   by a disk of the pool's making attached to it; never by its name.
+//! - Whose a VM is, `identity` decides, for everything that is listed here.
 //! - Every file that this module asks a script to write or delete lies directly
 //!   in the storage folder, under a name that [`VmId::disk_file_name`] gives.
 //!
-//! Nothing here limits how many scripts run at once: that is at most one per
-//! slot and one for the monitor, and a queue would make the time of a call
-//! depend on how the other slots are doing.
+//! Nothing here limits how many scripts run at once: the pool grants the turns
+//! to create, and the deadline of a creation must not include a queue.
 
-use super::machine;
+use super::identity::{Marks, hash, owned_by, pool_identity, same_path, text};
 use super::powershell::{PowerShell, Script};
-use super::{Error, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite};
+use super::{Error, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite};
 use crate::config::{DiskMode, HyperVConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,31 +70,6 @@ pub struct HyperV {
     creating_stopped: AtomicBool,
 }
 
-/// What the Notes of a VM must have as `pool` to be of the pool with this
-/// storage folder: the path, written in one way (but on Windows in any case).
-///
-/// # Errors
-/// When the path is not Unicode, and thus could not be told apart from others.
-pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
-    Ok(normal_path(&text(storage_path)?, cfg!(windows)))
-}
-
-/// The first half of every incarnation that the pool with this storage folder
-/// makes: 8 hex digits by which its registrations at GitHub are told from those
-/// of other pools.
-///
-/// # Errors
-/// When the path is not Unicode.
-pub fn pool_tag(storage_path: &Path) -> Result<String, Error> {
-    Ok(tag([&machine::id(), &machine::name()], &pool_identity(storage_path)?, cfg!(windows)))
-}
-
-fn tag(machine: [&str; 2], pool: &str, windows: bool) -> String {
-    let pool = if windows { pool.to_lowercase() } else { pool.to_owned() };
-    // NUL can be in none of the three.
-    hash(format!("{}\0{}\0{pool}", machine[0], machine[1]).as_bytes(), 8)
-}
-
 impl HyperV {
     /// Starts nothing yet.
     ///
@@ -148,20 +120,8 @@ impl HyperV {
 
     /// Whether a VM of the host is the pool's, and which.
     fn recognize(&self, fact: VmFact) -> Option<Vm> {
-        let notes: Option<Notes> = serde_json::from_str(&fact.notes).ok();
-        let (id, notes) = match notes {
-            Some(notes) if same_path(&notes.pool, &self.pool, cfg!(windows)) => {
-                (VmId { name: fact.name, incarnation: notes.incarnation.clone() }, Some(notes))
-            }
-            // Another pool's.
-            Some(_) => return None,
-            // No Notes, or somebody's own: ours only if it was cut off between
-            // getting its disk, which has its name, and getting its Notes.
-            None => {
-                let mut disks = fact.disks.iter().filter_map(|disk| self.disk_of_ours(disk));
-                (disks.find(|disk| disk.name == fact.name)?, None)
-            }
-        };
+        let marks = Marks { name: &fact.name, notes: &fact.notes, disks: &fact.disks };
+        let (id, notes) = owned_by(&self.pool, marks, cfg!(windows))?;
         if let Err(e) = self.disk_path(&id) {
             log::warn!("a VM is left alone although it is marked as this pool's: {e}");
             return None;
@@ -175,8 +135,7 @@ impl HyperV {
                 Some("lost") => Heartbeat::Lost,
                 _ => Heartbeat::Unknown,
             },
-            // Jobs can write what a guest says: nonsense there fails no list.
-            guest: serde_json::from_value(fact.guest).ok(),
+            guest: guest_word(fact.guest),
             notes,
         })
     }
@@ -195,13 +154,6 @@ impl HyperV {
     pub fn inventory_of(&self, stdout: &str) -> Option<Inventory> {
         let (answer, _) = super::powershell::fuzzing::read(stdout)?;
         serde_json::from_value(answer).ok().map(|facts| self.inventory(facts))
-    }
-
-    /// The VM for which a disk was made, if it lies directly in the storage folder.
-    fn disk_of_ours(&self, disk: &str) -> Option<VmId> {
-        let separators: &[char] = if cfg!(windows) { &['\\', '/'] } else { &['/'] };
-        let (folder, file) = disk.rsplit_once(separators)?;
-        same_path(folder, &self.pool, cfg!(windows)).then(|| VmId::from_disk_file_name(file))?
     }
 }
 
@@ -301,6 +253,19 @@ impl Hypervisor for HyperV {
     }
 }
 
+/// What a guest says of itself. A job with an administrator's rights can make
+/// its guest say anything: nonsense fails no list, and what it says fits in one
+/// place in one line of the log.
+fn guest_word(fact: Value) -> Option<GuestWord> {
+    let printable = |text: String| text.chars().filter(|c| !c.is_control()).take(200).collect::<String>();
+    let word: GuestWord = serde_json::from_value(fact).ok()?;
+    Some(GuestWord {
+        stage: printable(word.stage),
+        last_error: word.last_error.map(printable).filter(|error| !error.is_empty()),
+        worker: word.worker,
+    })
+}
+
 /// What the pool makes of a value of `Microsoft.HyperV.PowerShell.VMState`.
 ///
 /// Saved and hibernated VMs count as off: the pool saves none, so somebody or
@@ -318,35 +283,6 @@ fn power(state: &str) -> Power {
         "Paused" => Power::Paused,
         _ => Power::On,
     }
-}
-
-/// The first `digits` hex digits of a SHA-256.
-fn hash(bytes: &[u8], digits: usize) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    hex[..digits].to_owned()
-}
-
-/// Whether two absolute paths name the same file or folder, by their text.
-fn same_path(a: &str, b: &str, windows: bool) -> bool {
-    let (a, b) = (normal_path(a, windows), normal_path(b, windows));
-    if windows { a.to_lowercase() == b.to_lowercase() } else { a == b }
-}
-
-/// A path with one kind of separator, and none at its end unless it is a root.
-fn normal_path(path: &str, windows: bool) -> String {
-    let separator = if windows { '\\' } else { '/' };
-    let path = if windows { path.replace('/', r"\") } else { path.to_owned() };
-    let mut normal = path.trim_end_matches(separator).to_owned();
-    if normal.is_empty() || windows && normal.ends_with(':') {
-        normal.push(separator);
-    }
-    normal
-}
-
-fn text(path: &Path) -> Result<String, Error> {
-    path.to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Error(format!("the path {} is not valid Unicode: use another", path.display())))
 }
 
 #[derive(Serialize)]
@@ -442,6 +378,7 @@ struct VmFact {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn only_states_that_a_vm_does_not_leave_by_itself_are_off() {
@@ -467,11 +404,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn windows_paths_are_compared_without_case() {
-        assert!(same_path(r"C:\P\vms\Storage", r"c:/p/VMS/storage/", true));
-        assert!(!same_path(r"C:\p\vms\storage2", r"C:\p\vms\storage", true));
-        assert!(same_path("/p/vms/", "/p/vms", false));
-        assert!(!same_path("/P/vms", "/p/vms", false));
+    fn a_guest_that_says_nonsense_has_said_nothing_and_a_long_word_is_cut() {
+        for fact in
+            [json!(null), json!("x"), json!({}), json!({"stage": 1, "worker": true}), json!({"stage": "x"})]
+        {
+            assert_eq!(guest_word(fact.clone()), None, "{fact}");
+        }
+        let word =
+            guest_word(json!({"stage": "a\nb", "lastError": "e".repeat(5000), "worker": false})).unwrap();
+        assert_eq!((word.stage.as_str(), word.last_error.unwrap().len()), ("ab", 200));
     }
 
     pub fn settings() -> HyperVConfig {
@@ -522,36 +463,5 @@ pub(super) mod tests {
             assert_eq!(hyperv.recognize(fact), None, "{vm}");
         }
         assert_eq!(hyperv.processes(), 0);
-    }
-
-    #[test]
-    fn a_tag_is_the_same_at_every_start_and_differs_by_machine_and_folder() {
-        let first = tag(["id", "HOST"], r"C:\p\storage", true);
-        assert!(first.len() == 8 && first.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
-        assert_eq!(tag(["id", "HOST"], r"c:\P\Storage", true), first);
-        for (machine, pool, windows) in [
-            (["other", "HOST"], r"C:\p\storage", true),
-            // A clone of the host's disk, renamed.
-            (["id", "HOST2"], r"C:\p\storage", true),
-            (["id", "HOST"], r"C:\p\storage2", true),
-            (["id", "HOST"], r"C:\p\storage", false),
-        ] {
-            assert_ne!(tag(machine, pool, windows), first, "{machine:?} {pool} {windows}");
-        }
-
-        let tag_of = |path: &str| pool_tag(Path::new(path)).unwrap();
-        assert_eq!(tag_of("/p/storage/"), tag_of("/p/storage"));
-        assert_ne!(tag_of("/p/storage"), tag_of("/p/storage2"));
-        assert!(!machine::name().is_empty());
-    }
-
-    #[test]
-    fn a_pool_has_one_identity_however_its_folder_is_written() {
-        let identity = |path: &str, windows| normal_path(path, windows);
-        assert_eq!(identity(r"C:/p\vms/storage/", true), r"C:\p\vms\storage");
-        assert_eq!(identity("/p/vms/storage/", false), "/p/vms/storage");
-        assert_eq!((identity(r"D:\", true), identity("D:", true)), (r"D:\".into(), r"D:\".into()));
-        assert_eq!(identity("/", false), "/");
-        assert_eq!(identity(r"/p/a\b", false), r"/p/a\b", "elsewhere a backslash is a letter");
     }
 }

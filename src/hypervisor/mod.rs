@@ -5,6 +5,7 @@
 
 pub mod host_check;
 pub mod hyperv;
+pub mod identity;
 mod machine;
 pub mod powershell;
 

@@ -214,10 +214,11 @@ impl Run {
         if disk != Path::new(&pool).join(format!("{name}-{incarnation}.vhdx")) {
             return Err(failure("find", format!("{} is not the disk of {name}", disk.display())));
         }
-        let ours = |vm: &Vm| {
-            let notes: Value = serde_json::from_str(&vm.notes).unwrap_or_default();
-            let marked = notes["pool"] == *pool && notes["incarnation"] == *incarnation;
-            marked || vm.name == name && vm.disks.contains(&disk)
+        let ours = |vm: &Vm| match serde_json::from_str::<Value>(&vm.notes) {
+            Ok(mark) if mark["pool"].is_string() && mark["incarnation"].is_string() => {
+                mark["pool"] == *pool && mark["incarnation"] == *incarnation
+            }
+            _ => vm.name == name && vm.disks.contains(&disk),
         };
         let found: Vec<u64> = self.host.state().vms.iter().filter(|vm| ours(vm)).map(|vm| vm.id).collect();
         for &id in &found {

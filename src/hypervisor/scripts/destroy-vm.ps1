@@ -36,6 +36,15 @@ function Get-OneLine($ErrorRecord) {
     return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
 }
 
+function Get-NormalPath($Path) {
+    return ([string]$Path).Replace('/', '\').TrimEnd('\')
+}
+
+# Ordinal, as Windows compares names: -eq would take more for the same.
+function Test-SamePath($One, $Other) {
+    return [string]::Equals((Get-NormalPath $One), (Get-NormalPath $Other), [System.StringComparison]::OrdinalIgnoreCase)
+}
+
 # Whose mark these Notes are: 'ours' (this pool, this incarnation), 'other'
 # (another pool's or incarnation's), or 'none'.
 function Get-MarkOwner($Notes, $Request) {
@@ -44,7 +53,10 @@ function Get-MarkOwner($Notes, $Request) {
         if ($null -eq $mark) {
             return 'none'
         }
-        if ($mark.pool -eq $Request.pool -and $mark.incarnation -eq $Request.incarnation) {
+        if ($mark.pool -isnot [string] -or $mark.incarnation -isnot [string]) {
+            return 'none'
+        }
+        if ((Test-SamePath $mark.pool $Request.pool) -and $mark.incarnation -ceq $Request.incarnation) {
             return 'ours'
         }
         return 'other'
@@ -64,13 +76,19 @@ function Get-DiskPath($Vm) {
 }
 
 # Ours is a VM with our mark, or one of our name on our disk that never came
-# to bear a mark. No other, whatever it is called.
+# to bear a mark. No other, whatever it is called. The pool decides the same
+# way, by owned_by in identity.rs; tests/data/ownership.json holds both to it.
 function Test-OursToRemove($Vm, $Request) {
     $owner = Get-MarkOwner $Vm.Notes $Request
     if ($owner -ne 'none') {
         return ($owner -eq 'ours')
     }
-    return ($Vm.Name -eq $Request.name -and @(Get-DiskPath $Vm) -contains $Request.diskPath)
+    $file = [string]"\$($Request.name)-$($Request.incarnation).vhdx"
+    $disks = @(Get-DiskPath $Vm | Where-Object {
+            (Test-SamePath $_ $Request.diskPath) -and
+            (Get-NormalPath $_).EndsWith($file, [System.StringComparison]::Ordinal)
+        })
+    return ($Vm.Name -ceq $Request.name -and $disks.Count -gt 0)
 }
 
 # The VM as it is now, or nothing. (Get-VM -Id fails for one that is gone.)

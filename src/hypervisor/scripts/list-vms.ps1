@@ -36,6 +36,17 @@ function Get-OneLine($ErrorRecord) {
     return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
 }
 
+# The bytes free on a folder's volume, as its drive tells. Below a mount point
+# or a link the drive's number would be another volume's, so there is none.
+function Get-FreeSpace($Path) {
+    for ($folder = Get-Item -LiteralPath $Path -Force; $null -ne $folder.Parent; $folder = $folder.Parent) {
+        if ($folder.Attributes -band [System.IO.FileAttributes]::ReparsePoint) {
+            return $null
+        }
+    }
+    return [int64][System.IO.DriveInfo]::new($folder.FullName).AvailableFreeSpace
+}
+
 function Get-Inventory($Request) {
     $script:step = 'vms'
     foreach ($vm in @(Get-VM)) {
@@ -76,8 +87,7 @@ function Get-Inventory($Request) {
     }
 
     try {
-        $root = [System.IO.Path]::GetPathRoot([string]$Request.storagePath)
-        $script:freeBytes = [int64][System.IO.DriveInfo]::new($root).AvailableFreeSpace
+        $script:freeBytes = Get-FreeSpace $Request.storagePath
     } catch {
         # A network share has no such number, and the list is useful without it.
         Write-Verbose -Message (Get-OneLine $_)
