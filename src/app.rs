@@ -44,8 +44,8 @@ impl App {
             listener.local_addr().map_err(|err| format!("cannot tell the port's address: {err}"))?;
         let here = format!("http://{}", reachable_here(address));
         let keys = Keys::new(&config.webhook_secret);
-        let pat_source = source.clone();
-        let read_pat = Box::new(move || pat_source.pat().ok().flatten());
+        let again = source.clone();
+        let read_pat = Box::new(move || again.pat().ok().flatten());
 
         let (github, simulated_github): (Arc<dyn GitHub>, _) = match Client::new(&config.github, read_pat) {
             Some(client) => (Arc::new(client), None),
@@ -72,9 +72,8 @@ impl App {
             // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;
             let lock = lock_storage(&config.hyperv.storage_path)?;
-            let hyperv = HyperV::new(config.hyperv.clone(), powershell)
-                .map_err(|err| err.to_string())?
-                .with_template_path(Box::new(move || source.template_path()));
+            let hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
+            let hyperv = hyperv.with_template_path(Box::new(move || source.template_path()));
             look_at_host(config);
             (Arc::new(hyperv), Some(lock))
         };

@@ -24,15 +24,25 @@ pub trait Hypervisor: Send + Sync {
     /// Makes and starts a VM. If anything fails, what was made is undone
     /// before the error returns; if the undoing fails too, or the process
     /// dies, [`Hypervisor::destroy`] clears the rest.
+    ///
+    /// # Errors
+    /// When the VM could not be made or started, also because of
+    /// [`Hypervisor::stop_creating`].
     fn create(&self, vm: &VmSpec) -> Result<(), Error>;
 
     /// Removes a VM and its disk, from whatever half-made state they are in.
     /// Idempotent: succeeds when nothing of that incarnation is there.
+    ///
+    /// # Errors
+    /// When something of it is still there.
     fn destroy(&self, vm: &VmId) -> Result<(), Error>;
 
     /// Everything on the host that this pool made. The same round writes what
     /// the pool has to tell its VMs, each only while the VM's Notes bear that
     /// incarnation; a write that fails is due again, and fails no list.
+    ///
+    /// # Errors
+    /// When the list cannot be had whole.
     fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error>;
 
     /// Identifies what a VM made now would be made of: the template (path,

@@ -48,6 +48,8 @@ struct Shared {
     keys: Keys,
     /// The mark in the Notes of this pool's VMs.
     identity: String,
+    /// What a runner is registered with besides its scope: group and labels.
+    registered_with: String,
     epoch: Instant,
     inner: Mutex<Inner>,
     /// Told when a slot has stopped.
@@ -100,6 +102,7 @@ impl Pool {
             hypervisor,
             keys,
             identity,
+            registered_with: format!("{}/{}", github_config.runner_group, github_config.labels.join(",")),
             epoch: Instant::now(),
             inner: Mutex::new(Inner { state: PoolState::new(rules, random_seed(), 0), workers: Vec::new() }),
             slot_stopped: Condvar::new(),
@@ -228,6 +231,11 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A thread that panicked while it held the lock leaves plain values behind, so its panic is not spread.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a VM made now would be made of, and registered with.
+    fn fingerprint(&self) -> Option<String> {
+        Some(format!("{}/{}", self.hypervisor.fingerprint()?, self.registered_with))
     }
 
     fn now(&self) -> Millis {

@@ -35,7 +35,7 @@ fn run(shared: &Arc<Shared>, looks: &Receiver<()>) {
                 shared
                     .hypervisor
                     .list(&writes)
-                    .map(|inventory| (inventory, shared.hypervisor.fingerprint()))
+                    .map(|inventory| (inventory, shared.fingerprint()))
                     .map_err(|error| error.to_string()),
             ),
             Ask::Runners => Answer::Runners(shared.github.runners()),

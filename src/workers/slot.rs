@@ -74,7 +74,7 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
                 scope: instance.scope,
                 runner_name: instance.runner_name,
                 runner_id: instance.runner_id,
-                fingerprint: hypervisor.fingerprint(),
+                fingerprint: shared.fingerprint(),
                 created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
                 job_started: None,
             };

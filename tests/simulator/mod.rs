@@ -430,8 +430,7 @@ impl Sim {
                 }
             }
             Ev::StopLimit(generation) => {
-                let late = |p: &Box<Process>| p.generation == generation;
-                if self.process.as_ref().is_some_and(late) {
+                if self.process.as_ref().is_some_and(|p| p.generation == generation) {
                     self.stop_is_late();
                 }
             }
