@@ -63,8 +63,8 @@ impl fmt::Display for Finding {
 
 /// Checks the host. If it cannot even be checked, that is the one finding.
 ///
-/// `deadline` is for the script; [`Deadlines`](super::hyperv::Deadlines) has
-/// one.
+/// The script is killed after `deadline`; the usual one is in
+/// [`Deadlines`](super::hyperv::Deadlines).
 pub fn run(
     powershell: &PowerShell,
     settings: &HyperVConfig,
@@ -119,9 +119,9 @@ struct HostFacts {
     switch_address: String,
     /// `allowed`, `blocked`, `off` or `unknown`.
     firewall: String,
-    /// The host's memory. `None` if it could not be found out, as below.
+    /// The host's memory; `None` if unknown.
     memory_bytes: Option<u64>,
-    /// The host's logical processors.
+    /// The host's logical processors; `None` if unknown.
     processors: Option<u32>,
 }
 
