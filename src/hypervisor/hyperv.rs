@@ -1,13 +1,13 @@
 //! Hyper-V, through the embedded PowerShell scripts: one process to create a
 //! VM, one to destroy it, one to list them all.
 //!
-//! What holds:
-//! - Whose a VM is, `identity` decides, for everything that is listed here.
+//! - Whether a VM belongs to the pool, `identity` decides, for every VM listed here.
 //! - Every file that this module asks a script to write or delete lies directly
 //!   in the storage folder, under a name that [`VmId::disk_file_name`] gives.
 //!
-//! Nothing here limits how many scripts run at once: the pool grants the turns
-//! to create, and the deadline of a creation must not include a queue.
+//! Nothing here limits how many scripts run at once: at most one per slot and
+//! one for the monitor. A queue would make the time of a call depend on the
+//! other slots; `MAX_CONCURRENT_CREATES` is the pool's affair.
 
 use super::identity::{Marks, hash, owned_by, pool_identity, same_path, text};
 use super::powershell::{PowerShell, Script};
@@ -57,7 +57,7 @@ impl Default for Deadlines {
     }
 }
 
-/// Where the template is now, or why that cannot be told.
+/// Returns the template's present path, or why it is unknown.
 pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
 
 /// The Hyper-V of this machine.
@@ -140,7 +140,7 @@ impl HyperV {
         })
     }
 
-    /// What the pool makes of the raw facts.
+    /// The pool's part of what is on the host.
     fn inventory(&self, facts: Facts) -> Inventory {
         Inventory {
             vms: facts.vms.into_iter().filter_map(|fact| self.recognize(fact)).collect(),
@@ -219,7 +219,7 @@ impl Hypervisor for HyperV {
         let path = (self.template_path)().ok()?;
         let template = fs::metadata(&path).ok()?;
         let written = template.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-        // Destructured, so that a new setting has to be put on one side or the other.
+        // Names every field, so that whoever adds a setting decides whether it counts.
         let HyperVConfig {
             disk_mode,
             memory_mb,
@@ -266,7 +266,7 @@ fn guest_word(fact: Value) -> Option<GuestWord> {
     })
 }
 
-/// What the pool makes of a value of `Microsoft.HyperV.PowerShell.VMState`.
+/// Reads a value of `Microsoft.HyperV.PowerShell.VMState`.
 ///
 /// Saved and hibernated VMs count as off: the pool saves none, so somebody or
 /// the host's shutdown did, and its runner has lost its connection and its job.

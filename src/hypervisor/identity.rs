@@ -9,11 +9,11 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// What the Notes of a VM must have as `pool` to be of the pool with this
-/// storage folder: the path, written in one way (but on Windows in any case).
+/// What `pool` is in the Notes of this pool's VMs: the path of the storage
+/// folder, with one kind of separator (on Windows it is compared without case).
 ///
 /// # Errors
-/// When the path is not Unicode, and thus could not be told apart from others.
+/// When the path is not Unicode: two such paths could look the same.
 pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
     Ok(normal_path(&text(storage_path)?, cfg!(windows)))
 }
