@@ -8,7 +8,7 @@ use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason
 use super::state::{Outcome, PoolState};
 use super::tests::{notes, rules, vm};
 use super::{Millis, Refusal, Rules};
-use crate::github::{Error, Registration, Removal, Runner};
+use crate::github::{Error, QueuedJob, Registration, Removal, Runner};
 use crate::hypervisor::{GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
 use crate::secret::Secret;
 use std::time::Duration;
@@ -30,6 +30,7 @@ struct World {
     heard: bool,
     removed: Vec<u64>,
     lookups: usize,
+    queued: Vec<QueuedJob>,
     pending: Vec<(usize, Action)>,
     /// Creations that are under way, when they take time.
     slow_creates: bool,
@@ -54,6 +55,7 @@ impl World {
             heard: true,
             removed: Vec::new(),
             lookups: 0,
+            queued: Vec::new(),
             pending: Vec::new(),
             slow_creates: false,
             creating: Vec::new(),
@@ -196,7 +198,7 @@ impl World {
                     Answer::Runner(Ok(self.runners.iter().find(|r| r.id == asked.id).cloned()))
                 }
                 Ask::Remove(id) => Answer::Removed(Ok(self.remove(id))),
-                Ask::QueuedJobs => Answer::QueuedJobs(Ok(Vec::new())),
+                Ask::QueuedJobs => Answer::QueuedJobs(Ok(self.queued.clone())),
                 Ask::NewestRunner => Answer::NewestRunner(Ok(None), 0),
                 Ask::Pause(_) | Ask::End => return,
             };
@@ -340,6 +342,19 @@ fn jobs_that_are_queued_and_canceled_leave_no_vm() {
     world.ids().iter().for_each(|id| world.report_end(id));
     world.pass(MINUTE);
     assert!(world.vms.is_empty() && world.runners.is_empty());
+}
+
+#[test]
+fn a_restart_in_repository_mode_forgets_no_queued_job() {
+    let mut rules = rules(2, 0);
+    rules.scope.repository = Some("app".into());
+    let mut world = World::new(rules);
+    world.queued = vec![
+        QueuedJob { id: 1, labels: vec!["self-hosted".into()] },
+        QueuedJob { id: 2, labels: vec!["gpu".into()] },
+    ];
+    world.round();
+    assert_eq!(world.vms.len(), 1, "for the job whose labels are served");
 }
 
 #[test]
