@@ -4,7 +4,7 @@
 use super::health::{PATIENCE, Trouble};
 use super::monitor::{Answer, Ask, Monitor};
 use super::slot::evidence::LEASE;
-use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Event, Failure, Job, JobEvent, News, Phase, RetireReason, Stop};
 use super::state::{Outcome, PoolState};
 use super::tests::{notes, rules, vm};
 use super::{Millis, Refusal, Rules};
@@ -31,6 +31,8 @@ struct World {
     removed: Vec<u64>,
     lookups: usize,
     queued: Vec<QueuedJob>,
+    /// Disks without a VM that cannot be deleted.
+    locked_disks: Vec<VmId>,
     pending: Vec<(usize, Action)>,
     /// Creations that are under way, when they take time.
     slow_creates: bool,
@@ -56,6 +58,7 @@ impl World {
             removed: Vec::new(),
             lookups: 0,
             queued: Vec::new(),
+            locked_disks: Vec::new(),
             pending: Vec::new(),
             slow_creates: false,
             creating: Vec::new(),
@@ -138,6 +141,9 @@ impl World {
                 self.most_vms = self.most_vms.max(self.vms.len());
                 Event::Created(Ok(()))
             }
+            Action::DestroyVm(id) if self.locked_disks.contains(&id) => {
+                Event::Destroyed(Err(Failure { why: "the disk is in use".into(), retry_after: None }))
+            }
             Action::DestroyVm(id) => {
                 self.vms.retain(|vm| vm.id != id);
                 Event::Destroyed(Ok(()))
@@ -211,7 +217,7 @@ impl World {
                 vm.uptime = Duration::from_millis((self.now - at) as u64);
             }
         }
-        let disks = self.vms.iter().map(|vm| vm.id.clone()).collect();
+        let disks = self.vms.iter().map(|vm| vm.id.clone()).chain(self.locked_disks.clone()).collect();
         Inventory { vms: self.vms.clone(), disks, free_bytes: Some(self.free_bytes) }
     }
 
@@ -605,6 +611,16 @@ fn no_vm_is_made_on_a_full_host_and_it_goes_on_when_there_is_room() {
     world.free_bytes = 50 << 30;
     world.pass(MINUTE);
     assert_eq!(world.vms.len(), 2);
+}
+
+#[test]
+fn a_leftover_disk_that_cannot_be_deleted_does_not_hold_its_slot() {
+    let mut world = World::new(rules(1, 1));
+    world.locked_disks.push(vm(1, Power::Off).id);
+    world.round();
+    world.boot_all();
+    world.pass(5 * MINUTE);
+    assert_eq!(world.count(Phase::Ready), 1);
 }
 
 #[test]
