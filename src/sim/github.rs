@@ -132,7 +132,7 @@ impl MockGitHub {
             "repository": {"name": repository, "full_name": full_name},
         });
         let body = body.to_string();
-        let request = super::hypervisor::loopback_agent()
+        let request = super::loopback_agent()
             .post(&self.webhook_url)
             .header("X-GitHub-Event", "workflow_job")
             .header("X-GitHub-Delivery", delivery)
@@ -247,20 +247,19 @@ mod tests {
     }
 
     #[test]
-    fn jobs_that_webhooks_tell_of_wait_until_they_are_taken_or_canceled() {
+    fn a_job_waits_from_the_webhook_that_queues_it_to_the_one_that_cancels_it() {
         let github = Arc::new(github(&["Windows"]));
         let (sender, changes) = crossbeam_channel::unbounded();
         github.follow(changes).unwrap();
-        let registration = github.register("runner-1").unwrap();
-        let id = github.connect(registration.credential.expose()).unwrap();
-        for job in [1, 2] {
-            let queued = QueuedJob { id: job, labels: vec!["Windows".into()] };
-            sender.send(QueueChange::Queued(queued)).unwrap();
-            if job == 1 {
-                sender.send(QueueChange::Left(job)).unwrap();
-            }
+        let queued = |id| QueueChange::Queued(QueuedJob { id, labels: vec!["Windows".into()] });
+        for change in [queued(1), QueueChange::Left(1), queued(2)] {
+            sender.send(change).unwrap();
         }
-        assert_eq!(github.take_job(id, Duration::from_secs(60)), Some(2), "1 was canceled");
+        let waiting = || github.lock().waiting.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        while !waiting().contains(&2) {
+            std::thread::yield_now();
+        }
+        assert_eq!(waiting(), [2], "1 was canceled");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use process::{Ended, STDOUT_LIMIT, run_process};
 #[cfg(fuzzing)]
 pub use reply::fuzzing;
 use reply::{ascii_json, find_answer, quote, readable_stderr, redact};
-use script_dir::ScriptFolder;
+use script_dir::ScriptDir;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -88,7 +88,7 @@ impl Script {
 /// A PowerShell program and a private folder with the scripts it runs.
 pub struct PowerShell {
     program: PathBuf,
-    scripts: Mutex<ScriptFolder>,
+    scripts: Mutex<ScriptDir>,
     processes: AtomicU64,
 }
 
@@ -100,7 +100,7 @@ impl PowerShell {
     /// # Errors
     /// When the scripts cannot be written.
     pub fn new(program: PathBuf) -> Result<PowerShell, Error> {
-        Ok(PowerShell { program, scripts: Mutex::new(ScriptFolder::new()?), processes: AtomicU64::new(0) })
+        Ok(PowerShell { program, scripts: Mutex::new(ScriptDir::new()?), processes: AtomicU64::new(0) })
     }
 
     /// Where PowerShell is: on Windows,

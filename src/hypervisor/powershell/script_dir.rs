@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Windows every file is kept open without sharing it for writing or deletion,
 /// and before every run the text is compared. A cleaner of temporary files can
 /// thus do no worse (where it can at all) than cause a new folder.
-pub(super) struct ScriptFolder {
+pub(super) struct ScriptDir {
     folder: PathBuf,
     /// Kept open for the locks on them; see above.
     files: Vec<fs::File>,
@@ -25,18 +25,18 @@ const FOLDER_PREFIX: &str = "hyperv-runner-pool-";
 /// A file in the folder that is locked for as long as the folder is in use.
 const IN_USE: &str = "in-use";
 
-impl ScriptFolder {
-    pub(super) fn new() -> Result<ScriptFolder, Error> {
+impl ScriptDir {
+    pub(super) fn new() -> Result<ScriptDir, Error> {
         let parent = std::env::temp_dir();
         Self::new_in(&parent)
             .map_err(|e| Error(format!("the scripts cannot be written under {}: {e}", parent.display())))
     }
 
-    fn new_in(parent: &Path) -> io::Result<ScriptFolder> {
+    fn new_in(parent: &Path) -> io::Result<ScriptDir> {
         remove_abandoned(parent);
         let folder = parent.join(format!("{FOLDER_PREFIX}{}-{:016x}", std::process::id(), unique()));
         create_private_folder(&folder)?;
-        let mut scripts = ScriptFolder { folder, files: Vec::new() };
+        let mut scripts = ScriptDir { folder, files: Vec::new() };
         let in_use = fs::File::create_new(scripts.folder.join(IN_USE))?;
         in_use.lock()?;
         scripts.files.push(in_use);
@@ -63,13 +63,13 @@ impl ScriptFolder {
                 return Ok(path);
             }
             log::warn!("{} is gone or was changed; writing the scripts anew", path.display());
-            *self = ScriptFolder::new()?;
+            *self = ScriptDir::new()?;
         }
         Err(Error(format!("{} does not keep its text", self.folder.join(script.file_name()).display())))
     }
 }
 
-impl Drop for ScriptFolder {
+impl Drop for ScriptDir {
     fn drop(&mut self) {
         self.files.clear();
         let _ = fs::remove_dir_all(&self.folder);
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_script_that_was_removed_or_changed_is_written_anew() {
-        let mut folder = ScriptFolder::new().unwrap();
+        let mut folder = ScriptDir::new().unwrap();
         let first = folder.verified(Script::ListVms).unwrap();
         assert_eq!(folder.verified(Script::ListVms).unwrap(), first, "and otherwise stays");
         let script = Script::CreateVm;
@@ -140,8 +140,8 @@ mod tests {
     fn the_folder_of_a_killed_pool_goes_at_the_next_start_and_that_of_a_living_one_stays() {
         let parent = std::env::temp_dir().join(format!("scripts {:016x}", unique()));
         fs::create_dir(&parent).unwrap();
-        let living = ScriptFolder::new_in(&parent).unwrap();
-        let mut killed = ScriptFolder::new_in(&parent).unwrap();
+        let living = ScriptDir::new_in(&parent).unwrap();
+        let mut killed = ScriptDir::new_in(&parent).unwrap();
         let left = killed.folder.clone();
         for folder in [&killed, &living] {
             folder.files[0].set_modified(std::time::UNIX_EPOCH).unwrap();
@@ -149,7 +149,7 @@ mod tests {
         killed.files.clear();
         std::mem::forget(killed);
 
-        let next = ScriptFolder::new_in(&parent).unwrap();
+        let next = ScriptDir::new_in(&parent).unwrap();
         assert!(!left.exists());
         assert!(living.folder.join(Script::CreateVm.file_name()).exists());
         drop((living, next));
