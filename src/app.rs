@@ -36,7 +36,7 @@ impl App {
     ///
     /// # Errors
     /// One sentence for the user, when the port or the storage folder cannot
-    /// be had. Everything that may mend itself (GitHub, Hyper-V) is retried
+    /// be had. What may recover by itself (GitHub, Hyper-V) is retried
     /// by the running pool instead.
     pub fn start(config: &Config, source: Source) -> Result<App, String> {
         let listener = listen(config.http.bind, config.http.port)?;
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_in_use_is_named_with_its_mend() {
+    fn a_port_in_use_is_named_with_what_to_do() {
         let taken = listen(IpAddr::V4(Ipv4Addr::LOCALHOST), 0).unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = listen(IpAddr::V4(Ipv4Addr::LOCALHOST), port).unwrap_err();

@@ -29,7 +29,7 @@ pub enum Severity {
 pub struct Finding {
     /// How much it matters.
     pub severity: Severity,
-    /// One sentence, with the mend if there is something to mend.
+    /// One sentence, with what to do if there is something to fix.
     pub text: String,
 }
 
@@ -234,12 +234,12 @@ fn switch(facts: &HostFacts, settings: &HyperVConfig) -> Vec<Finding> {
     let name = &settings.switch;
     // Hyper-V finds switches without regard to case.
     if !facts.switches.iter().any(|switch| switch.to_lowercase() == name.to_lowercase()) {
-        let mend = if facts.switches.is_empty() {
+        let fix = if facts.switches.is_empty() {
             "there is none; make one in Hyper-V Manager or with New-VMSwitch".to_owned()
         } else {
             format!("set VM_SWITCH to one that exists ({})", facts.switches.join(", "))
         };
-        return vec![Finding::fault(format!("The virtual switch '{name}' does not exist: {mend}."))];
+        return vec![Finding::fault(format!("The virtual switch '{name}' does not exist: {fix}."))];
     }
     let address = match (settings.orchestrator_ip, facts.switch_address.as_str()) {
         (Some(ip), _) => Finding::ok(format!("VMs are told to reach the pool at {ip} (ORCHESTRATOR_IP).")),
