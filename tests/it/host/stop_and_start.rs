@@ -132,7 +132,7 @@ fn another_pool_size_at_the_next_start_is_what_counts() {
     pool.wait_for_state("runner-3", "running");
     world.host.power_off("runner-1");
     world.host.power_off("runner-2");
-    wait_until("the others are gone", || world.vms().len() == 1);
+    wait_until("the others are gone", || world.vms().len() == 1 && world.github.runners().len() == 1);
     assert_eq!(world.incarnation("runner-3"), at_work);
     pool.kill();
     world.forget_most_vms();
