@@ -615,9 +615,6 @@ impl Slot {
             State::Running(live) if live.evidence.runner_is_dead(live.evidence.patience_with_job()) => {
                 self.end(Cause::RunnerGone, rules, now, news);
             }
-            State::Ready(live) if live.is_given_up(rules, now) => {
-                self.end(Cause::RunnerGone, rules, now, news)
-            }
             State::Running(live) if !live.job_certain && live.evidence.job_was_not_taken() => {
                 if let State::Running(mut live) = self.take_state() {
                     (live.job, live.job_started) = (None, None);
