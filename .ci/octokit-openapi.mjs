@@ -88,6 +88,8 @@ async function run(name, settings, expected) {
         const wanted = url.searchParams.get("name");
         const list = [...runners.values()].filter((r) => !wanted || r.name === wanted);
         answer(200, { total_count: list.length, runners: list });
+      } else if (url.pathname.endsWith("/actions/runs")) {
+        answer(200, { total_count: 0, workflow_runs: [] });
       } else {
         answer(404, { message: "Not Found" });
       }
@@ -98,11 +100,11 @@ async function run(name, settings, expected) {
   await withPool(process.argv[2], { GITHUB_PAT: "github_pat_test", GITHUB_ORG: "octo", WEBHOOK_SECRET: "a-webhook-secret", GITHUB_API_URL: api, POOL_SIZE: "2", POLL_SECONDS: "1", ...settings }, async ({ url, health }) => {
     await until("two VMs are ready", async () => (await health()).ready === 2);
     const status = async () => (await fetch(`${url}/api/status`)).json();
-    const runner = (await status()).slots[0].runner_id;
+    const { runner_id: runner, runner: runner_name } = (await status()).slots[0];
     if (runner) {
       // As after a job: the registration is gone, the webhook may be late.
       runners.delete(runner);
-      const body = JSON.stringify({ action: "completed", workflow_job: { id: 1, labels: [], runner_id: runner } });
+      const body = JSON.stringify({ action: "completed", workflow_job: { id: 1, labels: [], runner_id: runner, runner_name } });
       await fetch(`${url}/webhook`, { method: "POST", body, headers: { "x-github-event": "workflow_job", "x-hub-signature-256": await sign("a-webhook-secret", body) } });
       await until("the VM is replaced", async () => (await status()).slots[0].runner_id !== runner && (await health()).ready === 2);
     }
@@ -114,7 +116,7 @@ async function run(name, settings, expected) {
 }
 
 const list = (scope) => [`actions/list-self-hosted-runners-for-${scope}`];
-await run("organisation, JIT", {}, [...list("org"), "actions/generate-runner-jitconfig-for-org", "actions/delete-self-hosted-runner-from-org", "actions/list-runner-applications-for-org"]);
-await run("organisation, JIT, runner group", { RUNNER_GROUP: "Big machines" }, ["actions/list-self-hosted-runner-groups-for-org"]);
-await run("organisation, registration token", { RUNNER_REGISTRATION: "token" }, [...list("org"), "actions/create-registration-token-for-org"]);
-await run("repository, JIT", { GITHUB_REPO: "hello-world" }, [...list("repo"), "actions/generate-runner-jitconfig-for-repo", "actions/delete-self-hosted-runner-from-repo"]);
+await run("organization, JIT", {}, [...list("org"), "actions/generate-runner-jitconfig-for-org", "actions/delete-self-hosted-runner-from-org", "actions/list-runner-applications-for-org"]);
+await run("organization, JIT, runner group", { RUNNER_GROUP: "Big machines" }, ["actions/list-self-hosted-runner-groups-for-org"]);
+await run("organization, registration token", { RUNNER_REGISTRATION: "token" }, [...list("org"), "actions/create-registration-token-for-org"]);
+await run("repository, JIT", { GITHUB_REPO: "hello-world" }, [...list("repo"), "actions/generate-runner-jitconfig-for-repo", "actions/delete-self-hosted-runner-from-repo", "actions/list-workflow-runs-for-repo"]);

@@ -1,13 +1,14 @@
 //! A pool with one silent simulated VM, and its HTTP server, for the targets
 //! that send it something.
 
-use hyperv_runner_pool::sim::github::MockGitHub;
+use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::http::Api;
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
-use hyperv_runner_pool::http::{Api, RunnerFacts};
-use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
-use hyperv_runner_pool::pool::slot::Phase;
-use hyperv_runner_pool::pool::{Pool, Settings};
+use hyperv_runner_pool::pool::slot::types::Phase;
 use hyperv_runner_pool::secret::{Keys, Secret};
+use hyperv_runner_pool::sim::github::MockGitHub;
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
+use hyperv_runner_pool::workers::Pool;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, LazyLock};
@@ -23,34 +24,40 @@ pub struct Server {
 
 pub static SERVER: LazyLock<Server> = LazyLock::new(|| {
     let keys = Keys::new(&Secret::new("fuzz"));
-    let github = Arc::new(MockGitHub::new(&[], String::new(), keys.clone()));
+    let github_config = GitHubConfig {
+        api_url: "https://api.github.com".into(),
+        pat: None,
+        org: "octo".into(),
+        repo: None,
+        registration: RegistrationMode::Jit,
+        runner_group: "Default".into(),
+        labels: vec!["windows".into()],
+    };
+    let github = MockGitHub::new(github_config.scope(), &github_config.labels, String::new(), keys.clone());
     let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job: Duration::ZERO };
     let hypervisor = Arc::new(MockHypervisor::new(timing, String::new(), None));
     hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
-    let settings = Settings {
+    let day = Duration::from_secs(86_400);
+    let settings = PoolConfig {
         name_prefix: "runner-".into(),
         size: 1,
         warm: 1,
-        labels: vec!["windows".into()],
-        boot_timeout: Duration::from_secs(86_400),
-        job_timeout: Duration::from_secs(86_400),
-        poll: Duration::from_secs(86_400),
-        jit: true,
-        identity: "fuzz".into(),
+        boot_timeout: day,
+        job_timeout: day,
+        poll: day,
+        shutdown: Shutdown::Keep,
+        surplus_after: day,
+        max_idle: day,
+        min_free_bytes: 0,
+        max_concurrent_creates: 1,
     };
-    let pool = Arc::new(Pool::start(settings, github, hypervisor, keys.clone()).expect("threads"));
+    let identity = ("7a9e0001".into(), "fuzz".into());
+    let pool = Pool::start(&settings, &github_config, identity, Arc::new(github), hypervisor, keys.clone());
+    let pool = Arc::new(pool.expect("threads"));
     while pool.snapshot().count(Phase::Booting) != 1 {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let facts = RunnerFacts {
-        organization: "octo".into(),
-        repository: None,
-        labels: vec!["windows".into()],
-        registration: "jit",
-        url: "https://github.com/octo".into(),
-        runner_group: "Default".into(),
-    };
-    let api = Api::new(pool.clone(), keys.clone(), facts, None);
+    let api = Api::new(pool.clone(), keys.clone(), github_config, None);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let answer = Arc::new(move |request: &Request| api.answer(request));
     let gate = gate::serve(listener, Limits::default(), answer).expect("threads");

@@ -5,16 +5,19 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`app`] | the parts put together: what `main` runs |
-//! | [`pool`] | slots, their threads, the monitor; [`pool::slot`] and [`pool::book`] decide, without I/O |
 //! | [`http`] | webhooks from GitHub, calls from the VMs, health; [`http::gate`] owns the connections |
-//! | [`github`] | the REST client, and a simulated GitHub |
-//! | [`hypervisor`] | Hyper-V through PowerShell, the check of the host, and simulated VMs |
+//! | [`workers`] | the threads around the pool's state: one per slot, and the monitor |
+//! | [`pool`] | what decides, without I/O, threads or a clock |
+//! | [`sim`] | the simulated GitHub and VMs of `USE_MOCK`, the tests and the benches |
+//! | [`hypervisor`] | Hyper-V through PowerShell, and the check of the host |
+//! | [`github`] | the REST client |
 //! | [`config`] | the settings |
 //! | [`secret`] | values that are never shown, and the keys made from them |
 //! | [`logging`], [`repeats`], [`date`] | the log, what keeps it from being flooded, and the little that is needed of a calendar |
 //!
 //! Dependencies between the modules point one way:
-//! `main -> app -> http, pool -> github, hypervisor -> config, secret`.
+//! `main -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.
+//! See `docs/ARCHITECTURE.md`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 

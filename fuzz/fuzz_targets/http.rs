@@ -5,7 +5,7 @@
 #[path = "../server.rs"]
 mod server;
 
-use hyperv_runner_pool::pool::slot::Phase;
+use hyperv_runner_pool::pool::slot::types::Phase;
 use libfuzzer_sys::fuzz_target;
 use server::{SERVER, exchange};
 

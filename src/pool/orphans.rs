@@ -14,13 +14,17 @@ use std::collections::{HashMap, HashSet};
 
 /// VMs and disks whose incarnation is in none of the slots.
 pub fn orphan_vms(inventory: &Inventory, known: &HashSet<&str>) -> Vec<OrphanVm> {
-    let vms = inventory.vms.iter().map(|vm| OrphanVm { vm: vm.id.clone(), notes: vm.notes.clone() });
+    let vms = inventory.vms.iter().map(|vm| OrphanVm {
+        vm: vm.id.clone(),
+        notes: vm.notes.clone(),
+        is_disk: false,
+    });
     let with_vm: HashSet<&str> = inventory.vms.iter().map(|vm| vm.id.incarnation.as_str()).collect();
     let disks = inventory
         .disks
         .iter()
         .filter(|disk| !with_vm.contains(disk.incarnation.as_str()))
-        .map(|disk| OrphanVm { vm: disk.clone(), notes: None });
+        .map(|disk| OrphanVm { vm: disk.clone(), notes: None, is_disk: true });
     vms.chain(disks).filter(|orphan| !known.contains(orphan.vm.incarnation.as_str())).collect()
 }
 

@@ -5,7 +5,7 @@
 //! lists will tell. Everything else is destroyed.
 
 use super::slot::types::{Assignment, OrphanVm};
-use crate::hypervisor::{Inventory, Power, VmId};
+use crate::hypervisor::{Inventory, Power, Vm, VmId};
 use std::collections::HashSet;
 
 /// What each slot begins with: one assignment for each of the pool's slots,
@@ -16,19 +16,23 @@ pub fn recover(inventory: &Inventory, size: u32) -> Vec<Assignment> {
         inventory.vms.iter().partition(|vm| vm.power != Power::Off && vm.notes.is_some());
     for vm in on {
         let slot = free_slot(&mut slots, home_of(&vm.id, size));
-        slots[slot].adopt = Some(OrphanVm { vm: vm.id.clone(), notes: vm.notes.clone() });
+        slots[slot].adopt = Some(orphan(vm));
     }
     for vm in off {
         // A slot that has one to destroy counts as taken, so that no new VM is
         // made while there are too many.
         let slot = free_slot(&mut slots, home_of(&vm.id, size));
-        slots[slot].orphans.push(OrphanVm { vm: vm.id.clone(), notes: vm.notes.clone() });
+        slots[slot].orphans.push(orphan(vm));
     }
     let with_vm: HashSet<&str> = inventory.vms.iter().map(|vm| vm.id.incarnation.as_str()).collect();
     for disk in inventory.disks.iter().filter(|disk| !with_vm.contains(disk.incarnation.as_str())) {
-        slots[home_of(disk, size)].orphans.push(OrphanVm { vm: disk.clone(), notes: None });
+        slots[home_of(disk, size)].orphans.push(OrphanVm { vm: disk.clone(), notes: None, is_disk: true });
     }
     slots
+}
+
+fn orphan(vm: &Vm) -> OrphanVm {
+    OrphanVm { vm: vm.id.clone(), notes: vm.notes.clone(), is_disk: false }
 }
 
 /// The two first lists of a process as one: what either shows is there. A list

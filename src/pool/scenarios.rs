@@ -4,11 +4,11 @@
 use super::health::{PATIENCE, Trouble};
 use super::monitor::{Answer, Ask, Monitor};
 use super::slot::evidence::LEASE;
-use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Event, Failure, Job, JobEvent, News, Phase, RetireReason, Stop};
 use super::state::{Outcome, PoolState};
 use super::tests::{notes, rules, vm};
 use super::{Millis, Refusal, Rules};
-use crate::github::{Error, Registration, Removal, Runner};
+use crate::github::{Error, QueuedJob, Registration, Removal, Runner};
 use crate::hypervisor::{GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
 use crate::secret::Secret;
 use std::time::Duration;
@@ -30,6 +30,9 @@ struct World {
     heard: bool,
     removed: Vec<u64>,
     lookups: usize,
+    queued: Vec<QueuedJob>,
+    /// Disks without a VM that cannot be deleted.
+    locked_disks: Vec<VmId>,
     pending: Vec<(usize, Action)>,
     /// Creations that are under way, when they take time.
     slow_creates: bool,
@@ -54,6 +57,8 @@ impl World {
             heard: true,
             removed: Vec::new(),
             lookups: 0,
+            queued: Vec::new(),
+            locked_disks: Vec::new(),
             pending: Vec::new(),
             slow_creates: false,
             creating: Vec::new(),
@@ -136,6 +141,9 @@ impl World {
                 self.most_vms = self.most_vms.max(self.vms.len());
                 Event::Created(Ok(()))
             }
+            Action::DestroyVm(id) if self.locked_disks.contains(&id) => {
+                Event::Destroyed(Err(Failure { why: "the disk is in use".into(), retry_after: None }))
+            }
             Action::DestroyVm(id) => {
                 self.vms.retain(|vm| vm.id != id);
                 Event::Destroyed(Ok(()))
@@ -196,7 +204,7 @@ impl World {
                     Answer::Runner(Ok(self.runners.iter().find(|r| r.id == asked.id).cloned()))
                 }
                 Ask::Remove(id) => Answer::Removed(Ok(self.remove(id))),
-                Ask::QueuedJobs => Answer::QueuedJobs(Ok(Vec::new())),
+                Ask::QueuedJobs => Answer::QueuedJobs(Ok(self.queued.clone())),
                 Ask::NewestRunner => Answer::NewestRunner(Ok(None), 0),
                 Ask::Pause(_) | Ask::End => return,
             };
@@ -209,7 +217,7 @@ impl World {
                 vm.uptime = Duration::from_millis((self.now - at) as u64);
             }
         }
-        let disks = self.vms.iter().map(|vm| vm.id.clone()).collect();
+        let disks = self.vms.iter().map(|vm| vm.id.clone()).chain(self.locked_disks.clone()).collect();
         Inventory { vms: self.vms.clone(), disks, free_bytes: Some(self.free_bytes) }
     }
 
@@ -340,6 +348,19 @@ fn jobs_that_are_queued_and_canceled_leave_no_vm() {
     world.ids().iter().for_each(|id| world.report_end(id));
     world.pass(MINUTE);
     assert!(world.vms.is_empty() && world.runners.is_empty());
+}
+
+#[test]
+fn a_restart_in_repository_mode_forgets_no_queued_job() {
+    let mut rules = rules(2, 0);
+    rules.scope.repository = Some("app".into());
+    let mut world = World::new(rules);
+    world.queued = vec![
+        QueuedJob { id: 1, labels: vec!["self-hosted".into()] },
+        QueuedJob { id: 2, labels: vec!["gpu".into()] },
+    ];
+    world.round();
+    assert_eq!(world.vms.len(), 1, "for the job whose labels are served");
 }
 
 #[test]
@@ -590,6 +611,16 @@ fn no_vm_is_made_on_a_full_host_and_it_goes_on_when_there_is_room() {
     world.free_bytes = 50 << 30;
     world.pass(MINUTE);
     assert_eq!(world.vms.len(), 2);
+}
+
+#[test]
+fn a_leftover_disk_that_cannot_be_deleted_does_not_hold_its_slot() {
+    let mut world = World::new(rules(1, 1));
+    world.locked_disks.push(vm(1, Power::Off).id);
+    world.round();
+    world.boot_all();
+    world.pass(5 * MINUTE);
+    assert_eq!(world.count(Phase::Ready), 1);
 }
 
 #[test]

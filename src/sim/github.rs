@@ -110,7 +110,7 @@ impl MockGitHub {
             "repository": {"name": repository, "full_name": format!("{}/{repository}", self.scope.owner)},
         });
         let body = body.to_string();
-        let request = super::hypervisor::loopback_agent()
+        let request = super::loopback_agent()
             .post(&self.webhook_url)
             .header("X-GitHub-Event", "workflow_job")
             .header("X-GitHub-Delivery", delivery)

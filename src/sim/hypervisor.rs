@@ -3,6 +3,7 @@
 //! simulated GitHub gives them, report, and power off. They retire when asked.
 
 use super::github::MockGitHub;
+use super::loopback_agent;
 use crate::hypervisor::{
     Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };
@@ -363,14 +364,4 @@ impl Guest {
     fn bearer(&self) -> String {
         format!("Bearer {}", self.vm.secret.expose())
     }
-}
-
-/// An HTTP client for this host alone.
-pub(crate) fn loopback_agent() -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(10)))
-        .http_status_as_error(false)
-        .proxy(None)
-        .build()
-        .into()
 }

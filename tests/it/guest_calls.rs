@@ -2,6 +2,7 @@
 
 use crate::support::fake_guest::{FakeGuest, Image};
 use crate::support::mock_pool::{MockPool, MockWorld, Phase, Stop, settings};
+use crate::support::process::Process;
 use crate::support::wait_until;
 use hyperv_runner_pool::pool::slot::types::Instance;
 use serde_json::Value;
@@ -80,6 +81,24 @@ fn a_guest_is_answered_from_boot_to_replacement_and_its_late_report_does_not_rea
     assert_eq!(guest.report_complete().status, 401);
     assert_eq!(pool.phase(1), Phase::Booting);
     pool.stop(Stop::Destroy);
+}
+
+#[test]
+fn a_job_that_says_again_and_again_that_it_starts_fills_no_log() {
+    let pool = Process::start_mock(&[("POOL_SIZE", "1"), ("MOCK_BOOT_SECONDS", "3600")]);
+    pool.wait_for_state("runner-1", "booting");
+    let secret = pool.vm_secret(1);
+    assert_eq!(FakeGuest::new(&pool.url, "runner-1", &secret).fetch_config().status, 200);
+    let (mut connection, bearer) = (pool.connect(), format!("Bearer {secret}"));
+    for number in 0..10_000 {
+        let job = format!(r#"{{"run_id":"{number}","job":"job {number}","repository":"acme/r{number}"}}"#);
+        let headers = [("Authorization", &*bearer)];
+        let answer = connection.request("POST", "/api/runner-started/runner-1", &headers, job.as_bytes());
+        assert_eq!(answer.status, 200);
+    }
+    let lines = || pool.log().matches("job 0").count();
+    wait_until("the job is told", || lines() > 0);
+    assert_eq!((lines(), pool.log().matches(" job ").count()), (1, 1), "{}", pool.log());
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub enum Call {
 
 /// What an operation brought.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are few at a time")]
 pub enum Brought {
     ToSlot(Event),
     ToMonitor(Answer),

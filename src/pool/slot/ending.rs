@@ -22,6 +22,8 @@ pub(super) struct Destroying {
     pub(super) deregistered: bool,
     /// Look once more: Hyper-V may finish a creation that was cut off.
     pub(super) look_again: bool,
+    /// Only a disk is left: one that cannot be deleted must not hold the slot forever.
+    pub(super) may_stay: bool,
     pub(super) attempts: u32,
     pub(super) retry_at: Millis,
 }
@@ -71,40 +73,24 @@ impl Slot {
                 self.failed(Failure { why, retry_after: None }, now, news)
             }
         };
-        self.destroy(live.instance, false, retry_after, now);
-    }
-
-    pub(super) fn destroy(&mut self, instance: Instance, look_again: bool, retry_after: Millis, now: Millis) {
-        let destroying = Destroying {
-            deregistered: false,
-            instance,
-            retry_after,
-            vm_gone: false,
-            look_again,
-            attempts: 0,
-            retry_at: now,
-        };
-        self.enter(State::Destroying(destroying), now);
+        self.enter(State::Destroying(Destroying { retry_after, ..Destroying::new(live.instance, now) }), now);
     }
 
     /// Destroys an orphan as this slot's own VM, so that nothing is created before it is gone.
-    pub(super) fn clear_away(&mut self, orphan: OrphanVm, now: Millis) {
+    pub(super) fn clear_away(&mut self, orphan: OrphanVm, rules: &Rules, now: Millis) {
         let known = orphan.notes.as_ref().map(|notes| Instance::of_notes(&orphan.vm, notes));
         let deregistered = known.is_none();
         let instance = known.unwrap_or_else(|| Instance {
             vm: orphan.vm,
-            scope: crate::github::scope::Scope {
-                api_url: String::new(),
-                owner: String::new(),
-                repository: None,
-            },
+            scope: rules.scope.clone(),
             runner_name: String::new(),
             runner_id: None,
         });
-        self.destroy(instance, false, 0, now);
-        if let State::Destroying(d) = &mut self.state {
-            d.deregistered = deregistered;
-        }
+        let may_stay = orphan.is_disk;
+        self.enter(
+            State::Destroying(Destroying { deregistered, may_stay, ..Destroying::new(instance, now) }),
+            now,
+        );
     }
 
     pub(super) fn destroyed(&mut self, answer: Result<(), Failure>, now: Millis, news: &mut Vec<News>) {
@@ -122,6 +108,12 @@ impl Slot {
             Ok(()) => {
                 d.vm_gone = true;
                 news.push(News::Destroyed(d.instance.vm.clone(), now - since));
+                self.finish_if_gone(now);
+            }
+            Err(failure) if d.may_stay => {
+                // The monitor finds it again, and it is tried again then.
+                d.vm_gone = true;
+                news.push(News::Failed(d.instance.vm.to_string(), failure.why));
                 self.finish_if_gone(now);
             }
             Err(failure) => {
@@ -187,14 +179,10 @@ impl Slot {
             }
             (State::Creating { instance, registered: true }, _) => {
                 // No VM was begun for this registration.
-                let instance = instance.clone();
-                self.destroy(instance, false, 0, now);
-                if let State::Destroying(d) = &mut self.state {
-                    d.vm_gone = true;
-                    d.deregistered = d.instance.runner_id.is_none();
-                    if d.deregistered {
-                        self.enter(State::Stopped { left: None }, now);
-                    }
+                let gone = Destroying { vm_gone: true, ..Destroying::new(instance.clone(), now) };
+                match instance.runner_id {
+                    Some(_) => self.enter(State::Destroying(gone), now),
+                    None => self.enter(State::Stopped { left: None }, now),
                 }
             }
             (State::Booting(_), _) | (State::Ready(_) | State::Running(_), Stop::Destroy) => {
@@ -216,6 +204,19 @@ impl Slot {
 }
 
 impl Destroying {
+    pub(super) fn new(instance: Instance, now: Millis) -> Destroying {
+        Destroying {
+            instance,
+            retry_after: 0,
+            vm_gone: false,
+            deregistered: false,
+            look_again: false,
+            may_stay: false,
+            attempts: 0,
+            retry_at: now,
+        }
+    }
+
     pub(super) fn next_action(&self) -> Action {
         if !self.vm_gone {
             return Action::DestroyVm(self.instance.vm.clone());

@@ -380,7 +380,7 @@ impl Slot {
                 return None;
             }
             if let Some(orphan) = self.orphans.pop_front() {
-                self.clear_away(orphan, now);
+                self.clear_away(orphan, rules, now);
             } else if self.past_size {
                 self.enter(State::Stopped { left: None }, now);
             }
@@ -412,7 +412,7 @@ impl Slot {
         }
         news.extend(assignment.orphans.iter().map(|orphan| News::ClearingAway(orphan.vm.clone())));
         self.orphans = assignment.orphans.into();
-        let Some(OrphanVm { vm, notes: Some(notes) }) = assignment.adopt else {
+        let Some(OrphanVm { vm, notes: Some(notes), .. }) = assignment.adopt else {
             return self.enter(State::Empty { retry_at: now }, now);
         };
         news.push(News::Adopted(vm.clone()));
@@ -442,7 +442,9 @@ impl Slot {
             Err(failure) => {
                 // The creation has undone itself as far as it could; this makes sure.
                 let retry_after = self.failed(failure, now, news);
-                self.destroy(instance, self.stop.is_some(), retry_after, now);
+                let look_again = self.stop.is_some();
+                let remains = Destroying { retry_after, look_again, ..Destroying::new(instance, now) };
+                self.enter(State::Destroying(remains), now);
             }
         }
     }

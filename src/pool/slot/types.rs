@@ -172,6 +172,8 @@ pub struct OrphanVm {
     pub vm: VmId,
     /// What its Notes say of it.
     pub notes: Option<Notes>,
+    /// Whether only a disk is left of it.
+    pub is_disk: bool,
 }
 
 /// What a starting pool gives a slot to begin with.

@@ -1,6 +1,6 @@
 //! GitHub cannot be reached, or refuses.
 
-use super::degraded_because;
+use super::{degraded_because, errors};
 use crate::support::fake_github::Fault;
 use crate::support::free_port;
 use crate::support::host_pool::HostWorld;
@@ -11,8 +11,13 @@ fn without_github_the_pool_waits_says_why_and_begins_when_it_is_back() {
     let world = HostWorld::new();
     world.github.misbehave("/actions/", usize::MAX, Fault::Cut);
     let mut pool = world.start(&[]);
-    let reason = degraded_because(&mut pool);
-    assert!(reason.contains("cannot list the runners") && reason.contains("was cut"), "{reason}");
+    degraded_because(&mut pool);
+    wait_until("both calls are named", || {
+        let why = errors(&pool);
+        ["cannot list the runners", "cannot register the runner", "was cut"]
+            .iter()
+            .all(|part| why.contains(part))
+    });
     assert!(!pool.get("/health").body.contains("was cut"), "anyone may read it");
     world.github.behave();
     world.wait_until_whole(&pool, 2);

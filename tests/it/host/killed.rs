@@ -139,7 +139,8 @@ fn killed_again_and_again_at_any_moment_the_last_start_is_whole_and_the_job_stil
         }
         world.host.clear_faults();
         world.wait_until_whole(&pool, 4);
-        assert_eq!((pool.state("runner-3").as_str(), world.incarnation("runner-3")), ("running", at_work));
+        pool.wait_for_state("runner-3", "running");
+        assert_eq!(world.incarnation("runner-3"), at_work);
         pool.interrupt();
         assert_eq!(pool.wait(), 0);
         assert_eq!(world.vms().len(), 1);
@@ -160,7 +161,7 @@ fn killed_with_a_job_running_the_next_start_sees_it_to_its_end() {
             |world, pool| {
                 assert_eq!((world.runs("create-vm"), world.runs("destroy-vm")), (2, 0));
                 let running = world.incarnation("runner-1");
-                assert_eq!(pool.state("runner-1"), "running");
+                pool.wait_for_state("runner-1", "running");
                 world.end_job(pool, "runner-1", 7, news);
                 wait_until("the VM is replaced", || {
                     world.incarnation("runner-1").is_some_and(|i| Some(i) != running)

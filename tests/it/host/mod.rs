@@ -56,7 +56,7 @@ fn errors(pool: &Process) -> String {
 fn degraded_because(pool: &mut Process) -> String {
     wait_until("health is degraded", || pool.get("/health").status == 503);
     let health = pool.health();
-    assert_eq!((health["status"].as_str(), health["vms"].as_u64()), (Some("degraded"), Some(0)));
+    assert_eq!((health["status"].as_str(), health["ready"].as_u64()), (Some("degraded"), Some(0)));
     assert!(!health["reasons"].as_array().unwrap().is_empty(), "{health}");
     assert_eq!(pool.ended(), None);
     errors(pool)

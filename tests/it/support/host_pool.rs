@@ -307,18 +307,6 @@ impl Guests {
         let names: HashSet<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
         self.shared.twins.fetch_or(names.len() < vms.len(), Ordering::SeqCst);
 
-        // A listener whose registration is gone ends, and its guest reports that and powers off.
-        let registered: HashSet<u64> = self.github.runners().iter().map(|runner| runner.id).collect();
-        for vm in vms.iter().filter(|vm| vm.state == "Running") {
-            let ended = self.runners.get(&vm.id).is_some_and(|runner| {
-                !registered.contains(runner) && !self.shared.ended_by_test.lock().unwrap().contains(runner)
-            });
-            if ended && let Some(guest) = guest_of(vm) {
-                guest.report_complete();
-                self.runners.remove(&vm.id);
-                self.host.power_off_vm(vm.id);
-            }
-        }
         // A runner is cut off with its VM.
         self.runners.retain(|id, runner| {
             let on = vms.iter().any(|vm| vm.id == *id && vm.state == "Running");
@@ -327,25 +315,43 @@ impl Guests {
             }
             on
         });
+        let registered: HashSet<u64> = self.github.runners().iter().map(|runner| runner.id).collect();
         for vm in &vms {
             let Some(guest) = guest_of(vm) else { continue };
             self.shared.secrets.lock().unwrap().insert(guest.secret.clone());
-            let asleep = self.shared.asleep.load(Ordering::SeqCst);
-            if vm.state != "Running" || self.runners.contains_key(&vm.id) || asleep {
+            if vm.state != "Running" {
                 continue;
             }
-            let config = guest.fetch_config();
-            if config.status == 200 {
-                let config: Value = serde_json::from_str(&config.body).unwrap();
-                let name = config["name"].as_str().unwrap();
-                let runner = if config["registration"] == "token" {
-                    self.github.register_itself(name, &LABELS)
-                } else {
-                    notes_of(vm).unwrap().runner_id.unwrap()
-                };
-                self.github.change_runner_if_there(runner, |r| r.online = true);
-                self.runners.insert(vm.id, runner);
+            match self.runners.get(&vm.id) {
+                Some(runner) => {
+                    let ended_by_test = self.shared.ended_by_test.lock().unwrap().contains(runner);
+                    if !registered.contains(runner) && !ended_by_test {
+                        // A listener whose registration is gone ends.
+                        guest.report_complete();
+                        self.host.power_off_vm(vm.id);
+                    }
+                }
+                None if self.shared.asleep.load(Ordering::SeqCst) => {}
+                None => self.boot(vm, &guest),
             }
+        }
+    }
+
+    fn boot(&mut self, vm: &Vm, guest: &FakeGuest) {
+        let config = guest.fetch_config();
+        if config.status == 409 {
+            return self.host.power_off_vm(vm.id);
+        }
+        if config.status == 200 {
+            let config: Value = serde_json::from_str(&config.body).unwrap();
+            let name = config["name"].as_str().unwrap();
+            let runner = if config["registration"] == "token" {
+                self.github.register_itself(name, &LABELS)
+            } else {
+                notes_of(vm).unwrap().runner_id.unwrap()
+            };
+            self.github.change_runner_if_there(runner, |r| r.online = true);
+            self.runners.insert(vm.id, runner);
         }
     }
 }
