@@ -16,7 +16,7 @@ use crate::sim::hypervisor::{MockHypervisor, Timing};
 use crate::workers::{Pool, STOP_LIMIT};
 use log::{error, info, warn};
 use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
@@ -69,8 +69,9 @@ impl App {
             };
             (Arc::new(MockHypervisor::new(timing, here, simulated_github.clone())), None)
         } else {
-            let lock = lock_storage(&config.hyperv.storage_path)?;
+            // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;
+            let lock = lock_storage(&config.hyperv.storage_path)?;
             let hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
             let hyperv = hyperv.with_template_path(Box::new(move || source.template_path()));
             look_at_host(config);
@@ -133,10 +134,11 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
         let settings = &config.hyperv;
         let deadline = Deadlines::default().check;
         findings = match powershell() {
-            Ok(powershell) => host_check::run(&powershell, settings, config.pool.size, deadline),
+            Ok(powershell) => host_check::run(&powershell, settings, &config.pool, deadline),
             Err(why) => vec![Finding::fault(why)],
         };
     }
+    findings.push(port(config.http.bind, config.http.port));
     // A token is not renewed while it is checked.
     if let Some(client) = Client::new(&config.github, Box::new(|| None)) {
         match client.check() {
@@ -155,19 +157,47 @@ fn powershell() -> Result<PowerShell, String> {
     PowerShell::locate().and_then(PowerShell::new).map_err(|err| err.to_string())
 }
 
+/// Whether the pool could listen there now.
+fn port(bind: IpAddr, port: u16) -> Finding {
+    match TcpListener::bind((bind, port)) {
+        Ok(_) => Finding::ok(format!("Port {port} on {bind} is free.")),
+        // Not a fault: a pool that runs may be checked too.
+        Err(err) if err.kind() == ErrorKind::AddrInUse => Finding::warning(format!(
+            "Port {port} on {bind} is in use: if that is not this pool, stop the other program, or set PORT to a free port."
+        )),
+        Err(err) => Finding::fault(format!("{}.", cannot_listen(bind, port, &err))),
+    }
+}
+
 fn listen(bind: IpAddr, port: u16) -> Result<TcpListener, String> {
-    TcpListener::bind((bind, port)).map_err(|err| match err.kind() {
+    TcpListener::bind((bind, port)).map_err(|err| cannot_listen(bind, port, &err))
+}
+
+fn cannot_listen(bind: IpAddr, port: u16, err: &io::Error) -> String {
+    /// What Windows says of a port in a reserved range, and of one that another program has for itself alone:
+    /// <https://learn.microsoft.com/en-us/windows/win32/winsock/windows-sockets-error-codes-2>
+    const WSAEACCES: i32 = 10013;
+    match err.kind() {
+        _ if err.raw_os_error() == Some(WSAEACCES) => format!(
+            "Port {port} on {bind} cannot be had (error {WSAEACCES}): another program has it, or it lies in a range \
+             that Windows has reserved, as Hyper-V does (`netsh int ipv4 show excludedportrange protocol=tcp` lists \
+             them): set PORT to a port outside of them"
+        ),
         ErrorKind::AddrInUse => format!(
             "Port {port} on {bind} is in use by another program (another pool?): stop it, or set PORT to a free port"
         ),
         ErrorKind::PermissionDenied => {
-            format!("Port {port} on {bind} may not be used by this account ({err}): set PORT to another, such as 8080")
+            format!(
+                "Port {port} on {bind} may not be used by this account ({err}): set PORT to another, such as 8080"
+            )
         }
         ErrorKind::AddrNotAvailable => {
-            format!("BIND={bind} is not an address of this host: set it to one of its addresses, or to 0.0.0.0 for all")
+            format!(
+                "BIND={bind} is not an address of this host: set it to one of its addresses, or to 0.0.0.0 for all"
+            )
         }
         _ => format!("Port {port} on {bind} cannot be listened on: {err}"),
-    })
+    }
 }
 
 fn reachable_here(address: SocketAddr) -> SocketAddr {
@@ -198,11 +228,11 @@ fn lock_storage(folder: &Path) -> Result<File, String> {
 /// start: it can take minutes, and a pool that cannot make VMs yet can still
 /// look after those that run.
 fn look_at_host(config: &Config) {
-    let (hyperv, size) = (config.hyperv.clone(), config.pool.size);
+    let (hyperv, pool) = (config.hyperv.clone(), config.pool.clone());
     let look = move || match powershell() {
         Ok(powershell) => {
             let deadline = Deadlines::default().check;
-            host_check::run(&powershell, &hyperv, size, deadline).iter().for_each(log_finding);
+            host_check::run(&powershell, &hyperv, &pool, deadline).iter().for_each(log_finding);
         }
         Err(why) => error!("{why}"),
     };
@@ -215,7 +245,7 @@ fn log_finding(finding: &Finding) {
     match finding.severity {
         Severity::Ok => info!("{}", finding.text),
         Severity::Warning => warn!("{}", finding.text),
-        // The pool starts all the same: much of it mends itself, such as a service that starts later than this.
+        // The pool starts all the same: much of it clears up by itself, such as a service that starts later.
         Severity::Fault => error!("{}", finding.text),
     }
 }
@@ -230,5 +260,25 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let error = listen(IpAddr::V4(Ipv4Addr::LOCALHOST), port).unwrap_err();
         assert!(error.contains(&port.to_string()) && error.contains("in use"), "{error}");
+    }
+
+    #[test]
+    fn a_port_that_windows_has_reserved_is_named_with_how_to_see_the_ranges() {
+        let reserved = io::Error::from_raw_os_error(10013);
+        let error = cannot_listen(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080, &reserved);
+        assert!(error.contains("8080") && error.contains("10013"), "{error}");
+        assert!(error.contains("netsh int ipv4 show excludedportrange protocol=tcp"), "{error}");
+    }
+
+    #[test]
+    fn the_check_tells_whether_the_port_is_free() {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let taken = listen(here, 0).unwrap();
+        let number = taken.local_addr().unwrap().port();
+        assert_eq!(port(here, number).severity, Severity::Warning);
+        drop(taken);
+        assert_eq!(port(here, number).severity, Severity::Ok);
+        // Set aside for documentation, so no host has it: RFC 5737.
+        assert_eq!(port("192.0.2.1".parse().unwrap(), 0).severity, Severity::Fault);
     }
 }

@@ -3,7 +3,7 @@
 
 use super::powershell::{PowerShell, Script};
 use super::{Error, NOT_WINDOWS};
-use crate::config::{DiskMode, HyperVConfig};
+use crate::config::{DiskMode, HyperVConfig, PoolConfig};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -63,16 +63,16 @@ impl fmt::Display for Finding {
 
 /// Checks the host. If it cannot even be checked, that is the one finding.
 ///
-/// `deadline` is for the script; [`Deadlines`](super::hyperv::Deadlines) has
-/// one.
+/// The script is killed after `deadline`; the usual one is in
+/// [`Deadlines`](super::hyperv::Deadlines).
 pub fn run(
     powershell: &PowerShell,
     settings: &HyperVConfig,
-    pool_size: u32,
+    pool: &PoolConfig,
     deadline: Duration,
 ) -> Vec<Finding> {
     match facts(powershell, settings, deadline) {
-        Ok(facts) => findings(&facts, settings, pool_size),
+        Ok(facts) => findings(&facts, settings, pool),
         Err(e) => vec![Finding::fault(format!("The host cannot be checked: {e}"))],
     }
 }
@@ -119,9 +119,13 @@ struct HostFacts {
     switch_address: String,
     /// `allowed`, `blocked`, `off` or `unknown`.
     firewall: String,
+    /// The host's memory; `None` if unknown.
+    memory_bytes: Option<u64>,
+    /// The host's logical processors; `None` if unknown.
+    processors: Option<u32>,
 }
 
-fn findings(facts: &HostFacts, settings: &HyperVConfig, pool_size: u32) -> Vec<Finding> {
+fn findings(facts: &HostFacts, settings: &HyperVConfig, pool: &PoolConfig) -> Vec<Finding> {
     if facts.windows.is_empty() {
         return vec![Finding::fault(NOT_WINDOWS)];
     }
@@ -129,7 +133,9 @@ fn findings(facts: &HostFacts, settings: &HyperVConfig, pool_size: u32) -> Vec<F
     findings.push(rights(facts));
     findings.extend(hyper_v(facts));
     findings.push(template(facts, settings));
-    findings.extend(storage(facts, settings, pool_size));
+    findings.extend(storage(facts, settings, pool));
+    findings.extend(memory(facts, settings, pool));
+    findings.extend(processors(facts, settings));
     // Without Hyper-V there are no switches to be found.
     if facts.hyper_v_module {
         findings.extend(switch(facts, settings));
@@ -202,7 +208,7 @@ fn template(facts: &HostFacts, settings: &HyperVConfig) -> Finding {
     }
 }
 
-fn storage(facts: &HostFacts, settings: &HyperVConfig, pool_size: u32) -> Vec<Finding> {
+fn storage(facts: &HostFacts, settings: &HyperVConfig, pool: &PoolConfig) -> Vec<Finding> {
     let path = settings.storage_path.display();
     if facts.storage != "ok" {
         return vec![Finding::fault(format!(
@@ -213,12 +219,19 @@ fn storage(facts: &HostFacts, settings: &HyperVConfig, pool_size: u32) -> Vec<Fi
         DiskMode::Differencing => (ALLOWANCE_PER_VM, "for what its job writes"),
         DiskMode::Copy => (facts.template_bytes, "for its copy of the template"),
     };
-    let needed = per_vm.saturating_mul(pool_size.into());
-    let count = format!("POOL_SIZE={pool_size}, {} per VM {what}", gib(per_vm));
+    let floor = pool.min_free_bytes;
+    let needed = per_vm.saturating_mul(pool.size.into()).saturating_add(floor);
+    let minimum = format!("MIN_FREE_GB={}", floor >> 30);
+    let count = format!("POOL_SIZE={}, {} per VM {what}, {minimum}", pool.size, gib(per_vm));
     let free = gib(facts.free_bytes);
     // Never a fault: disks that a former run has left may be what takes the
     // space, and only a pool that starts can adopt or remove them.
-    let space = if facts.free_bytes >= needed {
+    let space = if facts.free_bytes < floor {
+        Finding::warning(format!(
+            "The volume of the storage folder {path} has {free} free, less than {minimum}, so no VM is made: \
+             free some space, lower MIN_FREE_GB, or set VM_STORAGE_PATH to another volume."
+        ))
+    } else if facts.free_bytes >= needed {
         Finding::ok(format!("The volume of the storage folder {path} has {free} free ({count})."))
     } else {
         Finding::warning(format!(
@@ -228,6 +241,43 @@ fn storage(facts: &HostFacts, settings: &HyperVConfig, pool_size: u32) -> Vec<Fi
         ))
     };
     vec![Finding::ok(format!("The storage folder {path} is there.")), space]
+}
+
+fn memory(facts: &HostFacts, settings: &HyperVConfig, pool: &PoolConfig) -> Option<Finding> {
+    let (setting, per_vm) = match settings.memory_max_mb {
+        Some(maximum) => ("VM_MEMORY_MAX_MB", maximum),
+        None => ("VM_MEMORY_MB", settings.memory_mb),
+    };
+    let total = facts.memory_bytes?;
+    let needed = (per_vm << 20).saturating_mul(pool.size.into());
+    let count = format!("POOL_SIZE={}, {setting}={per_vm}", pool.size);
+    // All of it would leave nothing for Windows.
+    Some(if needed < total {
+        Finding::ok(format!(
+            "The host has {} of memory, and all VMs take at most {} ({count}).",
+            gib(total),
+            gib(needed)
+        ))
+    } else {
+        Finding::warning(format!(
+            "The host has {} of memory, but all VMs together may take {} ({count}), and Windows needs some too: \
+             lower POOL_SIZE or {setting}.",
+            gib(total),
+            gib(needed)
+        ))
+    })
+}
+
+fn processors(facts: &HostFacts, settings: &HyperVConfig) -> Option<Finding> {
+    let (there, wanted) = (facts.processors?, settings.cpu_count);
+    Some(if wanted <= there {
+        Finding::ok(format!("The host has {there} logical processors (VM_CPU_COUNT={wanted})."))
+    } else {
+        Finding::warning(format!(
+            "VM_CPU_COUNT={wanted}, but the host has only {there} logical processors, \
+             and Hyper-V may not start such a VM: set VM_CPU_COUNT to {there} or less."
+        ))
+    })
 }
 
 fn switch(facts: &HostFacts, settings: &HyperVConfig) -> Vec<Finding> {
@@ -278,25 +328,37 @@ fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     fn settings() -> HyperVConfig {
         let usual = crate::hypervisor::hyperv::tests::settings();
         HyperVConfig { template_path: r"C:\p\t.vhdx".into(), storage_path: r"C:\p\storage".into(), ..usual }
     }
 
+    fn pool() -> PoolConfig {
+        PoolConfig { size: 4, min_free_bytes: 10 << 30, ..PoolConfig::default() }
+    }
+
+    fn good_reply() -> Value {
+        serde_json::json!({
+            "ok": true, "windows": "Windows Server 2022", "elevated": true, "hyperVModule": true,
+            "hyperVService": "Running", "template": "ok", "templateBytes": 21474836480_u64,
+            "templateReadOnly": true, "storage": "ok", "freeBytes": 107374182400_u64,
+            "switches": ["Default Switch", "LAN"], "switchAddress": "172.20.0.1", "firewall": "allowed",
+            "memoryBytes": 34359738368_u64, "processors": 8,
+        })
+    }
+
     fn good() -> HostFacts {
-        serde_json::from_str(
-            r#"{"ok":true,"windows":"Windows Server 2022","elevated":true,"hyperVModule":true,
-                "hyperVService":"Running","template":"ok","templateBytes":21474836480,"templateReadOnly":true,
-                "storage":"ok","freeBytes":107374182400,"switches":["Default Switch","LAN"],
-                "switchAddress":"172.20.0.1","firewall":"allowed"}"#,
-        )
-        .unwrap()
+        serde_json::from_value(good_reply()).unwrap()
     }
 
     /// The findings that are not Ok.
     fn complaints(facts: &HostFacts, settings: &HyperVConfig) -> Vec<Finding> {
-        findings(facts, settings, 4).into_iter().filter(|finding| finding.severity != Severity::Ok).collect()
+        findings(facts, settings, &pool())
+            .into_iter()
+            .filter(|finding| finding.severity != Severity::Ok)
+            .collect()
     }
 
     /// What one wrong fact leads to: exactly one complaint.
@@ -318,13 +380,13 @@ mod tests {
     #[test]
     fn a_good_host_has_no_complaints() {
         assert_eq!(complaints(&good(), &settings()), []);
-        assert_eq!(findings(&good(), &settings(), 4).len(), 10);
+        assert_eq!(findings(&good(), &settings(), &pool()).len(), 12);
     }
 
     #[test]
     fn elsewhere_than_on_windows_the_only_finding_is_that() {
         let facts = HostFacts { windows: String::new(), elevated: false, ..good() };
-        let all = findings(&facts, &settings(), 4);
+        let all = findings(&facts, &settings(), &pool());
         assert_eq!(all, [Finding::fault(NOT_WINDOWS)]);
         assert!(all[0].text.contains("USE_MOCK=true"));
     }
@@ -372,11 +434,53 @@ mod tests {
 
     #[test]
     fn too_little_space_for_the_whole_pool_is_a_warning() {
-        is(complaint(|f, _| f.free_bytes = (40 << 30) - 1), Severity::Warning, &["40.0 GiB", "POOL_SIZE=4"]);
-        assert_eq!(complaints(&HostFacts { free_bytes: 40 << 30, ..good() }, &settings()), []);
+        is(
+            complaint(|f, _| f.free_bytes = (50 << 30) - 1),
+            Severity::Warning,
+            &["50.0 GiB", "POOL_SIZE=4", "MIN_FREE_GB=10"],
+        );
+        assert_eq!(complaints(&HostFacts { free_bytes: 50 << 30, ..good() }, &settings()), []);
         let copy = HyperVConfig { disk_mode: DiskMode::Copy, ..settings() };
-        let less = HostFacts { free_bytes: 79 << 30, ..good() };
-        is(complaints(&less, &copy).remove(0), Severity::Warning, &["80.0 GiB", "copy"]);
+        let less = HostFacts { free_bytes: 89 << 30, ..good() };
+        is(complaints(&less, &copy).remove(0), Severity::Warning, &["90.0 GiB", "copy"]);
+    }
+
+    #[test]
+    fn space_below_the_floor_is_said_to_stop_the_pool() {
+        is(
+            complaint(|f, _| f.free_bytes = (10 << 30) - 1),
+            Severity::Warning,
+            &["less than MIN_FREE_GB=10", "no VM is made", "free some space"],
+        );
+    }
+
+    #[test]
+    fn vms_that_take_more_memory_than_the_host_has_are_a_warning() {
+        is(
+            complaint(|f, _| f.memory_bytes = Some(16 << 30)),
+            Severity::Warning,
+            &["16.0 GiB", "POOL_SIZE=4", "VM_MEMORY_MB=4096"],
+        );
+        is(
+            complaint(|_, s| s.memory_max_mb = Some(16384)),
+            Severity::Warning,
+            &["32.0 GiB", "64.0 GiB", "VM_MEMORY_MAX_MB=16384"],
+        );
+    }
+
+    #[test]
+    fn a_vm_with_more_processors_than_the_host_is_a_warning() {
+        is(complaint(|_, s| s.cpu_count = 9), Severity::Warning, &["VM_CPU_COUNT=9", "8 logical"]);
+        assert_eq!(complaints(&good(), &HyperVConfig { cpu_count: 8, ..settings() }), []);
+    }
+
+    #[test]
+    fn of_memory_and_processors_that_are_not_known_nothing_is_said() {
+        let mut reply = good_reply();
+        reply.as_object_mut().unwrap().retain(|fact, _| fact != "memoryBytes" && fact != "processors");
+        let facts: HostFacts = serde_json::from_value(reply).unwrap();
+        assert_eq!(complaints(&facts, &settings()), []);
+        assert_eq!(findings(&facts, &settings(), &pool()).len(), 10);
     }
 
     #[test]

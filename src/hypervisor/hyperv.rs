@@ -1,15 +1,14 @@
 //! Hyper-V, through the embedded PowerShell scripts: one process to create a
 //! VM, one to destroy it, one to list them all.
 //!
-//! What holds:
-//! - A VM counts as the pool's only by its Notes, or, while it has none yet,
-//!   by a disk of the pool's making attached to it; never by its name.
+//! - A VM belongs to the pool only by its Notes, or, while it has none yet, by
+//!   a disk that the pool made and that is attached to it; never by its name.
 //! - Every file that this module asks a script to write or delete lies directly
 //!   in the storage folder, under a name that [`VmId::disk_file_name`] gives.
 //!
-//! Nothing here limits how many scripts run at once: that is at most one per
-//! slot and one for the monitor, and a queue would make the time of a call
-//! depend on how the other slots are doing.
+//! Nothing here limits how many scripts run at once: at most one per slot and
+//! one for the monitor. A queue would make the time of a call depend on the
+//! other slots; `MAX_CONCURRENT_CREATES` is the pool's affair.
 
 use super::machine;
 use super::powershell::{PowerShell, Script};
@@ -60,7 +59,7 @@ impl Default for Deadlines {
     }
 }
 
-/// Where the template is now, or why that cannot be told.
+/// Returns the template's present path, or why it is unknown.
 pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
 
 /// The Hyper-V of this machine.
@@ -73,11 +72,11 @@ pub struct HyperV {
     creating_stopped: AtomicBool,
 }
 
-/// What the Notes of a VM must have as `pool` to be of the pool with this
-/// storage folder: the path, written in one way (but on Windows in any case).
+/// What `pool` is in the Notes of this pool's VMs: the path of the storage
+/// folder, with one kind of separator (on Windows it is compared without case).
 ///
 /// # Errors
-/// When the path is not Unicode, and thus could not be told apart from others.
+/// When the path is not Unicode: two such paths could look the same.
 pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
     Ok(normal_path(&text(storage_path)?, cfg!(windows)))
 }
@@ -181,7 +180,7 @@ impl HyperV {
         })
     }
 
-    /// What the pool makes of the raw facts.
+    /// The pool's part of what is on the host.
     fn inventory(&self, facts: Facts) -> Inventory {
         Inventory {
             vms: facts.vms.into_iter().filter_map(|fact| self.recognize(fact)).collect(),
@@ -267,7 +266,7 @@ impl Hypervisor for HyperV {
         let path = (self.template_path)().ok()?;
         let template = fs::metadata(&path).ok()?;
         let written = template.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-        // Destructured, so that a new setting has to be put on one side or the other.
+        // Names every field, so that whoever adds a setting decides whether it counts.
         let HyperVConfig {
             disk_mode,
             memory_mb,
@@ -301,7 +300,7 @@ impl Hypervisor for HyperV {
     }
 }
 
-/// What the pool makes of a value of `Microsoft.HyperV.PowerShell.VMState`.
+/// Reads a value of `Microsoft.HyperV.PowerShell.VMState`.
 ///
 /// Saved and hibernated VMs count as off: the pool saves none, so somebody or
 /// the host's shutdown did, and its runner has lost its connection and its job.

@@ -7,7 +7,7 @@ use crate::support::fake_host::FakeHost;
 use crate::support::fake_host::host::{FaultKind, VHDX_SIGNATURE, Vm, make_disk};
 use crate::support::process::wait_until_dead;
 use crate::support::wait_until;
-use hyperv_runner_pool::config::{DiskMode, HyperVConfig};
+use hyperv_runner_pool::config::{DiskMode, HyperVConfig, PoolConfig};
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
 use hyperv_runner_pool::hypervisor::hyperv::{Deadlines, HyperV, pool_identity};
@@ -37,6 +37,10 @@ fn settings(host: &FakeHost) -> HyperVConfig {
         orchestrator_ip: None,
         port: 8080,
     }
+}
+
+fn pool(size: u32) -> PoolConfig {
+    PoolConfig { size, min_free_bytes: 10 << 30, ..PoolConfig::default() }
 }
 
 fn powershell(host: &FakeHost) -> PowerShell {
@@ -490,7 +494,7 @@ fn every_operation_ends_at_its_deadline() {
         scope.spawn(|| has(&hyperv.list(&[]).unwrap_err().0, &["list-vms", "3 s"]));
         scope.spawn(|| {
             let findings =
-                host_check::run(&powershell(&host), &settings(&host), 1, Duration::from_millis(300));
+                host_check::run(&powershell(&host), &settings(&host), &pool(1), Duration::from_millis(300));
             assert_eq!(findings.len(), 1);
             has(&findings[0].text, &["cannot be checked", "check-host", "0.3 s"]);
         });
@@ -702,7 +706,8 @@ fn ctrl_c_on_the_pool_does_not_reach_a_script() {
 #[test]
 fn the_check_of_a_good_host_finds_no_fault() {
     let host = FakeHost::new();
-    let findings = host_check::run(&powershell(&host), &settings(&host), 4, Deadlines::default().check);
+    let findings =
+        host_check::run(&powershell(&host), &settings(&host), &pool(4), Deadlines::default().check);
     assert!(findings.len() > 5);
     for finding in findings {
         assert_eq!(finding.severity, Severity::Ok, "{finding}");
@@ -718,11 +723,12 @@ fn the_check_finds_what_is_missing_on_the_host() {
         switch: "Isolated".into(),
         ..settings(&host)
     };
-    let faults: Vec<String> = host_check::run(&powershell(&host), &settings, 4, Deadlines::default().check)
-        .into_iter()
-        .filter(|finding| finding.severity == Severity::Fault)
-        .map(|finding| finding.text)
-        .collect();
+    let faults: Vec<String> =
+        host_check::run(&powershell(&host), &settings, &pool(4), Deadlines::default().check)
+            .into_iter()
+            .filter(|finding| finding.severity == Severity::Fault)
+            .map(|finding| finding.text)
+            .collect();
     assert_eq!(faults.len(), 3, "{faults:?}");
     has(&faults[0], &["template", "VM_TEMPLATE_PATH"]);
     has(&faults[1], &["storage folder", "VM_STORAGE_PATH"]);

@@ -623,6 +623,18 @@ function Get-Check {
         Assert-Equal (@($answer.switches) -join ', ') 'Default Switch, Lan' 'the switches'
         Assert-Equal $answer.switchAddress '172.20.0.1' 'the address'
         Assert-Equal $answer.firewall 'blocked' 'the firewall'
+        Assert-Equal $answer.memoryBytes 34359738368 'the memory'
+        Assert-Equal $answer.processors 8 'the processors'
+    }
+
+    $checks['check-host leaves out memory and processors that it cannot find out'] = {
+        param($Fake)
+        $answer = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) 'Get-CimInstance Win32_ComputerSystem'
+        Assert-Success $answer
+        $names = @($answer.PSObject.Properties | ForEach-Object { $_.Name })
+        Assert-True (-not ($names -contains 'memoryBytes')) 'there is a fact about memory'
+        Assert-True (-not ($names -contains 'processors')) 'there is a fact about processors'
+        Assert-Equal $answer.windows 'Simulated Windows Server' 'Windows'
     }
 
     $checks['check-host finds what is missing'] = {

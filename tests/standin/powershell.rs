@@ -290,6 +290,8 @@ impl Run {
             "switches": state.switches.iter().map(|switch| &switch.name).collect::<Vec<_>>(),
             "switchAddress": address.unwrap_or_default(),
             "firewall": "allowed",
+            "memoryBytes": 1_u64 << 36,
+            "processors": 32,
         }))
     }
 

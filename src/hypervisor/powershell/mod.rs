@@ -1,21 +1,21 @@
 //! Runs one of the embedded scripts in one PowerShell process: a JSON object
 //! on standard input, one line of JSON on standard output, a deadline.
 //!
-//! What holds, whatever the process does:
-//! - [`PowerShell::run`] returns by its deadline and a few seconds of grace,
-//!   and by then nothing of the process tree lives. On Windows a job object
-//!   sees to that, on Unix the process group.
+//! Whatever the process does:
+//! - [`PowerShell::run`] returns within a few seconds of its deadline or of its
+//!   cancellation, and by then nothing of the process tree is alive. A job
+//!   object ensures that on Windows, the process group on Unix.
 //! - No value is ever part of a command line or of script text.
 //! - No value given as a secret is part of an error or a log line.
 //!
 //! When the pool itself dies, Windows closes the job's last handle and so
 //! kills the PowerShell process with it (`JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`).
 //! That is wanted: an orphan that goes on creating would race the next start's
-//! clean-up. It is safe because a half-made VM bears its mark from the start
-//! (Notes, or its disk's name), destroy works from every half-made state, and
-//! a script that has not received its whole input does nothing. What Hyper-V's
-//! own service was asked for in the last moment may still come to pass a
-//! little later, so clean-up belongs into every round of the monitor.
+//! cleanup. It is safe because a half-made VM is marked from the start (Notes,
+//! or its disk's name), destroy works from every half-made state, and a script
+//! that has not received its whole input does nothing. Hyper-V's own service
+//! may still finish a little later what it was asked for at the last moment, so
+//! every round of the monitor cleans up.
 
 mod process;
 mod reply;

@@ -1,7 +1,8 @@
 # Looks at the host before the first VM is made, and changes nothing.
 # Standard input: one JSON object. Standard output: one line of raw facts,
 # {"ok":true,...}; what they mean is the caller's business. A fact that cannot
-# be found out takes the value that means so: "", "unknown", 0, false.
+# be found out takes the value that means so: "", "unknown", 0, false. Only
+# memoryBytes and processors are then left out.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 
 Set-StrictMode -Version Latest
@@ -190,6 +191,11 @@ function Get-Facts($Request) {
         }
         # The name that people know, where WMI is in order.
         $facts.windows = [string](Get-CimInstance -ClassName Win32_OperatingSystem).Caption
+    }
+    Find-Fact {
+        $computer = Get-CimInstance -ClassName Win32_ComputerSystem
+        $facts['memoryBytes'] = [int64]$computer.TotalPhysicalMemory
+        $facts['processors'] = [int]$computer.NumberOfLogicalProcessors
     }
     Find-Fact {
         $identity = [System.Security.Principal.WindowsIdentity]::GetCurrent()

@@ -2,6 +2,7 @@
 
 use crate::support::host_pool::HostWorld;
 use std::fs;
+use std::net::TcpListener;
 
 fn check(world: &HostWorld, settings: &[(&str, &str)]) -> (i32, Vec<String>) {
     let output = world.command(settings).arg("check").output().unwrap();
@@ -21,6 +22,9 @@ fn check_tells_what_it_found_and_changes_nothing() {
         "storage folder",
         "Default Switch",
         "firewall",
+        "of memory",
+        "logical processors",
+        "on 0.0.0.0 is free",
         "GITHUB_PAT may register runners for organization acme",
     ] {
         assert!(lines.iter().any(|line| line.contains(part)), "{part} in {lines:#?}");
@@ -31,7 +35,7 @@ fn check_tells_what_it_found_and_changes_nothing() {
 }
 
 #[test]
-fn check_names_every_fault_with_its_mend_and_fails() {
+fn check_names_every_fault_with_what_to_fix_and_fails() {
     let world = HostWorld::new();
     fs::remove_file(world.host.template()).unwrap();
     let (code, lines) =
@@ -54,4 +58,16 @@ fn check_on_a_host_without_powershell_says_so() {
     let (code, lines) = check(&world, &[("PATH", "/nonexistent")]);
     assert_eq!(code, 1);
     assert!(lines.iter().any(|line| line.starts_with("fault    This is not Windows")), "{lines:#?}");
+    assert!(world.host.disks().is_empty(), "it left something behind");
+}
+
+#[test]
+fn a_port_in_use_is_a_warning_since_it_may_be_the_pool_itself() {
+    let world = HostWorld::new();
+    let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (code, lines) = check(&world, &[("PORT", &port)]);
+    assert_eq!(code, 0, "{lines:#?}");
+    let warning = format!("warning  Port {port} on 0.0.0.0 is in use");
+    assert!(lines.iter().any(|line| line.starts_with(&warning)), "{lines:#?}");
 }

@@ -44,3 +44,12 @@ fn wrong_settings_are_all_named_at_once_without_their_secrets() {
     assert!(!said.contains(TOKEN) && !said.contains(WEBHOOK_SECRET), "{said}");
     assert!(world.host.invocations().is_empty());
 }
+
+#[test]
+fn a_host_without_hyper_v_is_left_as_it_was() {
+    let world = HostWorld::new();
+    let mut pool = world.spawn(&[("PATH", "/nonexistent")]);
+    assert_eq!(pool.wait(), 1);
+    assert!(pool.log().contains("This is not Windows"), "{}", pool.log());
+    assert!(world.host.disks().is_empty(), "it left something behind");
+}

@@ -67,7 +67,7 @@ fn a_service_managers_stop_is_a_stop_like_ctrl_c() {
 #[test]
 fn a_vm_in_the_making_is_cut_off_by_the_stop_and_removed() {
     let world = HostWorld::new();
-    world.host.set_fault_at("create-vm", "start", FaultKind::Slow(1500));
+    world.host.set_fault_at("create-vm", "start", FaultKind::Hang);
     let pool = world.start(&[]);
     wait_until("two VMs are almost made", || {
         is_being_created(&world, "runner-1", "start") && is_being_created(&world, "runner-2", "start")

@@ -326,6 +326,9 @@ function Get-CimInstance {
     if ($ClassName -eq 'Win32_OperatingSystem') {
         return [pscustomobject]@{ Caption = 'Simulated Windows Server' }
     }
+    if ($ClassName -eq 'Win32_ComputerSystem') {
+        return [pscustomobject]@{ TotalPhysicalMemory = [uint64]34359738368; NumberOfLogicalProcessors = [uint32]8 }
+    }
     if ($Namespace -ne 'root\virtualization\v2') {
         throw "There is no class $ClassName in the namespace $Namespace."
     }
