@@ -45,6 +45,9 @@ function answer(method, path, query, body) {
     runners.push(runner);
     return [201, { runner: shown(runner), encoded_jit_config: `eyJqaXQi${lastId}` }];
   }
+  if (method === "POST" && path === "/runners/registration-token") {
+    return [201, { token: "AREGISTRATIONTOKEN", expires_at: new Date(Date.now() + 3600e3).toISOString() }];
+  }
   const runner = runners.find((runner) => path === `/runners/${runner.id}`);
   if (!runner) return [404, { message: "Not Found" }];
   if (method === "GET") return [200, shown(runner)];

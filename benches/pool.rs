@@ -270,7 +270,11 @@ fn callback() {
 fn size() {
     for slots in ["4", "16", "64", "256"] {
         let count: usize = slots.parse().unwrap();
-        let pool = Process::start_mock(&[("POOL_SIZE", slots), ("MOCK_BOOT_SECONDS", "0")]);
+        let pool = Process::start_mock(&[
+            ("POOL_SIZE", slots),
+            ("MOCK_CREATE_SECONDS", "0"),
+            ("MOCK_BOOT_SECONDS", "0"),
+        ]);
         wait_until("all are ready", || pool.health()["ready"] == count);
         std::thread::sleep(Duration::from_millis(500));
         let threads = pool.fact("Threads");

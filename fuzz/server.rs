@@ -10,7 +10,7 @@ use hyperv_runner_pool::sim::github::MockGitHub;
 use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
 use hyperv_runner_pool::workers::Pool;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{self, TcpListener, TcpStream};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ pub fn exchange(bytes: &[u8]) -> Vec<u16> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket");
     // The server may have refused the first part already.
     _ = stream.write_all(bytes);
-    _ = stream.shutdown(Shutdown::Write);
+    _ = stream.shutdown(net::Shutdown::Write);
     let mut answer = Vec::new();
     if let Err(error) = stream.read_to_end(&mut answer) {
         // After a refusal, what was not read resets the connection.

@@ -37,7 +37,7 @@ impl App {
     ///
     /// # Errors
     /// One sentence for the user, when the port or the storage folder cannot
-    /// be had. Everything that may recover by itself (GitHub, Hyper-V) is retried
+    /// be had. What may recover by itself (GitHub, Hyper-V) is retried
     /// by the running pool instead.
     pub fn start(config: &Config, source: Source) -> Result<App, String> {
         let listener = listen(config.http.bind, config.http.port)?;

@@ -29,7 +29,7 @@ pub enum Severity {
 pub struct Finding {
     /// How much it matters.
     pub severity: Severity,
-    /// One sentence, which tells what to fix if there is something to fix.
+    /// One sentence, with what to do if there is something to fix.
     pub text: String,
 }
 

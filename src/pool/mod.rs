@@ -9,7 +9,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | [`state`] | what an event means for which slot, and which slot makes a VM |
-//! | [`slot`] | what becomes of one VM, from its registration to its end |
+//! | [`slot`] | what happens to one VM, from its registration to its end |
 //! | [`slot::evidence`] | when a VM's runner is dead, and when its job was never taken |
 //! | [`policy`] | how many VMs there should be, and which idle ones retire |
 //! | [`demand`] | which queued jobs count |

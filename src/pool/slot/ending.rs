@@ -70,7 +70,7 @@ impl Slot {
                     }
                     (cause, _) => format!("the VM ended without a job: {cause}"),
                 };
-                self.failed(Failure { why, retry_after: None }, now, news)
+                self.count_failure(Failure { why, retry_after: None }, now)
             }
         };
         self.enter(State::Destroying(Destroying { retry_after, ..Destroying::new(live.instance, now) }), now);

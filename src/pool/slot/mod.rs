@@ -460,9 +460,14 @@ impl Slot {
         self.since = now;
     }
 
-    /// Counts a failure. Answers how long to wait before the next try.
+    /// A try failed. Answers how long to wait before the next.
     fn failed(&mut self, failure: Failure, now: Millis, news: &mut Vec<News>) -> Millis {
         news.push(News::Failed(self.vm_name.clone(), failure.why.clone()));
+        self.count_failure(failure, now)
+    }
+
+    /// The same for a failure that is told otherwise.
+    fn count_failure(&mut self, failure: Failure, now: Millis) -> Millis {
         self.failures = self.failures.saturating_add(1);
         self.reason = Some(failure.why);
         self.failed_at = now;

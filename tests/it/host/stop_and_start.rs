@@ -65,15 +65,16 @@ fn a_service_managers_stop_is_a_stop_like_ctrl_c() {
 }
 
 #[test]
-fn a_vm_in_the_making_is_removed_by_the_stop_once_it_is_made() {
+fn a_vm_in_the_making_is_cut_off_by_the_stop_and_removed() {
     let world = HostWorld::new();
-    world.host.set_fault_at("create-vm", "start", FaultKind::Slow(1500));
+    world.host.set_fault_at("create-vm", "start", FaultKind::Hang);
     let pool = world.start(&[]);
     wait_until("two VMs are almost made", || {
         is_being_created(&world, "runner-1", "start") && is_being_created(&world, "runner-2", "start")
     });
     pool.stop();
-    assert_eq!((world.runs("create-vm"), world.runs("destroy-vm")), (2, 2));
+    // Each is looked for once more: Hyper-V may finish what PowerShell began.
+    assert_eq!((world.runs("create-vm"), world.runs("destroy-vm")), (2, 4));
     world.assert_empty();
 }
 
@@ -132,7 +133,7 @@ fn another_pool_size_at_the_next_start_is_what_counts() {
     pool.wait_for_state("runner-3", "running");
     world.host.power_off("runner-1");
     world.host.power_off("runner-2");
-    wait_until("the others are gone", || world.vms().len() == 1);
+    wait_until("the others are gone", || world.vms().len() == 1 && world.github.runners().len() == 1);
     assert_eq!(world.incarnation("runner-3"), at_work);
     pool.kill();
     world.forget_most_vms();
