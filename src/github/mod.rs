@@ -89,15 +89,6 @@ pub struct QueuedJob {
     pub labels: Vec<String>,
 }
 
-/// A change to the jobs that wait for a runner, as webhooks tell of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum QueueChange {
-    /// This job waits from now on.
-    Queued(QueuedJob),
-    /// The job with this id waits no more: a runner took it, or it was canceled.
-    Left(u64),
-}
-
 /// What a new VM needs to become a runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {

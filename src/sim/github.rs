@@ -3,13 +3,12 @@
 //! as GitHub does.
 
 use crate::github::scope::Scope;
-use crate::github::{Error, GitHub, QueueChange, QueuedJob, Registration, Removal, Runner};
+use crate::github::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
 use crate::secret::{Keys, Secret};
-use crossbeam_channel::Receiver;
 use log::debug;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The simulated GitHub.
@@ -42,24 +41,6 @@ impl MockGitHub {
             inner: Mutex::default(),
             changed: Condvar::new(),
         }
-    }
-
-    /// Learns from `changes` which jobs wait, on a thread that ends with the
-    /// channel's last sender.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn follow(self: &Arc<Self>, changes: Receiver<QueueChange>) -> std::io::Result<()> {
-        let github = Arc::clone(self);
-        std::thread::Builder::new().name("mock-github".into()).spawn(move || {
-            for change in changes {
-                match change {
-                    QueueChange::Queued(job) => github.offer(job.id, job.labels),
-                    QueueChange::Left(id) => github.withdraw(id),
-                }
-            }
-        })?;
-        Ok(())
     }
 
     /// A job waits for a runner.
@@ -244,22 +225,6 @@ mod tests {
         assert_eq!(github.remove(&github.scope, id), Ok(Removal::Busy));
         github.end_job(id);
         assert_eq!(github.remove(&github.scope, id), Ok(Removal::NotThere));
-    }
-
-    #[test]
-    fn a_job_waits_from_the_webhook_that_queues_it_to_the_one_that_cancels_it() {
-        let github = Arc::new(github(&["Windows"]));
-        let (sender, changes) = crossbeam_channel::unbounded();
-        github.follow(changes).unwrap();
-        let queued = |id| QueueChange::Queued(QueuedJob { id, labels: vec!["Windows".into()] });
-        for change in [queued(1), QueueChange::Left(1), queued(2)] {
-            sender.send(change).unwrap();
-        }
-        let waiting = || github.lock().waiting.iter().map(|(id, _)| *id).collect::<Vec<_>>();
-        while !waiting().contains(&2) {
-            std::thread::yield_now();
-        }
-        assert_eq!(waiting(), [2], "1 was canceled");
     }
 
     #[test]

@@ -31,13 +31,14 @@ impl Story {
             News::JobNamed(vm, job) => info!("{vm}: its job is {job}"),
             News::JobNotTaken(vm) => info!("{vm}: ready again, its job was canceled before it began"),
             News::Retiring(vm, reason) => info!("{vm}: asked to retire, since {}", reason.text()),
-            News::Ended { vm, cause, job } => {
+            News::Ended { vm, was_ready, cause, job } => {
                 let level = if cause.is_failure(job.is_some()) { Level::Warn } else { Level::Info };
                 match job {
                     Some((job, took)) => {
                         log!(level, "{vm}: ended after {} of job {job}: {cause}", time(took))
                     }
-                    None => log!(level, "{vm}: ended without a job: {cause}"),
+                    None if was_ready => log!(level, "{vm}: ended without a job: {cause}"),
+                    None => log!(level, "{vm}: ended before its guest fetched its configuration: {cause}"),
                 }
             }
             News::Destroyed(vm, took) => info!("{vm}: destroyed in {}", time(took)),

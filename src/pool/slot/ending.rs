@@ -48,7 +48,12 @@ impl Slot {
             let started = live.evidence.started_at.unwrap_or(live.since) + live.job_started.unwrap_or(0);
             (job, (now - started).max(0))
         });
-        news.push(News::Ended { vm: live.instance.vm.clone(), cause: cause.clone(), job });
+        news.push(News::Ended {
+            vm: live.instance.vm.clone(),
+            was_ready: from != Phase::Booting,
+            cause: cause.clone(),
+            job,
+        });
         let retry_after = match &cause {
             Cause::Retired(_) | Cause::Stop => 0,
             _ if had_job => {

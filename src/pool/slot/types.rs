@@ -404,6 +404,8 @@ pub enum News {
     Ended {
         /// Which VM.
         vm: VmId,
+        /// Whether its guest had fetched its configuration.
+        was_ready: bool,
         /// Why.
         cause: Cause,
         /// The job that it had, and for how many milliseconds.

@@ -213,7 +213,11 @@ fn a_vm_that_goes_off_before_its_guest_reports_is_replaced() {
     let first = world.incarnation("runner-1");
     world.host.power_off("runner-1");
     wait_until("the VM is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != first));
-    assert!(pool.log().contains("powered off before its guest fetched"), "{}", pool.log());
+    assert!(
+        pool.log().contains("ended before its guest fetched its configuration: it powered off"),
+        "{}",
+        pool.log()
+    );
     world.guests_sleep(false);
     world.wait_until_whole(&pool, 2);
     pool.stop();
