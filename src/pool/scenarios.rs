@@ -535,6 +535,20 @@ fn a_job_that_was_canceled_before_the_runner_took_it_leaves_the_vm_ready() {
 }
 
 #[test]
+fn a_runner_that_was_unknown_before_its_canceled_job_is_not_taken_for_dead() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    let runner = world.runner_of(&id).clone();
+    // GitHub did not know it yet in these rounds, as with a runner that registers itself.
+    world.runners.clear();
+    world.pass(MINUTE);
+    world.runners.push(runner.clone());
+    world.hook(7, Some((runner.id, runner.name)), true);
+    world.pass(MINUTE);
+    assert_eq!(world.ids(), [id]);
+}
+
+#[test]
 fn a_dead_guest_does_not_hold_its_slot_longer_than_githubs_lease() {
     let mut world = World::ready(rules(1, 1));
     let id = world.ids()[0].clone();

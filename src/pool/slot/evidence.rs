@@ -125,8 +125,9 @@ impl Evidence {
         }
     }
 
-    /// The guest has got its configuration. Before that its runner could not be online.
-    pub fn answered(&mut self) {
+    /// What GitHub said of the runner before says nothing any more: its guest
+    /// has only now got its configuration, or it has had a job since.
+    pub fn forget_away(&mut self) {
         self.away = None;
         self.gone = false;
     }

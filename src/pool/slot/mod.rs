@@ -292,7 +292,7 @@ impl Slot {
                 if matches!(self.state, State::Booting(_))
                     && let State::Booting(mut live) = self.take_state()
                 {
-                    live.evidence.answered();
+                    live.evidence.forget_away();
                     news.push(News::Ready(live.instance.vm.clone(), now - self.since));
                     self.enter(State::Ready(live), now);
                 }
@@ -318,7 +318,8 @@ impl Slot {
             Event::JobCompleted(event) => {
                 // A reason to look, which the monitor does at once; no evidence.
                 self.learn_runner_id(event.runner_id);
-                if self.live().is_some_and(|live| live.job.is_none()) {
+                if let Some(live) = self.live_mut().filter(|live| live.job.is_none()) {
+                    live.evidence.forget_away();
                     self.job_runs(event.job, now, news);
                 }
             }
