@@ -71,9 +71,11 @@ impl Slot {
             let vm = live.instance.vm.clone();
             match &mut live.job {
                 Some(known) if known.id.is_some() && job.id.is_some() && known.id != job.id => {
-                    // The one before was not taken.
+                    // The one before was not taken. If the guest has said that its job runs, that is this one.
                     *known = job.clone();
-                    (live.job_started, live.job_seen_at) = (live.uptime(now), now);
+                    if !live.job_certain {
+                        (live.job_started, live.job_seen_at) = (live.uptime(now), now);
+                    }
                     news.push(News::JobNamed(vm, job));
                 }
                 Some(known) => {
