@@ -43,8 +43,6 @@ pub enum Bug {
     DiskAgain,
     /// A destruction is reported done, and the next VM made, while the old one is there.
     DestroyLater,
-    /// A webhook counts for a slot whatever runner it names.
-    HookByPrefix,
     /// The pool hears every guest say that it runs no Worker.
     DeafToHost,
     /// A restarted pool takes what is there for off, and destroys it.

@@ -526,13 +526,7 @@ impl Sim {
 
     pub(crate) fn hook_arrives(&mut self, hook: Hook) {
         let Some(mut p) = self.process.take() else { return };
-        let (runner_id, mut runner_name) =
-            hook.runner.map_or((None, None), |(id, name)| (Some(id), Some(name)));
-        if self.options.bug == Some(Bug::HookByPrefix) && runner_name.is_some() {
-            // As names were before they held the incarnation.
-            let named = p.state.slots().filter_map(|slot| slot.instance()).next();
-            runner_name = named.map(|instance: &Instance| instance.runner_name.clone());
-        }
+        let (runner_id, runner_name) = hook.runner.map_or((None, None), |(id, name)| (Some(id), Some(name)));
         let event = JobEvent { job: Job { id: Some(hook.job_id), ..Job::default() }, runner_id, runner_name };
         match hook.action {
             HookAction::Queued => {
