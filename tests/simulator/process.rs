@@ -10,9 +10,7 @@ use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shu
 use hyperv_runner_pool::github::Runner;
 use hyperv_runner_pool::hypervisor::VmId;
 use hyperv_runner_pool::pool::monitor::{Answer, Ask, Monitor};
-use hyperv_runner_pool::pool::slot::types::{
-    Action, Event, Failure, Instance, Job, JobEvent, News, Phase, Stop,
-};
+use hyperv_runner_pool::pool::slot::types::{Action, Event, Failure, Job, JobEvent, News, Phase, Stop};
 use hyperv_runner_pool::pool::state::{Outcome, PoolState};
 use hyperv_runner_pool::pool::{Millis, Refusal, Rules, RunnerConfig};
 use hyperv_runner_pool::workers::STOP_LIMIT;
