@@ -15,6 +15,7 @@ mod settings;
 mod suggest;
 
 pub use help::{example, help, reference};
+pub(crate) use parse::is_loopback;
 pub use settings::{Fallback, SETTINGS, Setting};
 
 use crate::secret::Secret;

@@ -286,8 +286,10 @@ fn split_url(url: &str) -> Result<UrlParts<'_>, String> {
     Ok(UrlParts { https, authority, host, path: path.trim_end_matches('/') })
 }
 
-fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// Whether a URL's host, with or without brackets, is this machine itself.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 pub(super) fn api_url(value: &str) -> Result<String, String> {

@@ -72,11 +72,7 @@ impl Client {
         let pat = CurrentPat::new(config.pat.clone()?, read_pat);
         Some(Client {
             http: Http::new(&config.api_url, pat, timeouts, clock),
-            scope: Scope {
-                api_url: config.api_url.clone(),
-                owner: config.org.clone(),
-                repository: config.repo.clone(),
-            },
+            scope: config.scope(),
             registration: config.registration,
             runner_group: config.runner_group.clone(),
             labels: config.labels.clone(),

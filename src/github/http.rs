@@ -6,6 +6,7 @@ use super::pat::{self, CurrentPat, Pat};
 use super::rate_limit::RateLimit;
 use super::scope::Scope;
 use super::time::{Clock, parse_http_date};
+use crate::config::is_loopback;
 use serde::Deserialize;
 use std::fmt::Write;
 use std::io::ErrorKind;
@@ -401,11 +402,6 @@ pub(super) fn one_line(text: &str) -> String {
         line.push_str("...");
     }
     line.trim().to_owned()
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Whether the host's name could not be resolved. The standard library has no
