@@ -28,6 +28,7 @@ pub mod world;
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::VmId;
 use hyperv_runner_pool::pool::Millis;
+use hyperv_runner_pool::pool::back_off::Random;
 use hyperv_runner_pool::pool::slot::types::Stop;
 use plan::{FAULT_KINDS, FAULTS, Fault, HOUR, MINUTE, Plan, Rng, SECOND};
 use process::{Call, Process};
@@ -278,7 +279,7 @@ pub struct Sim {
 
 /// Runs one seed to its end.
 pub fn run(options: Options) -> (Report, Option<Violation>) {
-    let mut rng = Rng(options.seed ^ 0x5eed_0000_0000_0000);
+    let mut rng = Rng(Random(options.seed ^ 0x5eed_0000_0000_0000));
     let drawn = Plan::from_seed(&mut rng);
     let plan = options.plan.clone().unwrap_or(drawn);
     let known = process::Known { config: plan.config.clone(), stop: None, left_out: false };

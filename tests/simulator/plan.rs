@@ -2,22 +2,20 @@
 //! and which faults happen how often.
 
 use hyperv_runner_pool::pool::Millis;
+use hyperv_runner_pool::pool::back_off::Random;
 
 pub const SECOND: Millis = 1_000;
 pub const MINUTE: Millis = 60 * SECOND;
 pub const HOUR: Millis = 60 * MINUTE;
 pub const DAY: Millis = 24 * HOUR;
 
-/// SplitMix64: all randomness of a run comes from one of these.
+/// All randomness of a run comes from one of these.
 #[derive(Clone, Debug)]
-pub struct Rng(pub u64);
+pub struct Rng(pub Random);
 
 impl Rng {
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.bits()
     }
 
     /// A number below `n`.
