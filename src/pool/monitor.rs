@@ -7,7 +7,6 @@
 
 use super::back_off::{self, Random};
 use super::observed::Asked;
-use super::slot::types::Stop;
 use super::state::{Outcome, PoolState};
 use super::{Millis, millis, recovery};
 use crate::github::{Error, QueuedJob, Removal, Runner};
@@ -244,7 +243,7 @@ impl Monitor {
         let poll = millis(state.rules().pool.poll);
         match stopping {
             Some(_) if state.has_stopped() => Ask::End,
-            Some(Stop::Keep | Stop::Destroy) => Ask::Pause(PAUSE_AT_STOP.min(poll)),
+            Some(_) => Ask::Pause(PAUSE_AT_STOP.min(poll)),
             None => Ask::Pause(poll.max(LEAST_PAUSE)),
         }
     }

@@ -33,10 +33,7 @@ impl PoolState {
         self.recovered = true;
         self.free_bytes = inventory.free_bytes;
         for (slot, assignment) in assignments.into_iter().enumerate() {
-            self.tell(slot, Event::Recovered(assignment), now, out);
-            if let Some((stop, _)) = self.stop {
-                self.tell(slot, Event::Stop(stop), now, out);
-            }
+            self.begin_slot(slot, assignment, now, out);
         }
         self.settle(now, out);
     }
@@ -124,11 +121,7 @@ impl PoolState {
             if is_on(&orphan) && !self.had.contains(&orphan.vm.incarnation) {
                 self.add_slot();
                 let assignment = Assignment { adopt: Some(orphan), orphans: Vec::new() };
-                let slot = self.records.len() - 1;
-                self.tell(slot, Event::Recovered(assignment), now, out);
-                if let Some((stop, _)) = self.stop {
-                    self.tell(slot, Event::Stop(stop), now, out);
-                }
+                self.begin_slot(self.records.len() - 1, assignment, now, out);
             } else {
                 let home = recovery::home_of(&orphan.vm, self.rules.pool.size);
                 self.tell(home, Event::Orphan(orphan), now, out);
@@ -218,9 +211,7 @@ impl PoolState {
         now: Millis,
         out: &mut Outcome,
     ) {
-        let instance = self.records[slot].slot.instance();
-        let same = |i: &&Instance| i.runner_id == Some(asked.id) && i.scope == asked.scope;
-        let Some(instance) = instance.filter(same) else { return };
+        let Some(instance) = self.instance_asked_for(slot, asked) else { return };
         let event = match runner {
             Some(runner) if runner.name == instance.runner_name => {
                 Event::RunnerObserved(observed(runner, asked_at))
@@ -234,11 +225,16 @@ impl PoolState {
 
     /// GitHub does not let the token see a slot's runner.
     pub fn runner_hidden(&mut self, slot: usize, asked: &Asked, now: Millis, out: &mut Outcome) {
-        let same = |i: &Instance| i.runner_id == Some(asked.id) && i.scope == asked.scope;
-        if self.records[slot].slot.instance().is_some_and(same) {
+        if self.instance_asked_for(slot, asked).is_some() {
             self.tell(slot, Event::RunnerHidden, now, out);
             self.settle(now, out);
         }
+    }
+
+    /// What GitHub was asked about, if the slot still has it.
+    fn instance_asked_for(&self, slot: usize, asked: &Asked) -> Option<&Instance> {
+        let instance = self.slot(slot).instance()?;
+        (instance.runner_id == Some(asked.id) && instance.scope == asked.scope).then_some(instance)
     }
 
     /// A call to GitHub succeeded.

@@ -35,11 +35,9 @@ impl Balance {
 
 impl PoolState {
     pub(super) fn balance(&mut self, now: Millis) -> Balance {
-        // A VM of another scope takes none of this pool's jobs.
-        let is_ours = |slot: &Slot| slot.instance().is_some_and(|i| i.scope == self.rules.scope);
         let is_idle = |slot: &Slot| match slot.phase() {
             Phase::Creating | Phase::Booting => true,
-            Phase::Ready => slot.retiring().is_none() && is_ours(slot),
+            Phase::Ready => slot.retiring().is_none() && self.is_ours(slot),
             _ => false,
         };
         // A slot that has not looked yet, or has something to destroy, may turn out to have a VM.
@@ -96,12 +94,9 @@ impl PoolState {
 
     /// Idle VMs that serve another scope than the pool does now.
     pub(super) fn moved_to_retire(&self) -> Vec<usize> {
-        let scope = &self.rules.scope;
-        self.slots()
-            .enumerate()
-            .filter(|(_, slot)| slot.phase() == Phase::Ready && slot.retiring().is_none())
-            .filter(|(_, slot)| slot.instance().is_some_and(|instance| instance.scope != *scope))
-            .map(|(index, _)| index)
+        self.ready_to_retire()
+            .map(|(_, index)| index)
+            .filter(|&index| !self.is_ours(self.slot(index)))
             .collect()
     }
 
@@ -123,6 +118,11 @@ impl PoolState {
             let aged = record.slot.uptime(now).is_some_and(|uptime| uptime >= max_idle);
             aged.then_some((index, RetireReason::Aged))
         })
+    }
+
+    /// Whether a slot's VM takes this pool's jobs: one of another scope takes none.
+    fn is_ours(&self, slot: &Slot) -> bool {
+        slot.instance().is_some_and(|instance| instance.scope == self.rules.scope)
     }
 
     /// Ready VMs that are not retiring, with the time since when they are ready.

@@ -10,7 +10,7 @@ use super::health::{Health, Reach, Trouble};
 use super::image_age::ImageAge;
 use super::orphans::OrphanRunners;
 use super::slot::Slot;
-use super::slot::types::{Action, Cause, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Assignment, Cause, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
 use crate::hypervisor::VmId;
 use crate::pool::back_off::Random;
@@ -44,7 +44,7 @@ pub struct PoolState {
     random: Random,
     started_at: Millis,
     pub(super) recovered: bool,
-    pub(super) stop: Option<(Stop, Millis)>,
+    stop: Option<Stop>,
     /// What a VM made now would be made of.
     pub(super) fingerprint: Option<String>,
     pub(super) free_bytes: Option<u64>,
@@ -113,6 +113,11 @@ impl PoolState {
         self.records.iter().map(|record| &record.slot)
     }
 
+    /// A slot, by its index in [`PoolState::slots`].
+    pub fn slot(&self, index: usize) -> &Slot {
+        &self.records[index].slot
+    }
+
     /// Whether the pool knows what was there before it.
     pub fn has_recovered(&self) -> bool {
         self.recovered
@@ -125,7 +130,7 @@ impl PoolState {
 
     /// How the pool is being stopped, if it is.
     pub fn stopping(&self) -> Option<Stop> {
-        self.stop.map(|(stop, _)| stop)
+        self.stop
     }
 
     /// Whether every slot has stopped.
@@ -353,7 +358,7 @@ impl PoolState {
         if self.stop.is_some() {
             return;
         }
-        self.stop = Some((stop, now));
+        self.stop = Some(stop);
         out.look_now = true;
         for slot in 0..self.records.len() {
             self.tell(slot, Event::Stop(stop), now, out);
@@ -361,6 +366,14 @@ impl PoolState {
     }
 
     // --- small parts ---
+
+    /// Gives a slot what it begins with. A stop that came before holds for it too.
+    pub(super) fn begin_slot(&mut self, slot: usize, assignment: Assignment, now: Millis, out: &mut Outcome) {
+        self.tell(slot, Event::Recovered(assignment), now, out);
+        if let Some(stop) = self.stop {
+            self.tell(slot, Event::Stop(stop), now, out);
+        }
+    }
 
     pub(super) fn tell(&mut self, slot: usize, event: Event, now: Millis, out: &mut Outcome) {
         let record = &mut self.records[slot];

@@ -21,7 +21,7 @@ use crate::config::{GitHubConfig, PoolConfig};
 use crate::date;
 use crate::github::GitHub;
 use crate::hypervisor::Hypervisor;
-use crate::pool::slot::types::{Action, Job, JobEvent, Phase, Stop};
+use crate::pool::slot::types::{Action, Job, JobEvent, News, Phase, Stop};
 use crate::pool::state::{Outcome, PoolState};
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::secret::Keys;
@@ -68,7 +68,7 @@ struct Inner {
 /// The state's end of a worker's channel.
 struct Worker {
     work: Sender<Work>,
-    /// The deadline that the worker waits for; `None` in the outer place while it performs something.
+    /// The deadline that the worker waits for, as far as it knows.
     waits_for: Option<Millis>,
     ended: bool,
 }
@@ -145,7 +145,8 @@ impl Pool {
 
     /// The pool as it is now.
     pub fn snapshot(&self) -> Snapshot {
-        self.shared.apply(|state, now, _| state.snapshot(now))
+        let mut inner = self.shared.lock();
+        inner.state.snapshot(self.shared.now())
     }
 
     /// When the token expires, if GitHub has told.
@@ -251,10 +252,7 @@ impl Shared {
         let answer = fact(&mut inner.state, now, &mut out);
         for slot in inner.workers.len()..inner.state.slots().count() {
             if let Err(err) = inner.start_worker(self, slot) {
-                out.news.push(crate::pool::slot::types::News::Broken(format!(
-                    "no thread for slot {}: {err}",
-                    slot + 1
-                )));
+                out.news.push(News::Broken(format!("no thread for slot {}: {err}", slot + 1)));
                 break;
             }
         }
@@ -298,7 +296,7 @@ impl Inner {
     fn wake_workers(&mut self, now: Millis) {
         for slot in 0..self.workers.len() {
             let deadline = self.state.deadline(slot, now);
-            let stopped = self.state.slots().nth(slot).is_some_and(|slot| slot.phase() == Phase::Stopped);
+            let stopped = self.state.slot(slot).phase() == Phase::Stopped;
             let worker = &mut self.workers[slot];
             if (deadline != worker.waits_for && deadline.is_some() || stopped) && !worker.ended {
                 worker.waits_for = deadline;

@@ -16,9 +16,9 @@ pub(super) fn run(index: usize, works: &Receiver<Work>, shared: &Arc<Shared>) {
     loop {
         let mut inner = shared.lock();
         let now = shared.now();
-        let slot = inner.state.slots().nth(index);
-        if slot.is_none_or(|slot| slot.phase() == Phase::Stopped) {
-            if let Some(left) = slot.and_then(|slot| slot.instance()) {
+        let slot = inner.state.slot(index);
+        if slot.phase() == Phase::Stopped {
+            if let Some(left) = slot.instance() {
                 info!("{}: left as it is for the next start", left.vm);
             }
             inner.workers[index].ended = true;

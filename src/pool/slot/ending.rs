@@ -29,15 +29,10 @@ pub(super) struct Destroying {
 }
 
 impl Slot {
-    /// The VM is of no further use.
+    /// The VM, if there is one, is of no further use.
     pub(super) fn end(&mut self, cause: Cause, rules: &Rules, now: Millis, news: &mut Vec<News>) {
         let from = self.phase();
-        if self.live().is_none() {
-            return;
-        }
-        let (State::Booting(live) | State::Ready(live) | State::Running(live)) = self.take_state() else {
-            return;
-        };
+        let Some(live) = self.take_live() else { return };
         // A guest that ends when asked to retire does as it is told.
         let cause = match live.retire.as_ref().filter(|retire| retire.told_at.is_some()) {
             Some(retire) if from == Phase::Ready && cause != Cause::Vanished => Cause::Retired(retire.reason),

@@ -2,7 +2,7 @@
 
 use super::evidence::{Evidence, LEASE};
 use super::types::{
-    Action, Cause, Instance, Job, News, ObservedPower, ObservedRunner, ObservedVm, RetireReason,
+    Action, Cause, Instance, Job, News, ObservedPower, ObservedRunner, ObservedVm, Phase, RetireReason,
 };
 use super::{Slot, State};
 use crate::pool::{Millis, Rules};
@@ -95,8 +95,8 @@ impl Slot {
                 }
             }
         }
-        if matches!(self.state, State::Booting(_) | State::Ready(_))
-            && let State::Booting(live) | State::Ready(live) = self.take_state()
+        if matches!(self.phase(), Phase::Booting | Phase::Ready)
+            && let Some(live) = self.take_live()
         {
             self.enter(State::Running(live), now);
         }
@@ -166,7 +166,7 @@ impl Slot {
                 self.end(Cause::RunnerGone, rules, now, news)
             }
             State::Running(live) if !live.job_certain && live.evidence.job_was_not_taken() => {
-                if let State::Running(mut live) = self.take_state() {
+                if let Some(mut live) = self.take_live() {
                     (live.job, live.job_started) = (None, None);
                     news.push(News::JobNotTaken(live.instance.vm.clone()));
                     self.enter(State::Ready(live), now);

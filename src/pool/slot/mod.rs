@@ -166,11 +166,6 @@ impl Slot {
         self.failures
     }
 
-    /// The name that its VMs bear.
-    pub fn vm_name(&self) -> &str {
-        &self.vm_name
-    }
-
     /// Since when it has been in its present state.
     pub fn since(&self) -> Millis {
         self.since
@@ -289,8 +284,8 @@ impl Slot {
             }
             Event::RunnerRemoved(answer) => self.runner_removed(answer, now, news),
             Event::Answered => {
-                if matches!(self.state, State::Booting(_))
-                    && let State::Booting(mut live) = self.take_state()
+                if self.phase() == Phase::Booting
+                    && let Some(mut live) = self.take_live()
                 {
                     live.evidence.forget_away();
                     news.push(News::Ready(live.instance.vm.clone(), now - self.since));
@@ -307,9 +302,7 @@ impl Slot {
                 self.job_starts(job, now, news);
             }
             Event::RunnerEnded { exit_code } => {
-                if self.live().is_some() {
-                    self.end(Cause::RunnerEnded { exit_code }, rules, now, news);
-                }
+                self.end(Cause::RunnerEnded { exit_code }, rules, now, news);
             }
             Event::JobInProgress(event) => {
                 self.learn_runner_id(event.runner_id);
@@ -452,8 +445,13 @@ impl Slot {
 
     // --- small parts ---
 
-    fn take_state(&mut self) -> State {
-        std::mem::replace(&mut self.state, State::Recovering)
+    /// Takes the VM out of its state, which has to be entered anew.
+    fn take_live(&mut self) -> Option<Live> {
+        self.live()?;
+        match std::mem::replace(&mut self.state, State::Recovering) {
+            State::Booting(live) | State::Ready(live) | State::Running(live) => Some(live),
+            _ => None,
+        }
     }
 
     fn enter(&mut self, state: State, now: Millis) {
