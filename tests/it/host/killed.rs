@@ -43,7 +43,11 @@ fn killed_at_any_step_of_creating_a_vm_the_next_start_is_whole() {
             |world| world.host.add_fault("create-vm", Some("runner-2"), Some(step), None, FOR_EVER),
             |world, pool| {
                 wait_until(&format!("runner-2 is at {step} while runner-1 is ready"), || {
-                    pool.state("runner-1") == "ready" && is_being_created(world, "runner-2", step)
+                    // Its runner is online once its guest has the pool's answer: one that missed it gets no
+                    // other from the next start, and powers off.
+                    pool.state("runner-1") == "ready"
+                        && world.github.runners().iter().any(|runner| runner.online)
+                        && is_being_created(world, "runner-2", step)
                 });
             },
             |world, pool| {
