@@ -1,6 +1,10 @@
-# Shared by the scripts here that drive a running pool.
+# Shared by the scripts here.
 
 fail() { echo "FAILED: $*" >&2; exit 1; }
+
+# The tools that no machine package installs. Each has a folder here, with a script "install".
+tools="${TOOLS:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/../shared}"
+[ -d "$tools" ] || fail "no tools at $tools: set TOOLS to the folder that holds pwsh, packer and runner"
 
 # until SECONDS COMMAND...: tries a command until it succeeds.
 until_ok() {
