@@ -1,7 +1,4 @@
-# What both templates share: the plugin, the variables, the VM in which an
-# image is built. `packer build .` reads every .pkr.hcl of this folder; pick one
-# image with `-only=hyperv-iso.windows-runner` or
-# `-only=hyperv-iso.windows-runner-enhanced`.
+# The versions that the templates need, and the settings. README.md explains them.
 
 packer {
   required_version = ">= 1.9.0"
@@ -35,6 +32,11 @@ variable "iso_checksum" {
   description = "SHA-256 of the ISO as sha256:<64 hex digits> (Get-FileHash prints it). Empty: the one of the evaluation ISO."
   type        = string
   default     = ""
+
+  validation {
+    condition     = can(regex("^(sha256:[0-9a-fA-F]{64})?$", var.iso_checksum))
+    error_message = "The variable iso_checksum must be sha256: and 64 hex digits."
+  }
 }
 
 variable "image_name" {
@@ -97,7 +99,7 @@ variable "runner_version" {
   default     = "2.338.0"
 
   validation {
-    condition     = length(split(".", var.runner_version)) == 3 && substr(var.runner_version, 0, 1) != "v"
+    condition     = can(regex("^\\d+\\.\\d+\\.\\d+$", var.runner_version))
     error_message = "The variable runner_version must be like 2.338.0, without a leading v."
   }
 }
@@ -109,7 +111,7 @@ variable "runner_sha256" {
   default     = "f48e0750a21812bca5f82de5f7f5aeae71abee647fab5a582f1742d07eba455f"
 
   validation {
-    condition     = length(var.runner_sha256) == 64
+    condition     = can(regex("^[0-9a-fA-F]{64}$", var.runner_sha256))
     error_message = "The variable runner_sha256 must have 64 hex digits."
   }
 }
@@ -141,74 +143,10 @@ locals {
     }
   }
 
-  iso_url      = var.iso_url != "" ? var.iso_url : local.windows[var.windows].iso_url
-  iso_checksum = var.iso_checksum != "" ? var.iso_checksum : local.windows[var.windows].iso_checksum
-  image_name   = var.image_name != "" ? var.image_name : local.windows[var.windows].image_name
+  # With a default, so that an unknown name gives one error: that of the variable's rule.
+  evaluation = lookup(local.windows, var.windows, local.windows["server-2022"])
 
-  # An administrator that exists during the build only; seal.ps1 locks it.
-  build_user = "packer"
-
-  # Values reach the scripts as environment variables, never as script text.
-  script_environment = [
-    "INSTALL_UPDATES=${var.install_updates}",
-    "RUNNER_VERSION=${var.runner_version}",
-    "RUNNER_SHA256=${var.runner_sha256}",
-    "RUNNER_IS_ADMINISTRATOR=${var.runner_is_administrator}",
-    "BUILD_USER=${local.build_user}",
-  ]
-}
-
-# A new one for each build, known to nobody afterwards. The prefix gives it the
-# upper-case letter and the sign that the password policy of Windows asks for.
-local "build_password" {
-  expression = "Build-${uuidv4()}"
-  sensitive  = true
-}
-
-source "hyperv-iso" "windows" {
-  iso_url      = local.iso_url
-  iso_checksum = local.iso_checksum
-
-  # Generation 2 has no floppy drive: the answer file comes on a CD. Packer makes
-  # it with oscdimg (part of the Windows ADK), xorriso or mkisofs.
-  cd_label = "answers"
-  cd_files = ["${path.root}/scripts/enable-winrm.ps1"]
-  cd_content = {
-    "autounattend.xml" = templatefile("${path.root}/autounattend.pkrtpl.xml", {
-      image_name     = local.image_name
-      locale         = var.locale
-      time_zone      = var.time_zone
-      build_user     = local.build_user
-      build_password = local.build_password
-    })
-  }
-
-  generation           = 2
-  enable_secure_boot   = true
-  secure_boot_template = "MicrosoftWindows"
-  cpus                 = var.build_cpus
-  memory               = var.build_memory_mb
-  switch_name          = var.switch_name
-  temp_path            = var.temp_path
-  headless             = var.headless
-
-  # "Press any key to boot from CD": pressed for as long as the prompt may show.
-  boot_wait    = "-1s"
-  boot_command = ["a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a<wait>a"]
-
-  communicator   = "winrm"
-  winrm_username = local.build_user
-  winrm_password = local.build_password
-  winrm_use_ssl  = true
-  winrm_insecure = true # the certificate is the VM's own
-  winrm_timeout  = "2h"
-
-  # Only the disk is wanted: <output_directory>/Virtual Hard Disks/<vm_name>.vhdx
-  skip_export = true
-
-  # seal.ps1 closes WinRM and then powers off. It runs as a scheduled task, since
-  # it must outlive the connection. Where it fails, the VM stays on, and the build
-  # fails rather than give an unsealed image.
-  shutdown_command = "schtasks.exe /run /tn runner-pool-seal"
-  shutdown_timeout = "20m"
+  iso_url      = var.iso_url != "" ? var.iso_url : local.evaluation.iso_url
+  iso_checksum = var.iso_checksum != "" ? var.iso_checksum : local.evaluation.iso_checksum
+  image_name   = var.image_name != "" ? var.image_name : local.evaluation.image_name
 }
