@@ -152,7 +152,7 @@ impl PowerShell {
         deadline: Duration,
         cancel: Option<&AtomicBool>,
     ) -> Result<A, Error> {
-        let failed = |why: String| Error(redact(&format!("{} failed: {why}", script.name()), secrets));
+        let failed = |why: String| Error(redact(format!("{} failed: {why}", script.name()), secrets));
         let input = ascii_json(request).map_err(|e| failed(format!("its input cannot be written: {e}")))?;
         let path = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).verified(script)?;
 
@@ -177,8 +177,8 @@ impl PowerShell {
         self.processes.fetch_add(1, Ordering::Relaxed);
         let output = run_process(command, input, deadline, cancel)
             .map_err(|e| failed(format!("{} cannot be run: {e}", self.program.display())))?;
-        let stdout = redact(&String::from_utf8_lossy(&output.stdout), secrets);
-        let stderr = redact(&readable_stderr(&String::from_utf8_lossy(&output.stderr)), secrets);
+        let stdout = redact(String::from_utf8_lossy(&output.stdout).into_owned(), secrets);
+        let stderr = redact(readable_stderr(&String::from_utf8_lossy(&output.stderr)), secrets);
 
         if output.stdout_overflow {
             return Err(failed(format!("it wrote more than {} MiB", STDOUT_LIMIT >> 20)));
