@@ -7,7 +7,7 @@ use crate::http::gate::{self, Gate, Limits};
 use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::host_check::{self, Finding, Severity};
-use crate::hypervisor::hyperv::{Deadlines, HyperV};
+use crate::hypervisor::hyperv::HyperV;
 use crate::hypervisor::identity;
 use crate::hypervisor::powershell::PowerShell;
 use crate::pool::slot::types::Stop;
@@ -73,9 +73,9 @@ impl App {
             // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;
             let lock = lock_storage(&config.hyperv.storage_path)?;
-            let hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
-            let hyperv = hyperv.with_template_path(Box::new(move || source.template_path()));
-            look_at_host(config);
+            look_at_host(config, Arc::clone(&powershell));
+            let mut hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
+            hyperv.template_path = Box::new(move || source.template_path());
             (Arc::new(hyperv), Some(lock))
         };
 
@@ -132,10 +132,8 @@ impl App {
 pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
     let mut findings = Vec::new();
     if !config.mock {
-        let settings = &config.hyperv;
-        let deadline = Deadlines::default().check;
         findings = match powershell() {
-            Ok(powershell) => host_check::run(&powershell, settings, &config.pool, deadline),
+            Ok(powershell) => host_check::run(&powershell, &config.hyperv, &config.pool),
             Err(why) => vec![Finding::fault(why)],
         };
     }
@@ -154,8 +152,8 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
     Ok(findings)
 }
 
-fn powershell() -> Result<PowerShell, String> {
-    PowerShell::locate().and_then(PowerShell::new).map_err(|err| err.to_string())
+fn powershell() -> Result<Arc<PowerShell>, String> {
+    PowerShell::locate().and_then(PowerShell::new).map(Arc::new).map_err(|err| err.to_string())
 }
 
 /// Whether the pool could listen there now.
@@ -228,15 +226,9 @@ fn lock_storage(folder: &Path) -> Result<File, String> {
 /// Logs what stands in the way of a pool on this host, beside the pool's
 /// start: it can take minutes, and a pool that cannot make VMs yet can still
 /// look after those that run.
-fn look_at_host(config: &Config) {
+fn look_at_host(config: &Config, powershell: Arc<PowerShell>) {
     let (hyperv, pool) = (config.hyperv.clone(), config.pool.clone());
-    let look = move || match powershell() {
-        Ok(powershell) => {
-            let deadline = Deadlines::default().check;
-            host_check::run(&powershell, &hyperv, &pool, deadline).iter().for_each(log_finding);
-        }
-        Err(why) => error!("{why}"),
-    };
+    let look = move || host_check::run(&powershell, &hyperv, &pool).iter().for_each(log_finding);
     if let Err(err) = std::thread::Builder::new().name("host-check".into()).spawn(look) {
         warn!("the host is not checked: {err}");
     }

@@ -10,7 +10,7 @@ use hyperv_runner_pool::hypervisor::powershell::{PowerShell, fuzzing};
 use hyperv_runner_pool::secret::Secret;
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 const POOL: &str = "/p/vms/storage";
 
@@ -29,7 +29,7 @@ static HYPERV: LazyLock<HyperV> = LazyLock::new(|| {
         port: 8080,
     };
     let powershell = PowerShell::new("/bin/false".into()).expect("the scripts can be written");
-    HyperV::new(settings, powershell).expect("the paths are Unicode")
+    HyperV::new(settings, Arc::new(powershell)).expect("the paths are Unicode")
 });
 
 fuzz_target!(|input: (&str, &str, &str, &str)| {

@@ -81,7 +81,7 @@ pub enum RegistrationMode {
 }
 
 /// What the VMs are made of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct HyperVConfig {
     /// The template disk, a `.vhdx` file, as it was at the start
     /// ([`Source::template_path`] reads it again). Absolute.

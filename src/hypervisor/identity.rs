@@ -5,6 +5,7 @@
 //! `tests/data/ownership.json` has the cases to which both are held.
 
 use super::{Error, Notes, VmId, machine};
+use crate::secret::encode_hex;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -34,17 +35,6 @@ fn tag(machine: [&str; 2], pool: &str, windows: bool) -> String {
     hash(format!("{}\0{}\0{pool}", machine[0], machine[1]).as_bytes(), 8)
 }
 
-/// What Hyper-V says of a VM that tells whose it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Marks<'a> {
-    /// The VM's name.
-    pub name: &'a str,
-    /// The VM's Notes.
-    pub notes: &'a str,
-    /// The paths of its disks.
-    pub disks: &'a [String],
-}
-
 /// The part of the Notes that says whose a VM is.
 #[derive(Deserialize)]
 struct Mark {
@@ -60,14 +50,20 @@ struct Mark {
 ///   its disk and getting its Notes: it is attached to a disk that lies
 ///   directly in the storage folder and bears the name that this VM's disk
 ///   would have.
-pub(super) fn owned_by(pool: &str, vm: Marks<'_>, windows: bool) -> Option<(VmId, Option<Notes>)> {
-    if let Ok(mark) = serde_json::from_str::<Mark>(vm.notes) {
-        let id = VmId { name: vm.name.to_owned(), incarnation: mark.incarnation };
+pub(super) fn owned_by(
+    pool: &str,
+    name: &str,
+    notes: &str,
+    disks: &[String],
+    windows: bool,
+) -> Option<(VmId, Option<Notes>)> {
+    if let Ok(mark) = serde_json::from_str::<Mark>(notes) {
+        let id = VmId { name: name.to_owned(), incarnation: mark.incarnation };
         let ours = same_path(&mark.pool, pool, windows);
-        return ours.then(|| (id, serde_json::from_str(vm.notes).ok()));
+        return ours.then(|| (id, serde_json::from_str(notes).ok()));
     }
-    let mut disks = vm.disks.iter().filter_map(|disk| vm_of_disk(pool, disk, windows));
-    disks.find(|id| id.name == vm.name).map(|id| (id, None))
+    let mut of_disks = disks.iter().filter_map(|disk| vm_of_disk(pool, disk, windows));
+    of_disks.find(|id| id.name == name).map(|id| (id, None))
 }
 
 /// The VM for which a disk was made, if it lies directly in the storage folder.
@@ -79,8 +75,7 @@ fn vm_of_disk(pool: &str, disk: &str, windows: bool) -> Option<VmId> {
 
 /// The first `digits` hex digits of a SHA-256.
 pub(super) fn hash(bytes: &[u8], digits: usize) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    hex[..digits].to_owned()
+    encode_hex(&Sha256::digest(bytes))[..digits].to_owned()
 }
 
 /// Whether two absolute paths name the same file or folder, by their text.
@@ -139,8 +134,7 @@ mod tests {
             }
             let notes = notes.as_str().map_or_else(|| notes.to_string(), str::to_owned);
             let disks: Vec<String> = case.disks.iter().map(|disk| fill(disk)).collect();
-            let vm = Marks { name: &case.name, notes: &notes, disks: &disks };
-            let found = owned_by(storage, vm, true).map(|(id, _)| id);
+            let found = owned_by(storage, &case.name, &notes, &disks, true).map(|(id, _)| id);
             assert_eq!(found.as_ref() == Some(&expected), case.ours, "{}: {found:?}", case.about);
         }
     }

@@ -3,7 +3,6 @@
 
 use crate::secret::Secret;
 use crate::text::one_line;
-use serde::Serialize;
 use serde_json::Value;
 
 /// How much of either is quoted in an error, in characters.
@@ -21,16 +20,15 @@ pub mod fuzzing {
 
     /// How a script's words are shown to a reader who may not know `secret`.
     pub fn shown(output: &str, secret: &Secret) -> String {
-        super::quote(&super::redact(super::readable_stderr(output), &[secret]))
+        super::quote(&secret.redact(output))
     }
 }
 
 /// Compact JSON in ASCII, so that the code page in which PowerShell reads its
 /// input does not matter.
-pub(super) fn ascii_json(value: &impl Serialize) -> serde_json::Result<String> {
-    let json = serde_json::to_string(value)?;
-    let mut ascii = String::with_capacity(json.len());
-    for c in json.chars() {
+pub(super) fn ascii_json(value: &Value) -> String {
+    let mut ascii = String::new();
+    for c in value.to_string().chars() {
         if c.is_ascii() {
             ascii.push(c);
         } else {
@@ -40,23 +38,22 @@ pub(super) fn ascii_json(value: &impl Serialize) -> serde_json::Result<String> {
             }
         }
     }
-    Ok(ascii)
+    ascii
 }
 
 /// The last line that is an answer, and all other text.
 pub(super) fn find_answer(stdout: &str) -> Option<(Value, String)> {
-    let lines: Vec<&str> = stdout.lines().collect();
-    lines.iter().enumerate().rev().find_map(|(index, line)| {
+    let mut lines: Vec<&str> = stdout.lines().collect();
+    let answer_in = |line: &str| -> Option<Value> {
         let line = line.trim().trim_start_matches('\u{feff}');
-        if !line.starts_with('{') {
-            return None;
-        }
         let answer: Value = serde_json::from_str(line).ok()?;
         answer.get("ok")?.as_bool()?;
-        let noise: Vec<&str> =
-            lines.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, text)| *text).collect();
-        Some((answer, noise.join("\n")))
-    })
+        Some(answer)
+    };
+    let (index, answer) =
+        lines.iter().enumerate().rev().find_map(|(index, line)| Some((index, answer_in(line)?)))?;
+    lines.remove(index);
+    Some((answer, lines.join("\n")))
 }
 
 /// The beginning of a text, on one line.
@@ -67,53 +64,6 @@ pub(super) fn quote(text: &str) -> String {
 /// The text without these secrets.
 pub(super) fn redact(text: String, secrets: &[&Secret]) -> String {
     secrets.iter().fold(text, |text, secret| secret.redact(&text))
-}
-
-/// Standard error as a person would write it. Windows PowerShell writes it as
-/// XML when its output is redirected (`#< CLIXML`): of that only the errors
-/// and warnings, without progress records and the like.
-pub(super) fn readable_stderr(stderr: &str) -> String {
-    let Some((before, xml)) = stderr.split_once("#< CLIXML") else {
-        return stderr.to_owned();
-    };
-    let mut text = before.to_owned();
-    let mut rest = xml;
-    while let Some(at) = rest.find("<S S=\"") {
-        rest = &rest[at + "<S S=\"".len()..];
-        let Some((stream, after)) = rest.split_once("\">") else { break };
-        let (content, after) = after.split_once("</S>").unwrap_or((after, ""));
-        if matches!(stream, "Error" | "Warning" | "error" | "warning") {
-            text.push_str(&decode_clixml(content));
-        }
-        rest = after;
-    }
-    text
-}
-
-/// Undoes XML's entities and the `_x000D_` escapes of CLIXML.
-fn decode_clixml(content: &str) -> String {
-    let mut text = String::new();
-    let mut rest = content;
-    while let Some(at) = rest.find("_x") {
-        text.push_str(&rest[..at]);
-        let escape = rest.get(at + 2..at + 7).and_then(|escape| escape.strip_suffix('_'));
-        match escape.and_then(|hex| u32::from_str_radix(hex, 16).ok()).and_then(char::from_u32) {
-            Some(c) => {
-                text.push(c);
-                rest = &rest[at + 7..];
-            }
-            None => {
-                text.push_str("_x");
-                rest = &rest[at + 2..];
-            }
-        }
-    }
-    text.push_str(rest);
-    text.replace("&lt;", "<")
-        .replace("&gt;", ">")
-        .replace("&quot;", "\"")
-        .replace("&apos;", "'")
-        .replace("&amp;", "&")
 }
 
 #[cfg(test)]
@@ -143,22 +93,9 @@ mod tests {
 
     #[test]
     fn input_is_ascii_whatever_it_says() {
-        let json = ascii_json(&serde_json::json!({ "switch": "Büro \u{1f600} \"x\"" })).unwrap();
+        let json = ascii_json(&serde_json::json!({ "switch": "Büro \u{1f600} \"x\"" }));
         assert!(json.is_ascii(), "{json}");
         let back: Value = serde_json::from_str(&json).unwrap();
         assert_eq!(back["switch"], "Büro \u{1f600} \"x\"");
-    }
-
-    #[test]
-    fn clixml_becomes_the_text_of_its_errors() {
-        let text = readable_stderr(concat!(
-            "#< CLIXML\r\n<Objs Version=\"1.1.0.1\" xmlns=\"http://schemas.microsoft.com/powershell/2004/04\">",
-            "<Obj S=\"progress\" RefId=\"0\"><MS><I64 N=\"SourceId\">1</I64></MS></Obj>",
-            "<S S=\"debug\">hidden</S>",
-            "<S S=\"Error\">Get-VM : it&apos;s &lt;gone&gt;_x000D__x000A_</S><S S=\"Error\">a_xyz_b</S></Objs>",
-        ));
-        assert_eq!(text, "Get-VM : it's <gone>\r\na_xyz_b");
-        assert_eq!(readable_stderr("plain"), "plain");
-        assert_eq!(readable_stderr("#< CLIXML\r\n<Objs><S S=\"Error\">cut of"), "cut of");
     }
 }
