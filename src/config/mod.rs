@@ -359,8 +359,6 @@ struct Reader<'a> {
     source: &'a Source,
     /// The line and the value of each setting in `.env`.
     dotenv: HashMap<String, (usize, Secret)>,
-    /// The secrets' values, to recognize them in other settings.
-    secrets: Vec<Secret>,
     /// With the setting's name, if it is known.
     faults: Vec<(Option<&'static str>, String)>,
     warnings: Vec<String>,
@@ -369,13 +367,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(source: &'a Source, dotenv: &[u8]) -> Reader<'a> {
         let parsed = dotenv::parse(dotenv);
-        let mut reader = Reader {
-            source,
-            dotenv: HashMap::new(),
-            secrets: Vec::new(),
-            faults: Vec::new(),
-            warnings: Vec::new(),
-        };
+        let mut reader = Reader { source, dotenv: HashMap::new(), faults: Vec::new(), warnings: Vec::new() };
         let known = |name: &str| SETTINGS.iter().find(|s| s.name == name).map(|s| s.name);
         for dotenv::Fault { line, name, problem } in parsed.faults {
             let name = name.as_deref().and_then(known);
@@ -397,13 +389,6 @@ impl<'a> Reader<'a> {
                     .warnings
                     .push(format!("{name} (in the environment) is not a setting; did you mean {meant}?"));
             }
-        }
-        for setting in SETTINGS.iter().filter(|s| s.is_secret()) {
-            let everywhere = [
-                source.environment.get(setting.name).map(|value| Secret::new(value.to_string_lossy())),
-                reader.dotenv.get(setting.name).map(|(_, value)| value.clone()),
-            ];
-            reader.secrets.extend(everywhere.into_iter().flatten().filter(|s| s.expose().len() >= 8));
         }
         reader
     }
@@ -484,23 +469,23 @@ impl<'a> Reader<'a> {
     /// secret, so that it must not be shown.
     fn looks_secret(&self, value: &str) -> bool {
         let has_password = value.split_once("://").is_some_and(|(_, rest)| rest.contains('@'));
+        let contains = |secret: &str| secret.len() >= 8 && value.contains(secret);
         has_password
             || parse::TOKEN_PREFIXES.iter().any(|prefix| value.contains(prefix))
-            || self.secrets.iter().any(|secret| value.contains(secret.expose()))
+            || SETTINGS.iter().filter(|setting| setting.is_secret()).any(|setting| {
+                let environment = self.source.environment.get(setting.name);
+                environment.is_some_and(|secret| contains(&secret.to_string_lossy()))
+                    || self.dotenv.get(setting.name).is_some_and(|(_, secret)| contains(secret.expose()))
+            })
     }
 }
 
 /// The warning about a name in `.env` that is not a setting. What precedes an
 /// `=` may be a piece of a secret that was broken over two lines, so the name
-/// is repeated only if it looks like one.
+/// is repeated only if it is nearly a setting's.
 fn unknown_name(name: &str, line: usize) -> String {
-    let looks_like_a_name =
-        name.len() <= 40 && name.contains('_') && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     match suggest::nearest(name) {
         Some(meant) => format!("{name} (.env line {line}) is not a setting; did you mean {meant}?"),
-        None if looks_like_a_name => {
-            format!("{name} (.env line {line}) is not a setting; --help lists them all.")
-        }
         None => format!(".env line {line} sets something that is not a setting; --help lists them all."),
     }
 }
