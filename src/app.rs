@@ -13,9 +13,9 @@ use crate::hypervisor::powershell::PowerShell;
 use crate::pool::slot::types::Stop;
 use crate::secret::Keys;
 use crate::sim::github::MockGitHub;
-use crate::sim::hypervisor::{MockHypervisor, Timing};
+use crate::sim::hypervisor::MockHypervisor;
 use crate::workers::{Pool, STOP_LIMIT};
-use log::{error, info, warn};
+use log::{Level, info, log, warn};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -63,12 +63,7 @@ impl App {
         };
 
         let (hypervisor, lock): (Arc<dyn Hypervisor>, _) = if config.mock {
-            let timing = Timing {
-                create: config.mock_timing.create,
-                boot: config.mock_timing.boot,
-                job: config.mock_timing.job,
-            };
-            (Arc::new(MockHypervisor::new(timing, here, simulated_github.clone())), None)
+            (Arc::new(MockHypervisor::new(config.mock_timing, here, simulated_github.clone())), None)
         } else {
             // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;
@@ -126,17 +121,12 @@ impl App {
 }
 
 /// What stands in the way of a pool on this host, and what does not.
-///
-/// # Errors
-/// One sentence for the user, when the checks themselves cannot be made.
-pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
-    let mut findings = Vec::new();
-    if !config.mock {
-        findings = match powershell() {
-            Ok(powershell) => host_check::run(&powershell, &config.hyperv, &config.pool),
-            Err(why) => vec![Finding::fault(why)],
-        };
-    }
+pub fn check(config: &Config) -> Vec<Finding> {
+    let mut findings = match (!config.mock).then(powershell) {
+        None => vec![Finding::ok("USE_MOCK is set: the VMs are simulated, so this host was not looked at.")],
+        Some(Ok(powershell)) => host_check::run(&powershell, &config.hyperv, &config.pool),
+        Some(Err(why)) => vec![Finding::fault(why)],
+    };
     findings.push(port(config.http.bind, config.http.port));
     // A token is not renewed while it is checked.
     if let Some(client) = Client::new(&config.github, Box::new(|| None)) {
@@ -149,7 +139,7 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
             Err(err) => findings.push(Finding::fault(format!("GitHub cannot be used: {err}"))),
         }
     }
-    Ok(findings)
+    findings
 }
 
 fn powershell() -> Result<Arc<PowerShell>, String> {
@@ -173,28 +163,20 @@ fn listen(bind: IpAddr, port: u16) -> Result<TcpListener, String> {
 }
 
 fn cannot_listen(bind: IpAddr, port: u16, err: &io::Error) -> String {
-    /// What Windows says of a port in a reserved range, and of one that another program has for itself alone:
-    /// <https://learn.microsoft.com/en-us/windows/win32/winsock/windows-sockets-error-codes-2>
-    const WSAEACCES: i32 = 10013;
     match err.kind() {
-        _ if err.raw_os_error() == Some(WSAEACCES) => format!(
-            "Port {port} on {bind} cannot be had (error {WSAEACCES}): another program has it, or it lies in a range \
-             that Windows has reserved, as Hyper-V does (`netsh int ipv4 show excludedportrange protocol=tcp` lists \
-             them): set PORT to a port outside of them"
-        ),
         ErrorKind::AddrInUse => format!(
             "Port {port} on {bind} is in use by another program (another pool?): stop it, or set PORT to a free port"
         ),
-        ErrorKind::PermissionDenied => {
-            format!(
-                "Port {port} on {bind} may not be used by this account ({err}): set PORT to another, such as 8080"
-            )
-        }
-        ErrorKind::AddrNotAvailable => {
-            format!(
-                "BIND={bind} is not an address of this host: set it to one of its addresses, or to 0.0.0.0 for all"
-            )
-        }
+        // What Windows says of a port in a reserved range, and of one that another program has for itself alone:
+        // https://learn.microsoft.com/en-us/windows/win32/winsock/windows-sockets-error-codes-2
+        ErrorKind::PermissionDenied => format!(
+            "Port {port} on {bind} cannot be had ({err}): this account may not use it, another program has it, or it \
+             lies in a range that Windows has reserved, as Hyper-V does (`netsh int ipv4 show excludedportrange \
+             protocol=tcp` lists them): set PORT to another, such as 8080"
+        ),
+        ErrorKind::AddrNotAvailable => format!(
+            "BIND={bind} is not an address of this host: set it to one of its addresses, or to 0.0.0.0 for all"
+        ),
         _ => format!("Port {port} on {bind} cannot be listened on: {err}"),
     }
 }
@@ -235,12 +217,13 @@ fn look_at_host(config: &Config, powershell: Arc<PowerShell>) {
 }
 
 fn log_finding(finding: &Finding) {
-    match finding.severity {
-        Severity::Ok => info!("{}", finding.text),
-        Severity::Warning => warn!("{}", finding.text),
+    let level = match finding.severity {
+        Severity::Ok => Level::Info,
+        Severity::Warning => Level::Warn,
         // The pool starts all the same: much of it clears up by itself, such as a service that starts later.
-        Severity::Fault => error!("{}", finding.text),
-    }
+        Severity::Fault => Level::Error,
+    };
+    log!(level, "{}", finding.text);
 }
 
 #[cfg(test)]
@@ -257,9 +240,9 @@ mod tests {
 
     #[test]
     fn a_port_that_windows_has_reserved_is_named_with_how_to_see_the_ranges() {
-        let reserved = io::Error::from_raw_os_error(10013);
+        let reserved = io::Error::from(ErrorKind::PermissionDenied);
         let error = cannot_listen(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080, &reserved);
-        assert!(error.contains("8080") && error.contains("10013"), "{error}");
+        assert!(error.contains("Port 8080"), "{error}");
         assert!(error.contains("netsh int ipv4 show excludedportrange protocol=tcp"), "{error}");
     }
 

@@ -6,7 +6,8 @@
 use hyperv_runner_pool::config::{DiskMode, HyperVConfig};
 use hyperv_runner_pool::hypervisor::VmId;
 use hyperv_runner_pool::hypervisor::hyperv::HyperV;
-use hyperv_runner_pool::hypervisor::powershell::{PowerShell, fuzzing};
+use hyperv_runner_pool::hypervisor::powershell::PowerShell;
+use hyperv_runner_pool::hypervisor::powershell::reply::quote;
 use hyperv_runner_pool::secret::Secret;
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
@@ -35,7 +36,7 @@ static HYPERV: LazyLock<HyperV> = LazyLock::new(|| {
 fuzz_target!(|input: (&str, &str, &str, &str)| {
     let (output, name, notes, disk) = input;
     let secret = Secret::new("0123456789abcdef0123456789abcdef");
-    let shown = fuzzing::shown(&format!("{output}{}{notes}", secret.expose()), &secret);
+    let shown = quote(&secret.redact(&format!("{output}{}{notes}", secret.expose())));
     assert!(!shown.contains(secret.expose()));
     _ = HYPERV.inventory_of(output);
 

@@ -8,7 +8,7 @@
 //! 2022-11-28.
 
 use super::clock::{Clock, SystemClock};
-pub use super::http::Timeouts;
+pub use super::http::REQUEST_TIMEOUT;
 use super::http::{Http, Request, Response};
 use super::pat::CurrentPat;
 pub use super::pat::ReadPat;
@@ -59,19 +59,19 @@ impl Client {
     /// A proxy is taken from the environment (`HTTPS_PROXY`, `ALL_PROXY`,
     /// `NO_PROXY`), except to this machine itself.
     pub fn new(config: &GitHubConfig, read_pat: ReadPat) -> Option<Client> {
-        Client::with(config, read_pat, Timeouts::default(), Arc::new(SystemClock))
+        Client::with(config, read_pat, REQUEST_TIMEOUT, Arc::new(SystemClock))
     }
 
-    /// The same with other timeouts and another clock, for tests.
+    /// The same with another timeout and another clock, for tests.
     pub fn with(
         config: &GitHubConfig,
         read_pat: ReadPat,
-        timeouts: Timeouts,
+        timeout: Duration,
         clock: Arc<dyn Clock>,
     ) -> Option<Client> {
         let pat = CurrentPat::new(config.pat.clone()?, read_pat);
         Some(Client {
-            http: Http::new(&config.api_url, pat, timeouts, clock),
+            http: Http::new(&config.api_url, pat, timeout, clock),
             config: config.clone(),
             scope: config.scope(),
             group_id: Mutex::default(),

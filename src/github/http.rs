@@ -27,21 +27,11 @@ const MAX_BODY_BYTES: u64 = 4 * 1024 * 1024;
 /// How many characters of GitHub's own words go into an error.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// How long GitHub may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// For a connection, TLS included.
-    pub connect: Duration,
-    /// For one request with all its tries. A listing of many pages may take
-    /// four times as long.
-    pub call: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts { connect: Duration::from_secs(10), call: Duration::from_secs(30) }
-    }
-}
+/// How long a connection may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one request may take with all its tries. A listing of many pages
+/// may take four times as long.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A request about the runners or the workflow runs of a scope.
 pub(super) struct Request<'a> {
@@ -87,14 +77,14 @@ pub(super) struct Http {
     /// GitHub's host, for errors.
     pub host: String,
     pub pat: CurrentPat,
-    timeouts: Timeouts,
+    timeout: Duration,
     clock: Arc<dyn Clock>,
     rate_limit: RateLimit,
 }
 
 impl Http {
     /// `api_url` has no slash at its end.
-    pub fn new(api_url: &str, pat: CurrentPat, timeouts: Timeouts, clock: Arc<dyn Clock>) -> Http {
+    pub fn new(api_url: &str, pat: CurrentPat, timeout: Duration, clock: Arc<dyn Clock>) -> Http {
         let uri = api_url.parse::<Uri>().ok();
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
@@ -104,7 +94,7 @@ impl Http {
             .max_redirects_will_error(false)
             .user_agent(concat!("hyperv-runner-pool/", env!("CARGO_PKG_VERSION")))
             .accept("application/vnd.github+json")
-            .timeout_connect(Some(timeouts.connect))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
             // The machine's own trusted roots: that is where the owner of a
             // GitHub Enterprise Server or of a TLS-inspecting proxy has put theirs.
             .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build());
@@ -116,7 +106,7 @@ impl Http {
             api_url: api_url.to_owned(),
             host: uri.as_ref().and_then(Uri::host).unwrap_or("GITHUB_API_URL").to_owned(),
             pat,
-            timeouts,
+            timeout,
             rate_limit: RateLimit::new(Arc::clone(&clock)),
             clock,
         }
@@ -128,12 +118,12 @@ impl Http {
 
     /// When one request must be over.
     pub fn request_deadline(&self) -> Instant {
-        self.clock.now() + self.timeouts.call
+        self.clock.now() + self.timeout
     }
 
     /// When a listing of many pages must be over.
     pub fn listing_deadline(&self) -> Instant {
-        self.clock.now() + self.timeouts.call * 4
+        self.clock.now() + self.timeout * 4
     }
 
     /// Sends a request and reads the whole response.

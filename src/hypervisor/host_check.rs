@@ -57,7 +57,7 @@ impl fmt::Display for Finding {
             Severity::Warning => "warning",
             Severity::Fault => "fault",
         };
-        write!(f, "{severity}: {}", self.text)
+        write!(f, "{severity:7}  {}", self.text)
     }
 }
 

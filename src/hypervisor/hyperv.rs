@@ -102,7 +102,7 @@ impl HyperV {
     /// For fuzzing: what [`Hypervisor::list`] makes of the output of its script.
     #[cfg(fuzzing)]
     pub fn inventory_of(&self, stdout: &str) -> Option<Inventory> {
-        let (answer, _) = super::powershell::fuzzing::read(stdout)?;
+        let (answer, _) = super::powershell::reply::find_answer(stdout)?;
         serde_json::from_value(answer).ok().map(|facts| self.inventory(facts))
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
 use hyperv_runner_pool::config::{GitHubConfig, RegistrationMode};
-use hyperv_runner_pool::github::client::{Client, Timeouts};
+use hyperv_runner_pool::github::client::{Client, REQUEST_TIMEOUT};
 use hyperv_runner_pool::github::clock::Clock;
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::github::{Error, GitHub, QueuedJob, Removal, Runner};
@@ -66,7 +66,7 @@ fn client(settings: GitHubConfig) -> Client {
 }
 
 fn client_with(settings: GitHubConfig, clock: Arc<TestClock>) -> Client {
-    Client::with(&settings, Box::new(|| None), Timeouts::default(), clock).unwrap()
+    Client::with(&settings, Box::new(|| None), REQUEST_TIMEOUT, clock).unwrap()
 }
 
 /// The sentence of an error, after a look that it gives no secret away.
@@ -385,9 +385,9 @@ fn a_server_that_does_not_answer_or_trickles_is_given_up() {
     for fault in [Fault::Slow(seconds(20)), Fault::Trickle(Duration::from_millis(80))] {
         let github = FakeGitHub::start();
         github.misbehave("GET", 1, fault);
-        let timeouts = Timeouts { call: Duration::from_millis(200), ..Timeouts::default() };
+        let timeout = Duration::from_millis(200);
         let client =
-            Client::with(&settings(&github.url()), Box::new(|| None), timeouts, TestClock::new()).unwrap();
+            Client::with(&settings(&github.url()), Box::new(|| None), timeout, TestClock::new()).unwrap();
         let before = Instant::now();
         assert_says(&sentence(client.runners()), &["cannot list the runners", "no answer from 127.0.0.1"]);
         assert!(before.elapsed() < seconds(10));
@@ -693,7 +693,7 @@ fn client_that_reads(github: &FakeGitHub, pat: &'static str) -> (Client, Arc<Ato
         counted.fetch_add(1, Ordering::SeqCst);
         Some(Secret::new(pat))
     });
-    let client = Client::with(&settings(&github.url()), read_pat, Timeouts::default(), TestClock::new());
+    let client = Client::with(&settings(&github.url()), read_pat, REQUEST_TIMEOUT, TestClock::new());
     (client.unwrap(), reads)
 }
 

@@ -18,14 +18,15 @@
 //! every round of the monitor cleans up.
 
 mod process;
+#[cfg(not(fuzzing))]
 mod reply;
+#[cfg(fuzzing)]
+pub mod reply;
 mod script_dir;
 
 use super::{Error, NOT_WINDOWS};
 use crate::secret::Secret;
 use process::{STDOUT_LIMIT, run_process};
-#[cfg(fuzzing)]
-pub use reply::fuzzing;
 use reply::{ascii_json, find_answer, quote, redact};
 use script_dir::ScriptDir;
 use serde::de::DeserializeOwned;

@@ -8,22 +8,6 @@ use serde_json::Value;
 /// How much of either is quoted in an error, in characters.
 const QUOTE_LIMIT: usize = 600;
 
-/// What reads a script's output, without a script.
-#[cfg(fuzzing)]
-pub mod fuzzing {
-    use super::{Secret, Value};
-
-    /// The answer in what a script wrote, and the rest of it.
-    pub fn read(stdout: &str) -> Option<(Value, String)> {
-        super::find_answer(stdout)
-    }
-
-    /// How a script's words are shown to a reader who may not know `secret`.
-    pub fn shown(output: &str, secret: &Secret) -> String {
-        super::quote(&secret.redact(output))
-    }
-}
-
 /// Compact JSON in ASCII, so that the code page in which PowerShell reads its
 /// input does not matter.
 pub(super) fn ascii_json(value: &Value) -> String {
@@ -42,7 +26,7 @@ pub(super) fn ascii_json(value: &Value) -> String {
 }
 
 /// The last line that is an answer, and all other text.
-pub(super) fn find_answer(stdout: &str) -> Option<(Value, String)> {
+pub fn find_answer(stdout: &str) -> Option<(Value, String)> {
     let mut lines: Vec<&str> = stdout.lines().collect();
     let answer_in = |line: &str| -> Option<Value> {
         let line = line.trim().trim_start_matches('\u{feff}');
@@ -57,7 +41,7 @@ pub(super) fn find_answer(stdout: &str) -> Option<(Value, String)> {
 }
 
 /// The beginning of a text, on one line.
-pub(super) fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     one_line(text, QUOTE_LIMIT)
 }
 
