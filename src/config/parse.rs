@@ -26,8 +26,6 @@ const FIXED_LABELS: [&str; 4] = ["self-hosted", "Windows", "X64", "ephemeral"];
 /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
 const LABELS_MAX: usize = 100;
 
-const CONTROL_CHARACTER: &str = "contains a line break or another control character; remove it";
-
 /// Whether this can only be a GitHub token.
 pub(super) fn is_token(value: &str) -> bool {
     value.len() >= 20 && TOKEN_PREFIXES.iter().any(|prefix| value.starts_with(prefix))
@@ -89,7 +87,7 @@ pub(super) fn path(value: &str, folder: &Path) -> Result<PathBuf, String> {
     if value.starts_with(r"\\?\") || value.starts_with(r"\\.\") {
         return Err(r"is a device path; write the plain path, such as C:\vms".into());
     }
-    if value.chars().any(|c| c.is_control() || r#""*?<>|"#.contains(c)) {
+    if value.chars().any(|c| c.is_control() || "\"*?<>|\u{fffd}".contains(c)) {
         return Err(r#"contains a character that no Windows path can have (" * ? < > | or a control character); remove it"#
             .into());
     }
@@ -112,8 +110,10 @@ pub(super) fn vhdx(path: PathBuf) -> Result<PathBuf, String> {
 
 /// A name that may contain anything that fits on a line.
 pub(super) fn line(value: &str) -> Result<String, String> {
-    if value.chars().any(char::is_control) {
-        return Err(CONTROL_CHARACTER.into());
+    if value.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER) {
+        return Err(
+            "contains a line break, another control character or what is not Unicode; remove it".into()
+        );
     }
     Ok(value.into())
 }
@@ -146,7 +146,7 @@ pub(super) fn pat(value: &str) -> Result<Secret, String> {
 }
 
 pub(super) fn webhook_secret(value: &str, mock: bool) -> Result<Secret, String> {
-    if !mock && (is_placeholder(value) || value.trim().is_empty()) {
+    if !mock && is_placeholder(value) {
         return Err(
             "is a placeholder that anyone can guess; use at least 16 random characters, at GitHub too".into(),
         );

@@ -241,6 +241,7 @@ struct VmFact {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::Source;
 
     #[test]
     fn only_states_that_a_vm_does_not_leave_by_itself_are_off() {
@@ -278,19 +279,9 @@ pub(super) mod tests {
     }
 
     pub fn settings() -> HyperVConfig {
-        HyperVConfig {
-            template_path: "/p/template.vhdx".into(),
-            storage_path: "/p/storage".into(),
-            disk_mode: DiskMode::Differencing,
-            memory_mb: 4096,
-            memory_max_mb: None,
-            cpu_count: 2,
-            switch: "Default Switch".into(),
-            secure_boot: "MicrosoftWindows".into(),
-            nested_virtualization: false,
-            orchestrator_ip: None,
-            port: 8080,
-        }
+        let source = Source::new([], std::env::current_dir().unwrap());
+        let usual = source.load_with(b"USE_MOCK=true").unwrap().config.hyperv;
+        HyperVConfig { storage_path: "/p/storage".into(), ..usual }
     }
 
     fn hyperv() -> HyperV {

@@ -26,13 +26,13 @@ pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
 /// # Errors
 /// When the path is not Unicode.
 pub fn pool_tag(storage_path: &Path) -> Result<String, Error> {
-    Ok(tag([&machine::id(), &machine::name()], &pool_identity(storage_path)?, cfg!(windows)))
+    Ok(tag(&machine::id_and_name(), &pool_identity(storage_path)?, cfg!(windows)))
 }
 
-fn tag(machine: [&str; 2], pool: &str, windows: bool) -> String {
+fn tag([id, name]: &[String; 2], pool: &str, windows: bool) -> String {
     let pool = if windows { pool.to_lowercase() } else { pool.to_owned() };
     // NUL can be in none of the three.
-    hash(format!("{}\0{}\0{pool}", machine[0], machine[1]).as_bytes(), 8)
+    hash(format!("{id}\0{name}\0{pool}").as_bytes(), 8)
 }
 
 /// The part of the Notes that says whose a VM is.
@@ -149,9 +149,9 @@ mod tests {
 
     #[test]
     fn a_tag_is_the_same_at_every_start_and_differs_by_machine_and_folder() {
-        let first = tag(["id", "HOST"], r"C:\p\storage", true);
+        let first = tag(&["id", "HOST"].map(String::from), r"C:\p\storage", true);
         assert!(first.len() == 8 && first.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
-        assert_eq!(tag(["id", "HOST"], r"c:\P\Storage", true), first);
+        assert_eq!(tag(&["id", "HOST"].map(String::from), r"c:\P\Storage", true), first);
         for (machine, pool, windows) in [
             (["other", "HOST"], r"C:\p\storage", true),
             // A clone of the host's disk, renamed.
@@ -159,13 +159,13 @@ mod tests {
             (["id", "HOST"], r"C:\p\storage2", true),
             (["id", "HOST"], r"C:\p\storage", false),
         ] {
-            assert_ne!(tag(machine, pool, windows), first, "{machine:?} {pool} {windows}");
+            assert_ne!(tag(&machine.map(String::from), pool, windows), first, "{machine:?} {pool} {windows}");
         }
 
         let tag_of = |path: &str| pool_tag(Path::new(path)).unwrap();
         assert_eq!(tag_of("/p/storage/"), tag_of("/p/storage"));
         assert_ne!(tag_of("/p/storage"), tag_of("/p/storage2"));
-        assert!(!machine::name().is_empty());
+        assert!(!machine::id_and_name()[1].is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::support::fake_host::FakeHost;
 use crate::support::fake_host::host::{FaultKind, VHDX_SIGNATURE, Vm, make_disk};
 use crate::support::process::wait_until_dead;
 use crate::support::wait_until;
-use hyperv_runner_pool::config::{DiskMode, HyperVConfig, PoolConfig};
+use hyperv_runner_pool::config::{DiskMode, HyperVConfig, PoolConfig, Source};
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
 use hyperv_runner_pool::hypervisor::hyperv::HyperV;
@@ -25,19 +25,9 @@ const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4
 const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
 
 fn settings(host: &FakeHost) -> HyperVConfig {
-    HyperVConfig {
-        template_path: host.template(),
-        storage_path: host.storage(),
-        disk_mode: DiskMode::Differencing,
-        memory_mb: 4096,
-        memory_max_mb: None,
-        cpu_count: 2,
-        switch: "Default Switch".into(),
-        secure_boot: "MicrosoftWindows".into(),
-        nested_virtualization: false,
-        orchestrator_ip: None,
-        port: 8080,
-    }
+    let source = Source::new([], host.folder().into());
+    let usual = source.load_with(b"USE_MOCK=true").unwrap().config.hyperv;
+    HyperVConfig { template_path: host.template(), storage_path: host.storage(), ..usual }
 }
 
 fn pool(size: u32) -> PoolConfig {

@@ -35,7 +35,12 @@ impl ScriptDir {
     fn new_in(parent: &Path) -> io::Result<ScriptDir> {
         remove_abandoned(parent);
         let folder = parent.join(format!("{FOLDER_PREFIX}{}-{:016x}", std::process::id(), unique()));
-        create_private_folder(&folder)?;
+        let mut builder = fs::DirBuilder::new();
+        // On Windows the rights are those of the temporary folder: a user's own, or
+        // SYSTEM's, where others may add files at most.
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&folder)?;
         let mut scripts = ScriptDir { folder, files: Vec::new() };
         let in_use = fs::File::create_new(scripts.folder.join(IN_USE))?;
         in_use.lock()?;
@@ -91,19 +96,6 @@ fn remove_abandoned(parent: &Path) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-}
-
-#[cfg(unix)]
-fn create_private_folder(folder: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().mode(0o700).create(folder)
-}
-
-/// On Windows the rights are those of the temporary folder: a user's own, or
-/// SYSTEM's, where others may add files at most.
-#[cfg(not(unix))]
-fn create_private_folder(folder: &Path) -> io::Result<()> {
-    fs::create_dir(folder)
 }
 
 /// A number that no other call has returned, nor is likely to return in
