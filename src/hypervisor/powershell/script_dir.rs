@@ -35,12 +35,11 @@ impl ScriptDir {
     fn new_in(parent: &Path) -> io::Result<ScriptDir> {
         remove_abandoned(parent);
         let folder = parent.join(format!("{FOLDER_PREFIX}{}-{:016x}", std::process::id(), unique()));
-        let mut builder = fs::DirBuilder::new();
+        fs::create_dir(&folder)?;
         // On Windows the rights are those of the temporary folder: a user's own, or
         // SYSTEM's, where others may add files at most.
         #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&folder)?;
+        fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         let mut scripts = ScriptDir { folder, files: Vec::new() };
         let in_use = fs::File::create_new(scripts.folder.join(IN_USE))?;
         in_use.lock()?;
