@@ -26,7 +26,7 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
 /// A time as GitHub's JSON has it (RFC 3339, such as `2020-01-22T12:13:35.123-08:00`), or as its header
 /// `github-authentication-token-expiration` does (`2026-12-24 10:00:00 UTC` or `2026-12-24 10:00:00 +0100`).
 /// A fraction of a second is dropped.
-pub fn parse_time(text: &str) -> Option<SystemTime> {
+pub(crate) fn parse_time(text: &str) -> Option<SystemTime> {
     let (date_time, zone) = text.split_at_checked(19)?;
     let zone = zone.trim_start_matches(|c: char| " .".contains(c) || c.is_ascii_digit()).replace(':', "");
     let offset_minutes = match zone.as_str() {
@@ -52,7 +52,7 @@ pub fn parse_time(text: &str) -> Option<SystemTime> {
 
 /// A time as the HTTP header `Date` has it: `Sun, 06 Nov 1994 08:49:37 GMT`
 /// (RFC 9110, section 5.6.7).
-pub fn parse_http_date(text: &str) -> Option<SystemTime> {
+pub(crate) fn parse_http_date(text: &str) -> Option<SystemTime> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let parts: Vec<&str> = text.split(' ').collect();

@@ -135,7 +135,7 @@ fn keyed(key: &[u8]) -> Hmac<Sha256> {
 }
 
 /// Bytes in lower-case hex.
-pub fn encode_hex(bytes: &[u8]) -> String {
+pub(crate) fn encode_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

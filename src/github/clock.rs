@@ -22,7 +22,6 @@ pub trait Clock: Send + Sync {
 }
 
 /// The clock of the machine.
-#[derive(Clone, Copy, Debug)]
-pub struct SystemClock;
+pub(super) struct SystemClock;
 
 impl Clock for SystemClock {}
