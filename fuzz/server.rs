@@ -1,13 +1,13 @@
 //! A pool with one silent simulated VM, and its HTTP server, for the targets
 //! that send it something.
 
-use hyperv_runner_pool::config::{GitHubConfig, MockTiming, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
 use hyperv_runner_pool::http::Api;
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
 use hyperv_runner_pool::pool::slot::types::Phase;
 use hyperv_runner_pool::secret::{Keys, Secret};
 use hyperv_runner_pool::sim::github::MockGitHub;
-use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor};
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
 use hyperv_runner_pool::workers::Pool;
 use std::io::{Read, Write};
 use std::net::{self, TcpListener, TcpStream};
@@ -34,7 +34,7 @@ pub static SERVER: LazyLock<Server> = LazyLock::new(|| {
         labels: vec!["windows".into()],
     };
     let github = MockGitHub::new(github_config.scope(), &github_config.labels, String::new(), keys.clone());
-    let timing = MockTiming { create: Duration::ZERO, boot: Duration::ZERO, job: Duration::ZERO };
+    let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job: Duration::ZERO };
     let hypervisor = Arc::new(MockHypervisor::new(timing, String::new(), None));
     hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
     let day = Duration::from_secs(86_400);

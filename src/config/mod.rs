@@ -169,7 +169,7 @@ pub struct HttpConfig {
 }
 
 /// How long simulated VMs take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MockTiming {
     /// To be created.
     pub create: Duration,

@@ -4,7 +4,6 @@
 
 use super::github::MockGitHub;
 use super::loopback_agent;
-use crate::config::MockTiming;
 use crate::hypervisor::{
     Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };
@@ -14,9 +13,20 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long things take in the simulation.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Making a VM.
+    pub create: Duration,
+    /// A VM's start, until its guest asks for its configuration.
+    pub boot: Duration,
+    /// A job.
+    pub job: Duration,
+}
+
 /// A host whose VMs are threads.
 pub struct MockHypervisor {
-    timing: MockTiming,
+    timing: Timing,
     pool_url: String,
     /// Absent when runners are registered with the real GitHub: then a guest
     /// only fetches its configuration and stays until it is destroyed.
@@ -123,7 +133,7 @@ impl SimulatedVm {
 
 impl MockHypervisor {
     /// A host without VMs, whose guests reach the pool at `pool_url`.
-    pub fn new(timing: MockTiming, pool_url: String, github: Option<Arc<MockGitHub>>) -> MockHypervisor {
+    pub fn new(timing: Timing, pool_url: String, github: Option<Arc<MockGitHub>>) -> MockHypervisor {
         MockHypervisor {
             timing,
             pool_url,
@@ -270,7 +280,7 @@ struct GuestConfig {
 
 struct Guest {
     vm: Arc<SimulatedVm>,
-    timing: MockTiming,
+    timing: Timing,
     pool_url: String,
     github: Option<Arc<MockGitHub>>,
 }
@@ -365,7 +375,7 @@ mod tests {
     use crate::github::scope::Scope;
 
     fn host(create: Duration) -> MockHypervisor {
-        let timing = MockTiming { create, boot: Duration::ZERO, job: Duration::ZERO };
+        let timing = Timing { create, boot: Duration::ZERO, job: Duration::ZERO };
         let host = MockHypervisor::new(timing, String::new(), None);
         host.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
         host
