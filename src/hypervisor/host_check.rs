@@ -306,10 +306,12 @@ fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Source;
     use serde_json::Value;
 
     fn settings() -> HyperVConfig {
-        let usual = crate::hypervisor::hyperv::tests::settings();
+        let source = Source::new([], std::env::current_dir().unwrap());
+        let usual = source.load_with(b"USE_MOCK=true").unwrap().config.hyperv;
         HyperVConfig { template_path: r"C:\p\t.vhdx".into(), storage_path: r"C:\p\storage".into(), ..usual }
     }
 

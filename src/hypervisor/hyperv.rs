@@ -239,7 +239,7 @@ struct VmFact {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use crate::config::Source;
 
@@ -278,14 +278,11 @@ pub(super) mod tests {
         assert_eq!((word.stage.as_str(), word.last_error.unwrap().len()), ("a b", 203));
     }
 
-    pub fn settings() -> HyperVConfig {
+    fn hyperv() -> HyperV {
         let source = Source::new([], std::env::current_dir().unwrap());
         let usual = source.load_with(b"USE_MOCK=true").unwrap().config.hyperv;
-        HyperVConfig { storage_path: "/p/storage".into(), ..usual }
-    }
-
-    fn hyperv() -> HyperV {
-        HyperV::new(settings(), Arc::new(PowerShell::new("powershell".into()).unwrap())).unwrap()
+        let settings = HyperVConfig { storage_path: "/p/storage".into(), ..usual };
+        HyperV::new(settings, Arc::new(PowerShell::new("powershell".into()).unwrap())).unwrap()
     }
 
     #[test]
