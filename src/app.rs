@@ -7,7 +7,7 @@ use crate::http::gate::{self, Gate, Limits};
 use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::host_check::{self, Finding, Severity};
-use crate::hypervisor::hyperv::{Deadlines, HyperV};
+use crate::hypervisor::hyperv::HyperV;
 use crate::hypervisor::identity;
 use crate::hypervisor::powershell::PowerShell;
 use crate::pool::slot::types::Stop;
@@ -15,7 +15,7 @@ use crate::secret::Keys;
 use crate::sim::github::MockGitHub;
 use crate::sim::hypervisor::{MockHypervisor, Timing};
 use crate::workers::{Pool, STOP_LIMIT};
-use log::{error, info, warn};
+use log::{Level, info, log, warn};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -73,9 +73,9 @@ impl App {
             // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;
             let lock = lock_storage(&config.hyperv.storage_path)?;
-            let hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
-            let hyperv = hyperv.with_template_path(Box::new(move || source.template_path()));
-            look_at_host(config);
+            look_at_host(config, Arc::clone(&powershell));
+            let mut hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
+            hyperv.template_path = Box::new(move || source.template_path());
             (Arc::new(hyperv), Some(lock))
         };
 
@@ -126,19 +126,12 @@ impl App {
 }
 
 /// What stands in the way of a pool on this host, and what does not.
-///
-/// # Errors
-/// One sentence for the user, when the checks themselves cannot be made.
-pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
-    let mut findings = Vec::new();
-    if !config.mock {
-        let settings = &config.hyperv;
-        let deadline = Deadlines::default().check;
-        findings = match powershell() {
-            Ok(powershell) => host_check::run(&powershell, settings, &config.pool, deadline),
-            Err(why) => vec![Finding::fault(why)],
-        };
-    }
+pub fn check(config: &Config) -> Vec<Finding> {
+    let mut findings = match (!config.mock).then(powershell) {
+        None => vec![Finding::ok("USE_MOCK is set: the VMs are simulated, so this host was not looked at.")],
+        Some(Ok(powershell)) => host_check::run(&powershell, &config.hyperv, &config.pool),
+        Some(Err(why)) => vec![Finding::fault(why)],
+    };
     findings.push(port(config.http.bind, config.http.port));
     // A token is not renewed while it is checked.
     if let Some(client) = Client::new(&config.github, Box::new(|| None)) {
@@ -151,11 +144,11 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
             Err(err) => findings.push(Finding::fault(format!("GitHub cannot be used: {err}"))),
         }
     }
-    Ok(findings)
+    findings
 }
 
-fn powershell() -> Result<PowerShell, String> {
-    PowerShell::locate().and_then(PowerShell::new).map_err(|err| err.to_string())
+fn powershell() -> Result<Arc<PowerShell>, String> {
+    PowerShell::locate().and_then(PowerShell::new).map(Arc::new).map_err(|err| err.to_string())
 }
 
 /// Whether the pool could listen there now.
@@ -175,28 +168,20 @@ fn listen(bind: IpAddr, port: u16) -> Result<TcpListener, String> {
 }
 
 fn cannot_listen(bind: IpAddr, port: u16, err: &io::Error) -> String {
-    /// What Windows says of a port in a reserved range, and of one that another program has for itself alone:
-    /// <https://learn.microsoft.com/en-us/windows/win32/winsock/windows-sockets-error-codes-2>
-    const WSAEACCES: i32 = 10013;
     match err.kind() {
-        _ if err.raw_os_error() == Some(WSAEACCES) => format!(
-            "Port {port} on {bind} cannot be had (error {WSAEACCES}): another program has it, or it lies in a range \
-             that Windows has reserved, as Hyper-V does (`netsh int ipv4 show excludedportrange protocol=tcp` lists \
-             them): set PORT to a port outside of them"
-        ),
         ErrorKind::AddrInUse => format!(
             "Port {port} on {bind} is in use by another program (another pool?): stop it, or set PORT to a free port"
         ),
-        ErrorKind::PermissionDenied => {
-            format!(
-                "Port {port} on {bind} may not be used by this account ({err}): set PORT to another, such as 8080"
-            )
-        }
-        ErrorKind::AddrNotAvailable => {
-            format!(
-                "BIND={bind} is not an address of this host: set it to one of its addresses, or to 0.0.0.0 for all"
-            )
-        }
+        // What Windows says of a port in a reserved range, and of one that another program has for itself alone:
+        // https://learn.microsoft.com/en-us/windows/win32/winsock/windows-sockets-error-codes-2
+        ErrorKind::PermissionDenied => format!(
+            "Port {port} on {bind} cannot be had ({err}): this account may not use it, another program has it, or it \
+             lies in a range that Windows has reserved, as Hyper-V does (`netsh int ipv4 show excludedportrange \
+             protocol=tcp` lists them): set PORT to another, such as 8080"
+        ),
+        ErrorKind::AddrNotAvailable => format!(
+            "BIND={bind} is not an address of this host: set it to one of its addresses, or to 0.0.0.0 for all"
+        ),
         _ => format!("Port {port} on {bind} cannot be listened on: {err}"),
     }
 }
@@ -228,27 +213,22 @@ fn lock_storage(folder: &Path) -> Result<File, String> {
 /// Logs what stands in the way of a pool on this host, beside the pool's
 /// start: it can take minutes, and a pool that cannot make VMs yet can still
 /// look after those that run.
-fn look_at_host(config: &Config) {
+fn look_at_host(config: &Config, powershell: Arc<PowerShell>) {
     let (hyperv, pool) = (config.hyperv.clone(), config.pool.clone());
-    let look = move || match powershell() {
-        Ok(powershell) => {
-            let deadline = Deadlines::default().check;
-            host_check::run(&powershell, &hyperv, &pool, deadline).iter().for_each(log_finding);
-        }
-        Err(why) => error!("{why}"),
-    };
+    let look = move || host_check::run(&powershell, &hyperv, &pool).iter().for_each(log_finding);
     if let Err(err) = std::thread::Builder::new().name("host-check".into()).spawn(look) {
         warn!("the host is not checked: {err}");
     }
 }
 
 fn log_finding(finding: &Finding) {
-    match finding.severity {
-        Severity::Ok => info!("{}", finding.text),
-        Severity::Warning => warn!("{}", finding.text),
+    let level = match finding.severity {
+        Severity::Ok => Level::Info,
+        Severity::Warning => Level::Warn,
         // The pool starts all the same: much of it clears up by itself, such as a service that starts later.
-        Severity::Fault => error!("{}", finding.text),
-    }
+        Severity::Fault => Level::Error,
+    };
+    log!(level, "{}", finding.text);
 }
 
 #[cfg(test)]
@@ -265,9 +245,9 @@ mod tests {
 
     #[test]
     fn a_port_that_windows_has_reserved_is_named_with_how_to_see_the_ranges() {
-        let reserved = io::Error::from_raw_os_error(10013);
+        let reserved = io::Error::from(ErrorKind::PermissionDenied);
         let error = cannot_listen(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080, &reserved);
-        assert!(error.contains("8080") && error.contains("10013"), "{error}");
+        assert!(error.contains("Port 8080"), "{error}");
         assert!(error.contains("netsh int ipv4 show excludedportrange protocol=tcp"), "{error}");
     }
 

@@ -13,7 +13,8 @@
 //! | [`github`] | the REST client |
 //! | [`config`] | the settings |
 //! | [`secret`] | values that are never shown, and the keys made from them |
-//! | [`logging`], [`repeats`], [`date`] | the log, what keeps it from being flooded, and the little that is needed of a calendar |
+//! | [`logging`], [`repeats`] | the log, and what keeps it from being flooded |
+//! | [`date`], `text` | the little that is needed of a calendar; text from outside as it may be shown |
 //!
 //! Dependencies between the modules point one way:
 //! `main -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.
@@ -32,4 +33,5 @@ pub mod pool;
 pub mod repeats;
 pub mod secret;
 pub mod sim;
+mod text;
 pub mod workers;

@@ -143,23 +143,8 @@ mod console {
 
 fn check(Loaded { config, warnings }: Loaded, _: Source) -> ExitCode {
     let mut findings: Vec<Finding> = warnings.into_iter().map(Finding::warning).collect();
-    match app::check(&config) {
-        Ok(found) => findings.extend(found),
-        Err(why) => return fail(&why),
-    }
-    let mut text = String::new();
-    for finding in &findings {
-        let mark = match finding.severity {
-            Severity::Ok => "ok     ",
-            Severity::Warning => "warning",
-            Severity::Fault => "fault  ",
-        };
-        text.push_str(&format!("{mark}  {}\n", finding.text));
-    }
-    if config.mock {
-        text.push_str("ok       USE_MOCK is set: the VMs are simulated, so this host was not looked at.\n");
-    }
-    let printed = print(&text);
+    findings.extend(app::check(&config));
+    let printed = print(&findings.iter().map(|finding| format!("{finding}\n")).collect::<String>());
     let faults = findings.iter().any(|finding| finding.severity == Severity::Fault);
     if faults { ExitCode::from(FAILED) } else { printed }
 }

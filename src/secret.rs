@@ -24,6 +24,36 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// The text with `***` in place of this value, also where the value is
+    /// broken over lines, as PowerShell does with error texts at the width of
+    /// its console.
+    pub fn redact(&self, text: &str) -> String {
+        let mut redacted = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            match self.after_value(rest) {
+                Some(after) => {
+                    redacted.push_str("***");
+                    rest = after;
+                }
+                None => {
+                    redacted.push(c);
+                    rest = &rest[c.len_utf8()..];
+                }
+            }
+        }
+        redacted
+    }
+
+    /// What follows the value with which `text` begins.
+    fn after_value<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let mut rest = text.strip_prefix(self.0.chars().next()?)?;
+        for c in self.0.chars().skip(1) {
+            rest = rest.trim_start().strip_prefix(c)?;
+        }
+        Some(rest)
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -34,7 +64,7 @@ impl fmt::Debug for Secret {
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        write!(f, "{self:?}")
     }
 }
 
@@ -104,12 +134,9 @@ fn keyed(key: &[u8]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("HMAC takes a key of any length")
 }
 
-fn encode_hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|b| [DIGITS[usize::from(b >> 4)] as char, DIGITS[usize::from(b & 15)] as char])
-        .collect()
+/// Bytes in lower-case hex.
+pub(crate) fn encode_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The 32 bytes of a SHA-256 digest in hex; `None` for any other length or digit.
@@ -135,6 +162,14 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?}"), "*** ***");
         assert!(!format!("{:?}", Keys::new(&secret)).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_secret_is_cut_out_even_if_broken_over_lines() {
+        let secret = Secret::new("0123456789abcdef");
+        let text = secret.redact("a 0123456789abcdef b 01234567\r\n  89abcdef c 0123456789abcdeX");
+        assert_eq!(text, "a *** b *** c 0123456789abcdeX");
+        assert_eq!(Secret::new("").redact("text"), "text");
     }
 
     /// The example in GitHub's documentation of webhook signatures.

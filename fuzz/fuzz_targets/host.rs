@@ -3,39 +3,30 @@
 //! never taken for this pool's, and a secret is not shown.
 #![no_main]
 
-use hyperv_runner_pool::config::{DiskMode, HyperVConfig};
+use hyperv_runner_pool::config::{HyperVConfig, Source};
 use hyperv_runner_pool::hypervisor::VmId;
 use hyperv_runner_pool::hypervisor::hyperv::HyperV;
-use hyperv_runner_pool::hypervisor::powershell::{PowerShell, fuzzing};
+use hyperv_runner_pool::hypervisor::powershell::PowerShell;
+use hyperv_runner_pool::hypervisor::powershell::reply::quote;
 use hyperv_runner_pool::secret::Secret;
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 const POOL: &str = "/p/vms/storage";
 
 static HYPERV: LazyLock<HyperV> = LazyLock::new(|| {
-    let settings = HyperVConfig {
-        template_path: "/p/vms/template.vhdx".into(),
-        storage_path: POOL.into(),
-        disk_mode: DiskMode::Differencing,
-        memory_mb: 4096,
-        memory_max_mb: None,
-        cpu_count: 2,
-        switch: "Default Switch".into(),
-        secure_boot: "MicrosoftWindows".into(),
-        nested_virtualization: false,
-        orchestrator_ip: None,
-        port: 8080,
-    };
+    let source = Source::new([], "/p".into());
+    let usual = source.load_with(b"USE_MOCK=true").expect("nothing else is required").config.hyperv;
+    let settings = HyperVConfig { storage_path: POOL.into(), ..usual };
     let powershell = PowerShell::new("/bin/false".into()).expect("the scripts can be written");
-    HyperV::new(settings, powershell).expect("the paths are Unicode")
+    HyperV::new(settings, Arc::new(powershell)).expect("the paths are Unicode")
 });
 
 fuzz_target!(|input: (&str, &str, &str, &str)| {
     let (output, name, notes, disk) = input;
     let secret = Secret::new("0123456789abcdef0123456789abcdef");
-    let shown = fuzzing::shown(&format!("{output}{}{notes}", secret.expose()), &secret);
+    let shown = quote(&secret.redact(&format!("{output}{}{notes}", secret.expose())));
     assert!(!shown.contains(secret.expose()));
     _ = HYPERV.inventory_of(output);
 

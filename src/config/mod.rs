@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// All that the program is told.
@@ -81,7 +81,7 @@ pub enum RegistrationMode {
 }
 
 /// What the VMs are made of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct HyperVConfig {
     /// The template disk, a `.vhdx` file, as it was at the start
     /// ([`Source::template_path`] reads it again). Absolute.
@@ -356,11 +356,9 @@ impl Config {
 
 /// Looks settings up, and collects what is wrong with them.
 struct Reader<'a> {
-    source: &'a Source,
-    /// The line and the value of each setting in `.env`.
-    dotenv: HashMap<String, (usize, Secret)>,
-    /// The secrets' values, to recognize them in other settings.
-    secrets: Vec<Secret>,
+    folder: &'a Path,
+    /// Each setting's value, and where it is set.
+    values: HashMap<&'static str, (Secret, String)>,
     /// With the setting's name, if it is known.
     faults: Vec<(Option<&'static str>, String)>,
     warnings: Vec<String>,
@@ -368,44 +366,45 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(source: &'a Source, dotenv: &[u8]) -> Reader<'a> {
-        let parsed = dotenv::parse(dotenv);
-        let mut reader = Reader {
-            source,
-            dotenv: HashMap::new(),
-            secrets: Vec::new(),
-            faults: Vec::new(),
-            warnings: Vec::new(),
-        };
+        let (mut values, mut faults, mut warnings) = (HashMap::new(), Vec::new(), Vec::new());
         let known = |name: &str| SETTINGS.iter().find(|s| s.name == name).map(|s| s.name);
+        let parsed = dotenv::parse(dotenv);
         for dotenv::Fault { line, name, problem } in parsed.faults {
             let name = name.as_deref().and_then(known);
             let what = name.map_or(format!(".env line {line}"), |name| format!("{name} (.env line {line})"));
-            reader.faults.push((name, format!("{what}: {problem}.")));
+            faults.push((name, format!("{what}: {problem}.")));
         }
         for dotenv::Entry { name, value, line } in parsed.entries {
-            if known(&name).is_none() {
-                reader.warnings.push(unknown_name(&name, line));
-            } else if let Some((earlier, _)) = reader.dotenv.insert(name.clone(), (line, value)) {
-                reader.warnings.push(format!(
-                    "{name}: .env sets it in line {earlier} and again in line {line}, which applies; remove one."
+            let Some(name) = known(&name) else {
+                warnings.push(unknown_name(&name, line));
+                continue;
+            };
+            if let Some((_, earlier)) = values.insert(name, (value, format!(".env line {line}"))) {
+                warnings.push(format!(
+                    "{name}: {earlier} sets it, and line {line} again, which applies; remove one."
                 ));
             }
         }
-        for name in source.environment.keys().filter(|name| known(name).is_none()) {
-            if let Some(meant) = suggest::misspelled(name) {
-                reader
-                    .warnings
-                    .push(format!("{name} (in the environment) is not a setting; did you mean {meant}?"));
+        for (name, value) in &source.environment {
+            let value = value.to_string_lossy();
+            match known(name) {
+                None => warnings.extend(suggest::misspelled(name).map(|meant| {
+                    format!("{name} (in the environment) is not a setting; did you mean {meant}?")
+                })),
+                Some(name) if value.len() > 1 && value.starts_with('"') && value.ends_with('"') => {
+                    let fault = format!(
+                        "{name} (in the environment): the value has double quotes around it; remove them (in cmd: \
+                         `set {name}=value`)."
+                    );
+                    faults.push((Some(name), fault));
+                }
+                Some(_) if value.trim().is_empty() => {}
+                Some(name) => {
+                    values.insert(name, (Secret::new(value), "in the environment".to_owned()));
+                }
             }
         }
-        for setting in SETTINGS.iter().filter(|s| s.is_secret()) {
-            let everywhere = [
-                source.environment.get(setting.name).map(|value| Secret::new(value.to_string_lossy())),
-                reader.dotenv.get(setting.name).map(|(_, value)| value.clone()),
-            ];
-            reader.secrets.extend(everywhere.into_iter().flatten().filter(|s| s.expose().len() >= 8));
-        }
-        reader
+        Reader { folder: &source.folder, values, faults, warnings }
     }
 
     fn is_faulty(&self, name: &str) -> bool {
@@ -420,9 +419,9 @@ impl<'a> Reader<'a> {
     }
 
     fn try_read(&self, setting: &Setting, config: &mut Config) -> Result<(), String> {
-        let (value, what) = match self.find(setting)? {
+        let (value, what) = match self.find(setting) {
             Some(found) => found,
-            // Its line in `.env` cannot be read, which has been reported.
+            // What is set cannot be read, which has been reported.
             None if self.is_faulty(setting.name) => return Ok(()),
             None => match setting.default(config.mock)? {
                 Some(default) => (default, setting.name.to_owned()),
@@ -431,76 +430,50 @@ impl<'a> Reader<'a> {
         };
         // A token in the wrong place would be shown by the first message that contains the value.
         let misplaced = !setting.is_secret() && parse::is_token(&value);
-        let problem = if misplaced {
-            String::new()
-        } else {
-            match setting.set(config, &value, &self.source.folder) {
-                Ok(()) => return Ok(()),
-                Err(problem) => problem,
+        let outcome = if misplaced { Err(String::new()) } else { setting.set(config, &value, self.folder) };
+        outcome.map_err(|problem| {
+            if setting.is_secret() {
+                format!("{what}: the value {problem}.")
+            } else if self.looks_secret(&value) {
+                format!(
+                    "{what}: the value seems to contain a token, a secret or a password, which does not belong here; \
+                     use {}.",
+                    setting.syntax()
+                )
+            } else {
+                format!("{what}: `{}` {problem}.", parse::shown(&value))
             }
-        };
-        Err(if setting.is_secret() {
-            format!("{what}: the value {problem}.")
-        } else if self.looks_secret(&value) {
-            format!(
-                "{what}: the value seems to contain a token, a secret or a password, which does not belong here; use \
-                 {}.",
-                setting.syntax()
-            )
-        } else {
-            format!("{what}: `{}` {problem}.", parse::shown(&value))
         })
     }
 
-    /// A setting's value, and its name with where the value was found. An
-    /// empty value counts as none.
-    fn find(&self, setting: &Setting) -> Result<Option<(String, String)>, String> {
-        let name = setting.name;
+    /// A setting's value, and its name with where the value is set. An empty
+    /// value counts as none.
+    fn find(&self, setting: &Setting) -> Option<(String, String)> {
+        let (value, place) = self.values.get(setting.name)?;
         // Spaces around a value are never intended (`set NAME=value && ...` in
         // cmd leaves one), except perhaps in a secret.
-        let tidy = |value: &str| if setting.is_secret() { value.to_owned() } else { value.trim().to_owned() };
-        if let Some(value) = self.source.environment.get(name) {
-            let what = format!("{name} (in the environment)");
-            let Some(value) = value.to_str().map(tidy) else {
-                return Err(format!(
-                    "{what}: the value is not valid Unicode; set it again, in plain characters."
-                ));
-            };
-            if value.len() > 1 && value.starts_with('"') && value.ends_with('"') {
-                return Err(format!(
-                    "{what}: the value has double quotes around it; remove them (in cmd: `set {name}=value`)."
-                ));
-            }
-            if !value.is_empty() {
-                return Ok(Some((value, what)));
-            }
-        }
-        let found = self.dotenv.get(name).map(|(line, value)| (tidy(value.expose()), line));
-        let found = found.filter(|(value, _)| !value.is_empty());
-        Ok(found.map(|(value, line)| (value, format!("{name} (.env line {line})"))))
+        let value = if setting.is_secret() { value.expose() } else { value.expose().trim() };
+        (!value.is_empty()).then(|| (value.to_owned(), format!("{} ({place})", setting.name)))
     }
 
     /// Whether a value that should not be secret seems to be or to contain a
     /// secret, so that it must not be shown.
     fn looks_secret(&self, value: &str) -> bool {
         let has_password = value.split_once("://").is_some_and(|(_, rest)| rest.contains('@'));
+        let contains = |secret: &str| secret.len() >= 8 && value.contains(secret);
+        let secrets = SETTINGS.iter().filter(|setting| setting.is_secret());
         has_password
             || parse::TOKEN_PREFIXES.iter().any(|prefix| value.contains(prefix))
-            || self.secrets.iter().any(|secret| value.contains(secret.expose()))
+            || secrets.filter_map(|s| self.values.get(s.name)).any(|(secret, _)| contains(secret.expose()))
     }
 }
 
 /// The warning about a name in `.env` that is not a setting. What precedes an
 /// `=` may be a piece of a secret that was broken over two lines, so the name
-/// is repeated only if it looks like one.
+/// is repeated only if it is nearly a setting's.
 fn unknown_name(name: &str, line: usize) -> String {
-    let looks_like_a_name =
-        name.len() <= 40 && name.contains('_') && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     match suggest::nearest(name) {
         Some(meant) => format!("{name} (.env line {line}) is not a setting; did you mean {meant}?"),
-        None if looks_like_a_name => {
-            format!("{name} (.env line {line}) is not a setting; --help lists them all.")
-        }
         None => format!(".env line {line} sets something that is not a setting; --help lists them all."),
     }
 }

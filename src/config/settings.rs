@@ -54,11 +54,9 @@ pub(super) enum Kind {
     Choice(&'static [&'static str], fn(&mut Config, usize)),
     /// A whole number from the first to the second.
     Number(u32, u32, fn(&mut Config, u32)),
-    /// A time in whole seconds, or with `s`, `m` or `h` after it; from and to
-    /// this many seconds. With simulated VMs, from one second.
+    /// A time in seconds, or with `s`, `m` or `h` after it; from and to this
+    /// many seconds. With simulated VMs, from one second at most.
     Time(u32, u32, fn(&mut Config, Duration)),
-    /// Seconds, also with a decimal point, from 0 to this many.
-    Seconds(u32, fn(&mut Config, Duration)),
 }
 use Fallback::*;
 use Kind::*;
@@ -79,7 +77,6 @@ impl Setting {
             Choice(words, _) => words.join("|"),
             Number(min, max, _) => format!("{min}..{max}"),
             Time(min, max, _) => format!("{}..{}", parse::show_time(min), parse::show_time(max)),
-            Seconds(max, _) => format!("0..{max}"),
         }
     }
 
@@ -116,10 +113,9 @@ impl Setting {
             Choice(words, set) => set(config, parse::choice(value, words)?),
             Number(min, max, set) => set(config, parse::number(value, min..=max)?),
             Time(min, max, set) => {
-                let min = if config.mock { 1 } else { min };
+                let min = if config.mock { min.min(1) } else { min };
                 set(config, parse::time(value, min..=max)?);
             }
-            Seconds(max, set) => set(config, parse::seconds(value, max)?),
         }
         Ok(())
     }
@@ -295,13 +291,13 @@ settings! {
             "Simulate the VMs, and GitHub too unless GITHUB_PAT is set. Nothing else is required then: the webhook \
              secret is `mock-secret` and the organization `mock-org`.";
         MOCK_CREATE_SECONDS Default("0.5"),
-            Seconds(86_400, |c, time| c.mock_timing.create = time),
+            Time(0, 86_400, |c, time| c.mock_timing.create = time),
             "How long it takes to create a simulated VM.";
         MOCK_BOOT_SECONDS Default("1.5"),
-            Seconds(86_400, |c, time| c.mock_timing.boot = time),
+            Time(0, 86_400, |c, time| c.mock_timing.boot = time),
             "How long a simulated VM takes to boot.";
         MOCK_JOB_SECONDS Default("3"),
-            Seconds(86_400, |c, time| c.mock_timing.job = time),
+            Time(0, 86_400, |c, time| c.mock_timing.job = time),
             "How long a simulated job takes.";
     }
 }

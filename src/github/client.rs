@@ -7,23 +7,23 @@
 //! <https://docs.github.com/en/rest/actions/workflow-jobs>, API version
 //! 2022-11-28.
 
-pub use super::http::Timeouts;
-use super::http::{Http, Request, Response, one_line};
+use super::clock::{Clock, SystemClock};
+pub use super::http::REQUEST_TIMEOUT;
+use super::http::{Http, Request, Response};
 use super::pat::CurrentPat;
 pub use super::pat::ReadPat;
 use super::refusal::refusal;
 use super::scope::{Scope, encode};
-use super::single_flight::SingleFlight;
-use super::time::{Clock, SystemClock, parse_rfc3339};
-use super::wire::{
-    Download, GroupsPage, JitConfig, JobsPage, Page, RegistrationToken, RunnerItem, RunnersPage, RunsPage,
-};
+use super::wire::{Download, Group, Id, JitConfig, Job, Page, RegistrationToken, RunnerItem};
 use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
 use crate::config::{GitHubConfig, RegistrationMode};
+use crate::date::parse_time;
 use crate::secret::Secret;
-use serde::{Deserialize, Serialize};
+use crate::text::one_line;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::Method;
 
@@ -44,12 +44,12 @@ const MAX_RUNS: usize = 50;
 /// the registration token and the connections.
 pub struct Client {
     http: Http,
+    config: GitHubConfig,
     scope: Scope,
-    registration: RegistrationMode,
-    runner_group: String,
-    labels: Vec<String>,
-    group_id: SingleFlight<u64>,
-    token: SingleFlight<Token>,
+    /// The id of the runner group, once it was looked up.
+    group_id: Mutex<Option<u64>>,
+    /// The last registration token, and until when it is shared.
+    token: Mutex<Option<(Secret, Instant)>>,
 }
 
 impl Client {
@@ -59,25 +59,23 @@ impl Client {
     /// A proxy is taken from the environment (`HTTPS_PROXY`, `ALL_PROXY`,
     /// `NO_PROXY`), except to this machine itself.
     pub fn new(config: &GitHubConfig, read_pat: ReadPat) -> Option<Client> {
-        Client::with(config, read_pat, Timeouts::default(), Arc::new(SystemClock))
+        Client::with(config, read_pat, REQUEST_TIMEOUT, Arc::new(SystemClock))
     }
 
-    /// The same with other timeouts and another clock, for tests.
+    /// The same with another timeout and another clock, for tests.
     pub fn with(
         config: &GitHubConfig,
         read_pat: ReadPat,
-        timeouts: Timeouts,
+        timeout: Duration,
         clock: Arc<dyn Clock>,
     ) -> Option<Client> {
         let pat = CurrentPat::new(config.pat.clone()?, read_pat);
         Some(Client {
-            http: Http::new(&config.api_url, pat, timeouts, clock),
+            http: Http::new(&config.api_url, pat, timeout, clock),
+            config: config.clone(),
             scope: config.scope(),
-            registration: config.registration,
-            runner_group: config.runner_group.clone(),
-            labels: config.labels.clone(),
-            group_id: SingleFlight::default(),
-            token: SingleFlight::default(),
+            group_id: Mutex::default(),
+            token: Mutex::default(),
         })
     }
 
@@ -104,16 +102,29 @@ impl Client {
     }
 
     /// Sends a request and reads its response, which must be a success.
-    fn ask<T: for<'de> Deserialize<'de>>(&self, request: &Request, deadline: Instant) -> Result<T, Error> {
+    fn ask<T: DeserializeOwned>(&self, request: &Request, deadline: Instant) -> Result<T, Error> {
         let response = self.http.send(request, deadline)?;
         self.read(request, &response)
     }
 
-    fn read<T: for<'de> Deserialize<'de>>(&self, request: &Request, response: &Response) -> Result<T, Error> {
-        match response.status {
-            200..300 => self.http.json(request, response),
-            _ => Err(refusal(request, response, &self.http.host)),
+    /// A response's body as JSON. An error holds nothing of the body, which
+    /// may be a credential.
+    fn read<T: DeserializeOwned>(&self, request: &Request, response: &Response) -> Result<T, Error> {
+        if !(200..300).contains(&response.status) {
+            return Err(refusal(request, response, &self.http.host));
         }
+        serde_json::from_slice(&response.body).map_err(|error| {
+            Error::Failed(format!(
+                "{}: the response of {} ({}, {} bytes) is not the JSON that GitHub documents (line {}, column {}); \
+                 check GITHUB_API_URL if this stays",
+                request.what,
+                self.http.host,
+                response.status,
+                response.body.len(),
+                error.line(),
+                error.column()
+            ))
+        })
     }
 
     /// All items of a listing in pages.
@@ -121,24 +132,23 @@ impl Client {
     /// # Errors
     /// Also when the end is not reached: a runner missing from the listing
     /// would be taken for gone.
-    fn list<P: Page>(
+    fn list<T: DeserializeOwned>(
         &self,
         scope: &Scope,
         what: &str,
         path: &str,
         deadline: Instant,
-    ) -> Result<Vec<P::Item>, Error> {
+    ) -> Result<Vec<T>, Error> {
         let joint = if path.contains('?') { '&' } else { '?' };
         let mut items = Vec::new();
         for page in 1..=MAX_PAGES {
             let paged = format!("{path}{joint}per_page={PER_PAGE}&page={page}");
-            let request = Request::new(scope, what, Method::GET, paged);
-            let (total, found) = self.ask::<P>(&request, deadline)?.take();
-            let over = found.is_empty();
-            items.extend(found);
+            let found: Page<T> = self.ask(&Request::new(scope, what, Method::GET, paged), deadline)?;
+            let over = found.items.is_empty();
+            items.extend(found.items);
             // A page may be short of items that went away meanwhile, so only
             // the total, or an empty page, says that this was the last.
-            if over || items.len() as u64 >= total {
+            if over || items.len() as u64 >= found.total_count {
                 return Ok(items);
             }
         }
@@ -146,15 +156,11 @@ impl Client {
     }
 
     fn list_runners(&self, scope: &Scope, what: &str, path: &str) -> Result<Vec<Runner>, Error> {
-        let mut runners: Vec<Runner> = self
-            .list::<RunnersPage>(scope, what, path, self.http.listing_deadline())?
-            .into_iter()
-            .map(Runner::from)
-            .collect();
+        let mut items: Vec<RunnerItem> = self.list(scope, what, path, self.http.listing_deadline())?;
         // One that slid to the next page while another was added came twice.
         let mut seen = HashSet::new();
-        runners.retain(|runner| seen.insert(runner.id));
-        Ok(runners)
+        items.retain(|runner| seen.insert(runner.id));
+        Ok(items.into_iter().map(Runner::from).collect())
     }
 
     /// The newest workflow runs of a status.
@@ -162,19 +168,20 @@ impl Client {
     fn workflow_runs(&self, status: &str, most: usize, deadline: Instant) -> Result<Vec<u64>, Error> {
         let path = format!("/runs?status={status}&per_page={most}");
         let request = Request::new(&self.scope, "cannot list the workflow runs", Method::GET, path);
-        let page: RunsPage = self.ask(&request, deadline)?;
-        Ok(page.workflow_runs.iter().map(|run| run.id).collect())
+        let page: Page<Id> = self.ask(&request, deadline)?;
+        Ok(page.items.iter().map(|run| run.id).collect())
     }
 
     /// The queued jobs of a workflow run.
     /// <https://docs.github.com/en/rest/actions/workflow-jobs#list-jobs-for-a-workflow-run>
     fn queued_jobs_of(&self, run: u64, deadline: Instant) -> Result<Vec<QueuedJob>, Error> {
         let what = format!("cannot list the jobs of the workflow run {run}");
-        match self.list::<JobsPage>(&self.scope, &what, &format!("/runs/{run}/jobs?filter=latest"), deadline)
-        {
+        let path = format!("/runs/{run}/jobs?filter=latest");
+        let queued = |job: &Job| job.status == "queued";
+        match self.list(&self.scope, &what, &path, deadline) {
             Ok(jobs) => Ok(jobs
                 .into_iter()
-                .filter(|job| job.status == "queued")
+                .filter(queued)
                 .map(|job| QueuedJob { id: job.id, labels: job.labels })
                 .collect()),
             // Runs can be deleted. Whether it is that, or the access that is
@@ -186,13 +193,13 @@ impl Client {
 
     /// Registers a JIT runner.
     fn register_jit(&self, name: &str) -> Result<Registration, Error> {
-        let what = format!("cannot register the runner {}", one_line(name));
+        let what = format!("cannot register the runner {}", one_line(name, 100));
         let group = self.group_id(&what)?;
         let (mut request, mut response) = self.post_jit(&what, name, group)?;
         // GitHub does not document how it refuses a group that is gone (deleted
         // and made again, say); 404 and 422 are what it can be.
         if matches!(response.status, 404 | 422) && group != DEFAULT_GROUP {
-            self.group_id.forget(|id| *id == group);
+            *lock(&self.group_id) = None;
             let present = self.group_id(&what)?;
             if present != group {
                 (request, response) = self.post_jit(&what, name, present)?;
@@ -202,73 +209,62 @@ impl Client {
             return Err(Error::NameTaken);
         }
         let jit: JitConfig = self.read(&request, &response)?;
-        let credential = credential(&request, jit.encoded_jit_config)?;
+        let credential = Secret::new(jit.encoded_jit_config);
         Ok(Registration { runner_id: Some(jit.runner.id), credential })
     }
 
     fn post_jit(&self, what: &str, name: &str, group: u64) -> Result<(Request<'_>, Response), Error> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            name: &'a str,
-            runner_group_id: u64,
-            labels: &'a [String],
-            work_folder: &'a str,
-        }
-        let body = Body { name, runner_group_id: group, labels: &self.labels, work_folder: "_work" };
         let mut request = Request::new(&self.scope, what, Method::POST, "/runners/generate-jitconfig");
-        request.body = Some(serde_json::to_vec(&body).map_err(|e| Error::Failed(format!("{what}: {e}")))?);
+        let labels = &self.config.labels;
+        request.body =
+            Some(json!({ "name": name, "runner_group_id": group, "labels": labels, "work_folder": "_work" }));
         let response = self.http.send(&request, self.http.request_deadline())?;
         Ok((request, response))
     }
 
     /// The id of the runner group, looked up once.
     fn group_id(&self, what: &str) -> Result<u64, Error> {
-        if self.scope.repository.is_some() || self.runner_group.eq_ignore_ascii_case("Default") {
+        let name = &self.config.runner_group;
+        if self.scope.repository.is_some() || name.eq_ignore_ascii_case("Default") {
             return Ok(DEFAULT_GROUP);
         }
-        self.group_id.get(
-            |_| true,
-            || {
-                let groups = self.list::<GroupsPage>(
-                    &self.scope,
-                    what,
-                    "/runner-groups",
-                    self.http.listing_deadline(),
-                )?;
-                if let Some(group) = groups.iter().find(|group| group.name == self.runner_group) {
-                    return Ok(group.id);
-                }
-                let names: Vec<String> = groups.iter().take(10).map(|group| one_line(&group.name)).collect();
-                Err(Error::Failed(format!(
-                    "{what}: the {} has no runner group {:?}: create it, or set RUNNER_GROUP to one that it \
-                     has ({})",
-                    self.scope,
-                    self.runner_group,
-                    names.join(", ")
-                )))
-            },
-        )
+        if let Some(id) = *lock(&self.group_id) {
+            return Ok(id);
+        }
+        let groups: Vec<Group> =
+            self.list(&self.scope, what, "/runner-groups", self.http.listing_deadline())?;
+        if let Some(group) = groups.iter().find(|group| group.name == *name) {
+            *lock(&self.group_id) = Some(group.id);
+            return Ok(group.id);
+        }
+        let names: Vec<&str> = groups.iter().take(10).map(|group| group.name.as_str()).collect();
+        let names = one_line(&names.join(", "), 300);
+        let scope = &self.scope;
+        Err(Error::Failed(format!(
+            "{what}: the {scope} has no runner group {name:?}: create it, or set RUNNER_GROUP to one that it has \
+             ({names})"
+        )))
     }
 
     /// A registration token: the one that all slots share, or a new one when
     /// that is about to expire.
     fn registration_token(&self) -> Result<Registration, Error> {
         let clock = self.http.clock();
-        let fetch = || {
-            let what = "cannot get a registration token";
-            let request = Request::new(&self.scope, what, Method::POST, "/runners/registration-token");
-            let response = self.http.send(&request, self.http.request_deadline())?;
-            let token: RegistrationToken = self.read(&request, &response)?;
-            // Its life is measured by GitHub's clock, if it told: ours may be wrong.
-            let life = token.expires_at.as_deref().and_then(parse_rfc3339).and_then(|expires| {
-                expires.duration_since(response.date.unwrap_or_else(|| clock.utc())).ok()
-            });
-            let shared_until = life.and_then(|life| life.checked_sub(TOKEN_MARGIN)).map(|l| clock.now() + l);
-            Ok(Token { value: credential(&request, token.token)?, shared_until })
-        };
-        let fresh = |token: &Token| token.shared_until.is_some_and(|until| clock.now() < until);
-        let token = self.token.get(fresh, fetch)?;
-        Ok(Registration { runner_id: None, credential: token.value })
+        let shared = lock(&self.token).clone().filter(|(_, until)| clock.now() < *until);
+        if let Some((credential, _)) = shared {
+            return Ok(Registration { runner_id: None, credential });
+        }
+        let what = "cannot get a registration token";
+        let request = Request::new(&self.scope, what, Method::POST, "/runners/registration-token");
+        let response = self.http.send(&request, self.http.request_deadline())?;
+        let token: RegistrationToken = self.read(&request, &response)?;
+        let credential = Secret::new(token.token);
+        // Its life is measured by GitHub's clock, if it told: ours may be wrong.
+        let expires = token.expires_at.as_deref().and_then(parse_time);
+        let now = response.date.unwrap_or_else(|| clock.utc());
+        let life = expires.and_then(|expires| expires.duration_since(now + TOKEN_MARGIN).ok());
+        *lock(&self.token) = life.map(|life| (credential.clone(), clock.now() + life));
+        Ok(Registration { runner_id: None, credential })
     }
 
     /// Makes sure that a 404 for one runner is about that runner. GitHub
@@ -276,15 +272,12 @@ impl Client {
     /// then nothing is known about the runner.
     fn confirm_access(&self, scope: &Scope, what: &str, deadline: Instant) -> Result<(), Error> {
         let request = Request::new(scope, what, Method::GET, "/runners?per_page=1");
-        self.ask::<RunnersPage>(&request, deadline).map(|_| ())
+        self.ask::<Page<Id>>(&request, deadline).map(|_| ())
     }
 }
 
-fn credential(request: &Request, value: String) -> Result<Secret, Error> {
-    if value.is_empty() {
-        return Err(Error::Failed(format!("{}: GitHub's answer holds an empty credential", request.what)));
-    }
-    Ok(Secret::new(value))
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl GitHub for Client {
@@ -293,7 +286,7 @@ impl GitHub for Client {
     }
 
     fn register(&self, name: &str) -> Result<Registration, Error> {
-        match self.registration {
+        match self.config.registration {
             RegistrationMode::Jit => self.register_jit(name),
             RegistrationMode::Token => self.registration_token(),
         }
@@ -304,7 +297,7 @@ impl GitHub for Client {
     }
 
     fn runner_by_name(&self, scope: &Scope, name: &str) -> Result<Option<Runner>, Error> {
-        let what = format!("cannot look up the runner {}", one_line(name));
+        let what = format!("cannot look up the runner {}", one_line(name, 100));
         let found = self.list_runners(scope, &what, &format!("/runners?name={}", encode(name)))?;
         Ok(found.into_iter().find(|runner| runner.name == name))
     }
@@ -357,17 +350,10 @@ impl GitHub for Client {
         let what = "cannot find out the newest version of the runner";
         let request = Request::new(&self.scope, what, Method::GET, "/runners/downloads");
         let downloads: Vec<Download> = self.ask(&request, self.http.request_deadline())?;
-        Ok(downloads.iter().find(|d| d.os == "win" && d.architecture == "x64").and_then(Download::version))
+        Ok(downloads.iter().find_map(Download::version).map(str::to_owned))
     }
 
     fn token_expires(&self) -> Option<SystemTime> {
         self.http.pat.expires()
     }
-}
-
-#[derive(Clone)]
-struct Token {
-    value: Secret,
-    /// `None`: for this once, since its life is not known.
-    shared_until: Option<Instant>,
 }

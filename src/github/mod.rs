@@ -2,13 +2,12 @@
 //! are, remove one.
 
 pub mod client;
+pub mod clock;
 mod http;
 mod pat;
 mod rate_limit;
 mod refusal;
 pub mod scope;
-mod single_flight;
-pub mod time;
 mod wire;
 
 use crate::secret::Secret;

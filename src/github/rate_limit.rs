@@ -4,7 +4,8 @@
 //! <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit>
 
 use super::Error;
-use super::time::{Clock, time_of_day};
+use super::clock::Clock;
+use crate::date::timestamp;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ureq::http::HeaderMap;
@@ -25,24 +26,19 @@ pub(super) struct RateLimit {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     /// When requests may be sent again.
-    pause: Option<Pause>,
+    until: Instant,
+    /// The same for errors, where it must not change with every request.
+    why: String,
     /// How many limits that did not say how long came one after the other.
     strikes: u32,
 }
 
-#[derive(Clone, Copy)]
-struct Pause {
-    until: Instant,
-    /// The same as a time of day, so that it reads the same in every error.
-    until_utc: SystemTime,
-}
-
 impl RateLimit {
     pub fn new(clock: Arc<dyn Clock>) -> RateLimit {
-        RateLimit { clock, state: Mutex::default() }
+        let state = State { until: clock.now(), why: String::new(), strikes: 0 };
+        RateLimit { clock, state: Mutex::new(state) }
     }
 
     /// Whether a request may be sent now.
@@ -51,10 +47,8 @@ impl RateLimit {
     /// [`Error::RateLimited`] when not.
     pub fn check(&self) -> Result<(), Error> {
         let now = self.clock.now();
-        match self.state().pause {
-            Some(pause) if pause.until > now => Err(pause.error(now)),
-            _ => Ok(()),
-        }
+        let state = self.state();
+        if state.until > now { Err(state.error(now)) } else { Ok(()) }
     }
 
     /// Holds back all requests if a response says that a limit is used up.
@@ -88,7 +82,7 @@ impl RateLimit {
 
         let now = self.clock.now();
         let mut state = self.state();
-        let paused = state.pause.is_some_and(|pause| pause.until > now);
+        let paused = state.until > now;
         let wait = match told {
             Some(wait) => wait,
             None if limited => {
@@ -106,17 +100,15 @@ impl RateLimit {
             }
         };
         let wait = wait.clamp(Duration::from_secs(1), MAX_WAIT);
-        let pause = match state.pause {
-            Some(pause) if pause.until >= now + wait => pause,
-            _ => Pause { until: now + wait, until_utc: self.clock.utc() + wait },
-        };
-        state.pause = Some(pause);
-        drop(state);
-        let error = pause.error(now);
-        if !paused {
-            log::warn!("{error}; GitHub answered {status} {message}");
+        if now + wait > state.until {
+            let time = &timestamp(self.clock.utc() + wait)[11..19];
+            state.until = now + wait;
+            state.why = format!("GitHub's rate limit is used up until {time} UTC");
         }
-        if limited { Err(error) } else { Ok(()) }
+        if !paused {
+            log::warn!("{}; GitHub answered {status} {message}", state.why);
+        }
+        if limited { Err(state.error(now)) } else { Ok(()) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -124,9 +116,8 @@ impl RateLimit {
     }
 }
 
-impl Pause {
+impl State {
     fn error(&self, now: Instant) -> Error {
-        let why = format!("GitHub's rate limit is used up until {} UTC", time_of_day(self.until_utc));
-        Error::RateLimited { retry_after: self.until - now, why }
+        Error::RateLimited { retry_after: self.until - now, why: self.why.clone() }
     }
 }

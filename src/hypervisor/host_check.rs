@@ -1,12 +1,12 @@
 //! Whether this host can run the pool: facts from `check-host.ps1`, turned
 //! into findings that a person can act on.
 
+use super::NOT_WINDOWS;
 use super::powershell::{PowerShell, Script};
-use super::{Error, NOT_WINDOWS};
 use crate::config::{DiskMode, HyperVConfig, PoolConfig};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::json;
 use std::fmt;
-use std::time::Duration;
 
 /// What is set aside for each VM when disks are differencing: what a job
 /// writes. GitHub's own runners promise 14 GB of free space to a job; most
@@ -57,45 +57,23 @@ impl fmt::Display for Finding {
             Severity::Warning => "warning",
             Severity::Fault => "fault",
         };
-        write!(f, "{severity}: {}", self.text)
+        write!(f, "{severity:7}  {}", self.text)
     }
 }
 
 /// Checks the host. If it cannot even be checked, that is the one finding.
-///
-/// The script is killed after `deadline`; the usual one is in
-/// [`Deadlines`](super::hyperv::Deadlines).
-pub fn run(
-    powershell: &PowerShell,
-    settings: &HyperVConfig,
-    pool: &PoolConfig,
-    deadline: Duration,
-) -> Vec<Finding> {
-    match facts(powershell, settings, deadline) {
+pub fn run(powershell: &PowerShell, settings: &HyperVConfig, pool: &PoolConfig) -> Vec<Finding> {
+    let request = json!({
+        "templatePath": settings.template_path.to_string_lossy(),
+        "storagePath": settings.storage_path.to_string_lossy(),
+        "switch": settings.switch,
+        "host": settings.host(),
+        "port": settings.port,
+    });
+    match powershell.run(Script::CHECK_HOST, &request, &[], None) {
         Ok(facts) => findings(&facts, settings, pool),
-        Err(e) => vec![Finding::fault(format!("The host cannot be checked: {e}"))],
+        Err(error) => vec![Finding::fault(format!("The host cannot be checked: {error}"))],
     }
-}
-
-fn facts(powershell: &PowerShell, settings: &HyperVConfig, deadline: Duration) -> Result<HostFacts, Error> {
-    let request = CheckHost {
-        template_path: settings.template_path.to_string_lossy().into_owned(),
-        storage_path: settings.storage_path.to_string_lossy().into_owned(),
-        switch: &settings.switch,
-        host: settings.host(),
-        port: settings.port,
-    };
-    powershell.run(Script::CheckHost, &request, &[], deadline, None)
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct CheckHost<'a> {
-    template_path: String,
-    storage_path: String,
-    switch: &'a str,
-    host: String,
-    port: u16,
 }
 
 /// The answer of `check-host.ps1`.
@@ -328,10 +306,12 @@ fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Source;
     use serde_json::Value;
 
     fn settings() -> HyperVConfig {
-        let usual = crate::hypervisor::hyperv::tests::settings();
+        let source = Source::new([], std::env::current_dir().unwrap());
+        let usual = source.load_with(b"USE_MOCK=true").unwrap().config.hyperv;
         HyperVConfig { template_path: r"C:\p\t.vhdx".into(), storage_path: r"C:\p\storage".into(), ..usual }
     }
 

@@ -9,14 +9,17 @@
 //! one for the monitor. A queue would make the time of a call depend on the
 //! other slots; `MAX_CONCURRENT_CREATES` is the pool's affair.
 
-use super::identity::{Marks, hash, owned_by, pool_identity, same_path, text};
+use super::identity::{hash, owned_by, pool_identity, same_path, text};
 use super::powershell::{PowerShell, Script};
 use super::{Error, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite};
 use crate::config::{DiskMode, HyperVConfig};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use crate::text::one_line;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -28,34 +31,8 @@ impl HyperVConfig {
     }
 }
 
-/// After how long an operation is cut off and its processes are killed.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
-    /// Create, with a differencing disk.
-    pub create: Duration,
-    /// Create, copying the template: tens of gigabytes.
-    pub create_copy: Duration,
-    /// Destroy. Turning a VM off and deleting a disk take seconds; a disk may
-    /// stay locked for a while.
-    pub destroy: Duration,
-    /// List.
-    pub list: Duration,
-    /// The check of the host. Reading all rules of its firewall can take a
-    /// minute.
-    pub check: Duration,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Deadlines {
-            create: Duration::from_secs(300),
-            create_copy: Duration::from_secs(1800),
-            destroy: Duration::from_secs(300),
-            list: Duration::from_secs(60),
-            check: Duration::from_secs(180),
-        }
-    }
-}
+/// After how long copying a template of tens of gigabytes is cut off.
+const COPY_DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Returns the template's present path, or why it is unknown.
 pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
@@ -63,10 +40,11 @@ pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
 /// The Hyper-V of this machine.
 pub struct HyperV {
     settings: HyperVConfig,
-    template_path: Box<TemplatePath>,
+    /// Asked before each creation, so that a new template is taken without a
+    /// restart. At first, what the settings say.
+    pub template_path: Box<TemplatePath>,
     pool: String,
-    powershell: PowerShell,
-    deadlines: Deadlines,
+    powershell: Arc<PowerShell>,
     creating_stopped: AtomicBool,
 }
 
@@ -74,35 +52,12 @@ impl HyperV {
     /// Starts nothing yet.
     ///
     /// # Errors
-    /// When a path of the settings is not Unicode.
-    pub fn new(settings: HyperVConfig, powershell: PowerShell) -> Result<HyperV, Error> {
-        text(&settings.template_path)?;
+    /// When the path of the storage folder is not Unicode.
+    pub fn new(settings: HyperVConfig, powershell: Arc<PowerShell>) -> Result<HyperV, Error> {
         let pool = pool_identity(&settings.storage_path)?;
         let configured = settings.template_path.clone();
-        Ok(HyperV {
-            settings,
-            template_path: Box::new(move || Ok(configured.clone())),
-            pool,
-            powershell,
-            deadlines: Deadlines::default(),
-            creating_stopped: AtomicBool::new(false),
-        })
-    }
-
-    /// The same, but asks `template_path` before each creation where the
-    /// template is, so that a new one is taken without a restart.
-    pub fn with_template_path(self, template_path: Box<TemplatePath>) -> HyperV {
-        HyperV { template_path, ..self }
-    }
-
-    /// The same with other deadlines.
-    pub fn with_deadlines(self, deadlines: Deadlines) -> HyperV {
-        HyperV { deadlines, ..self }
-    }
-
-    /// How many PowerShell processes have been started: one for each call.
-    pub fn processes(&self) -> u64 {
-        self.powershell.processes()
+        let template_path = Box::new(move || Ok(configured.clone()));
+        Ok(HyperV { settings, template_path, pool, powershell, creating_stopped: AtomicBool::new(false) })
     }
 
     /// The path of a VM's disk.
@@ -120,8 +75,7 @@ impl HyperV {
 
     /// Whether a VM of the host is the pool's, and which.
     fn recognize(&self, fact: VmFact) -> Option<Vm> {
-        let marks = Marks { name: &fact.name, notes: &fact.notes, disks: &fact.disks };
-        let (id, notes) = owned_by(&self.pool, marks, cfg!(windows))?;
+        let (id, notes) = owned_by(&self.pool, &fact.name, &fact.notes, &fact.disks, cfg!(windows))?;
         if let Err(e) = self.disk_path(&id) {
             log::warn!("a VM is left alone although it is marked as this pool's: {e}");
             return None;
@@ -130,11 +84,7 @@ impl HyperV {
             id,
             power: power(&fact.state),
             uptime: Duration::from_secs(fact.uptime_seconds),
-            heartbeat: match fact.heartbeat.as_deref() {
-                Some("ok") => Heartbeat::Ok,
-                Some("lost") => Heartbeat::Lost,
-                _ => Heartbeat::Unknown,
-            },
+            heartbeat: fact.heartbeat.unwrap_or(Heartbeat::Unknown),
             guest: guest_word(fact.guest),
             notes,
         })
@@ -152,7 +102,7 @@ impl HyperV {
     /// For fuzzing: what [`Hypervisor::list`] makes of the output of its script.
     #[cfg(fuzzing)]
     pub fn inventory_of(&self, stdout: &str) -> Option<Inventory> {
-        let (answer, _) = super::powershell::fuzzing::read(stdout)?;
+        let (answer, _) = super::powershell::reply::find_answer(stdout)?;
         serde_json::from_value(answer).ok().map(|facts| self.inventory(facts))
     }
 }
@@ -171,74 +121,57 @@ impl Hypervisor for HyperV {
         let template_path = (self.template_path)().map_err(|e| {
             Error(format!("{} is not created, because the path of the template is unknown: {e}", vm.id))
         })?;
-        let request = CreateVm {
-            name: &vm.id.name,
-            incarnation: &vm.id.incarnation,
-            notes: serde_json::to_string(&vm.notes)
-                .map_err(|e| Error(format!("the Notes for {} cannot be written: {e}", vm.id)))?,
-            template_path: text(&template_path)?,
-            disk_path: self.disk_path(&vm.id)?,
-            disk_mode: settings.disk_mode,
-            memory_mb: settings.memory_mb,
-            memory_maximum_mb: settings.memory_max_mb.unwrap_or(0),
-            cpu_count: settings.cpu_count,
-            switch: &settings.switch,
-            secure_boot_template: &settings.secure_boot,
-            nested_virtualization: settings.nested_virtualization,
-            host: settings.host(),
-            port: settings.port,
-            secret: vm.secret.expose(),
-        };
-        let deadline = match settings.disk_mode {
-            DiskMode::Differencing => self.deadlines.create,
-            DiskMode::Copy => self.deadlines.create_copy,
-        };
-        let created: Created = self.powershell.run(
-            Script::CreateVm,
-            &request,
-            &[&vm.secret],
-            deadline,
-            Some(&self.creating_stopped),
-        )?;
-        log::debug!("{} is to reach the pool at {}", vm.id, created.url);
+        let request = json!({
+            "name": vm.id.name,
+            "incarnation": vm.id.incarnation,
+            "notes": json!(vm.notes).to_string(),
+            "templatePath": text(&template_path)?,
+            "diskPath": self.disk_path(&vm.id)?,
+            "diskMode": settings.disk_mode,
+            "memoryMB": settings.memory_mb,
+            "memoryMaximumMB": settings.memory_max_mb.unwrap_or(0),
+            "cpuCount": settings.cpu_count,
+            "switch": settings.switch,
+            "secureBootTemplate": settings.secure_boot,
+            "nestedVirtualization": settings.nested_virtualization,
+            "host": settings.host(),
+            "port": settings.port,
+            "secret": vm.secret.expose(),
+        });
+        let mut script = Script::CREATE_VM;
+        if settings.disk_mode == DiskMode::Copy {
+            script.deadline = COPY_DEADLINE;
+        }
+        let created: Value =
+            self.powershell.run(script, &request, &[&vm.secret], Some(&self.creating_stopped))?;
+        log::debug!("{} is to reach the pool at {}", vm.id, created["url"]);
         Ok(())
     }
 
     fn destroy(&self, vm: &VmId) -> Result<(), Error> {
-        let request = DestroyVm {
-            name: &vm.name,
-            incarnation: &vm.incarnation,
-            pool: &self.pool,
-            disk_path: self.disk_path(vm)?,
-        };
-        let Done {} = self.powershell.run(Script::DestroyVm, &request, &[], self.deadlines.destroy, None)?;
-        Ok(())
+        let request = json!({
+            "name": vm.name,
+            "incarnation": vm.incarnation,
+            "pool": self.pool,
+            "diskPath": self.disk_path(vm)?,
+        });
+        self.powershell.run(Script::DESTROY_VM, &request, &[], None).map(|_: IgnoredAny| ())
     }
 
     fn fingerprint(&self) -> Option<String> {
         let path = (self.template_path)().ok()?;
         let template = fs::metadata(&path).ok()?;
         let written = template.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-        // Names every field, so that whoever adds a setting decides whether it counts.
-        let HyperVConfig {
-            disk_mode,
-            memory_mb,
-            memory_max_mb,
-            cpu_count,
-            switch,
-            secure_boot,
-            nested_virtualization,
-            template_path: _,
-            storage_path: _,
-            orchestrator_ip: _,
-            port: _,
-        } = &self.settings;
-        let made_of = serde_json::to_vec(&(
-            (path, template.len(), written),
-            (disk_mode, memory_mb, memory_max_mb, cpu_count),
-            (switch, secure_boot, nested_virtualization),
-        ));
-        Some(hash(&made_of.ok()?, 16))
+        // A setting that is added counts too, unless it is left out here.
+        let made_of = HyperVConfig {
+            template_path: path,
+            storage_path: PathBuf::new(),
+            orchestrator_ip: None,
+            port: 0,
+            ..self.settings.clone()
+        };
+        let made_of = serde_json::to_vec(&(made_of, template.len(), written)).ok()?;
+        Some(hash(&made_of, 16))
     }
 
     fn stop_creating(&self) {
@@ -246,9 +179,8 @@ impl Hypervisor for HyperV {
     }
 
     fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error> {
-        let request =
-            ListVms { storage_path: &self.pool, writes: writes.iter().map(WriteVm::from).collect() };
-        let facts = self.powershell.run(Script::ListVms, &request, &[], self.deadlines.list, None)?;
+        let request = json!({ "storagePath": self.pool, "writes": writes });
+        let facts = self.powershell.run(Script::LIST_VMS, &request, &[], None)?;
         Ok(self.inventory(facts))
     }
 }
@@ -257,11 +189,10 @@ impl Hypervisor for HyperV {
 /// its guest say anything: nonsense fails no list, and what it says fits in one
 /// place in one line of the log.
 fn guest_word(fact: Value) -> Option<GuestWord> {
-    let printable = |text: String| text.chars().filter(|c| !c.is_control()).take(200).collect::<String>();
     let word: GuestWord = serde_json::from_value(fact).ok()?;
     Some(GuestWord {
-        stage: printable(word.stage),
-        last_error: word.last_error.map(printable).filter(|error| !error.is_empty()),
+        stage: one_line(&word.stage, 200),
+        last_error: word.last_error.map(|error| one_line(&error, 200)).filter(|error| !error.is_empty()),
         worker: word.worker,
     })
 }
@@ -285,74 +216,6 @@ fn power(state: &str) -> Power {
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct CreateVm<'a> {
-    name: &'a str,
-    incarnation: &'a str,
-    notes: String,
-    template_path: String,
-    disk_path: String,
-    disk_mode: DiskMode,
-    #[serde(rename = "memoryMB")]
-    memory_mb: u64,
-    #[serde(rename = "memoryMaximumMB")]
-    memory_maximum_mb: u64,
-    cpu_count: u32,
-    switch: &'a str,
-    secure_boot_template: &'a str,
-    nested_virtualization: bool,
-    host: String,
-    port: u16,
-    secret: &'a str,
-}
-
-#[derive(Deserialize)]
-struct Created {
-    url: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DestroyVm<'a> {
-    name: &'a str,
-    incarnation: &'a str,
-    pool: &'a str,
-    disk_path: String,
-}
-
-#[derive(Deserialize)]
-struct Done {}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ListVms<'a> {
-    storage_path: &'a str,
-    writes: Vec<WriteVm<'a>>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct WriteVm<'a> {
-    name: &'a str,
-    incarnation: &'a str,
-    job_started: Option<u64>,
-    retire: bool,
-    forget_jit_config: bool,
-}
-
-impl<'a> From<&'a VmWrite> for WriteVm<'a> {
-    fn from(write: &'a VmWrite) -> WriteVm<'a> {
-        WriteVm {
-            name: &write.vm.name,
-            incarnation: &write.vm.incarnation,
-            job_started: write.job_started,
-            retire: write.retire,
-            forget_jit_config: write.forget_jit_config,
-        }
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Facts {
@@ -369,16 +232,16 @@ struct VmFact {
     uptime_seconds: u64,
     notes: String,
     disks: Vec<String>,
-    heartbeat: Option<String>,
+    heartbeat: Option<Heartbeat>,
     /// A [`GuestWord`](super::GuestWord), if it is in order.
     #[serde(default)]
     guest: Value,
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::config::Source;
 
     #[test]
     fn only_states_that_a_vm_does_not_leave_by_itself_are_off() {
@@ -412,27 +275,14 @@ pub(super) mod tests {
         }
         let word =
             guest_word(json!({"stage": "a\nb", "lastError": "e".repeat(5000), "worker": false})).unwrap();
-        assert_eq!((word.stage.as_str(), word.last_error.unwrap().len()), ("ab", 200));
-    }
-
-    pub fn settings() -> HyperVConfig {
-        HyperVConfig {
-            template_path: "/p/template.vhdx".into(),
-            storage_path: "/p/storage".into(),
-            disk_mode: DiskMode::Differencing,
-            memory_mb: 4096,
-            memory_max_mb: None,
-            cpu_count: 2,
-            switch: "Default Switch".into(),
-            secure_boot: "MicrosoftWindows".into(),
-            nested_virtualization: false,
-            orchestrator_ip: None,
-            port: 8080,
-        }
+        assert_eq!((word.stage.as_str(), word.last_error.unwrap().len()), ("a b", 203));
     }
 
     fn hyperv() -> HyperV {
-        HyperV::new(settings(), PowerShell::new("powershell".into()).unwrap()).unwrap()
+        let source = Source::new([], std::env::current_dir().unwrap());
+        let usual = source.load_with(b"USE_MOCK=true").unwrap().config.hyperv;
+        let settings = HyperVConfig { storage_path: "/p/storage".into(), ..usual };
+        HyperV::new(settings, Arc::new(PowerShell::new("powershell".into()).unwrap())).unwrap()
     }
 
     #[test]
@@ -462,6 +312,5 @@ pub(super) mod tests {
             };
             assert_eq!(hyperv.recognize(fact), None, "{vm}");
         }
-        assert_eq!(hyperv.processes(), 0);
     }
 }

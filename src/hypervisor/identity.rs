@@ -5,6 +5,7 @@
 //! `tests/data/ownership.json` has the cases to which both are held.
 
 use super::{Error, Notes, VmId, machine};
+use crate::secret::encode_hex;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -25,24 +26,13 @@ pub fn pool_identity(storage_path: &Path) -> Result<String, Error> {
 /// # Errors
 /// When the path is not Unicode.
 pub fn pool_tag(storage_path: &Path) -> Result<String, Error> {
-    Ok(tag([&machine::id(), &machine::name()], &pool_identity(storage_path)?, cfg!(windows)))
+    Ok(tag(&machine::id_and_name(), &pool_identity(storage_path)?, cfg!(windows)))
 }
 
-fn tag(machine: [&str; 2], pool: &str, windows: bool) -> String {
+fn tag([id, name]: &[String; 2], pool: &str, windows: bool) -> String {
     let pool = if windows { pool.to_lowercase() } else { pool.to_owned() };
     // NUL can be in none of the three.
-    hash(format!("{}\0{}\0{pool}", machine[0], machine[1]).as_bytes(), 8)
-}
-
-/// What Hyper-V says of a VM that tells whose it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Marks<'a> {
-    /// The VM's name.
-    pub name: &'a str,
-    /// The VM's Notes.
-    pub notes: &'a str,
-    /// The paths of its disks.
-    pub disks: &'a [String],
+    hash(format!("{id}\0{name}\0{pool}").as_bytes(), 8)
 }
 
 /// The part of the Notes that says whose a VM is.
@@ -60,14 +50,20 @@ struct Mark {
 ///   its disk and getting its Notes: it is attached to a disk that lies
 ///   directly in the storage folder and bears the name that this VM's disk
 ///   would have.
-pub(super) fn owned_by(pool: &str, vm: Marks<'_>, windows: bool) -> Option<(VmId, Option<Notes>)> {
-    if let Ok(mark) = serde_json::from_str::<Mark>(vm.notes) {
-        let id = VmId { name: vm.name.to_owned(), incarnation: mark.incarnation };
+pub(super) fn owned_by(
+    pool: &str,
+    name: &str,
+    notes: &str,
+    disks: &[String],
+    windows: bool,
+) -> Option<(VmId, Option<Notes>)> {
+    if let Ok(mark) = serde_json::from_str::<Mark>(notes) {
+        let id = VmId { name: name.to_owned(), incarnation: mark.incarnation };
         let ours = same_path(&mark.pool, pool, windows);
-        return ours.then(|| (id, serde_json::from_str(vm.notes).ok()));
+        return ours.then(|| (id, serde_json::from_str(notes).ok()));
     }
-    let mut disks = vm.disks.iter().filter_map(|disk| vm_of_disk(pool, disk, windows));
-    disks.find(|id| id.name == vm.name).map(|id| (id, None))
+    let mut of_disks = disks.iter().filter_map(|disk| vm_of_disk(pool, disk, windows));
+    of_disks.find(|id| id.name == name).map(|id| (id, None))
 }
 
 /// The VM for which a disk was made, if it lies directly in the storage folder.
@@ -79,8 +75,7 @@ fn vm_of_disk(pool: &str, disk: &str, windows: bool) -> Option<VmId> {
 
 /// The first `digits` hex digits of a SHA-256.
 pub(super) fn hash(bytes: &[u8], digits: usize) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    hex[..digits].to_owned()
+    encode_hex(&Sha256::digest(bytes))[..digits].to_owned()
 }
 
 /// Whether two absolute paths name the same file or folder, by their text.
@@ -139,8 +134,7 @@ mod tests {
             }
             let notes = notes.as_str().map_or_else(|| notes.to_string(), str::to_owned);
             let disks: Vec<String> = case.disks.iter().map(|disk| fill(disk)).collect();
-            let vm = Marks { name: &case.name, notes: &notes, disks: &disks };
-            let found = owned_by(storage, vm, true).map(|(id, _)| id);
+            let found = owned_by(storage, &case.name, &notes, &disks, true).map(|(id, _)| id);
             assert_eq!(found.as_ref() == Some(&expected), case.ours, "{}: {found:?}", case.about);
         }
     }
@@ -155,9 +149,9 @@ mod tests {
 
     #[test]
     fn a_tag_is_the_same_at_every_start_and_differs_by_machine_and_folder() {
-        let first = tag(["id", "HOST"], r"C:\p\storage", true);
+        let first = tag(&["id", "HOST"].map(String::from), r"C:\p\storage", true);
         assert!(first.len() == 8 && first.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
-        assert_eq!(tag(["id", "HOST"], r"c:\P\Storage", true), first);
+        assert_eq!(tag(&["id", "HOST"].map(String::from), r"c:\P\Storage", true), first);
         for (machine, pool, windows) in [
             (["other", "HOST"], r"C:\p\storage", true),
             // A clone of the host's disk, renamed.
@@ -165,13 +159,13 @@ mod tests {
             (["id", "HOST"], r"C:\p\storage2", true),
             (["id", "HOST"], r"C:\p\storage", false),
         ] {
-            assert_ne!(tag(machine, pool, windows), first, "{machine:?} {pool} {windows}");
+            assert_ne!(tag(&machine.map(String::from), pool, windows), first, "{machine:?} {pool} {windows}");
         }
 
         let tag_of = |path: &str| pool_tag(Path::new(path)).unwrap();
         assert_eq!(tag_of("/p/storage/"), tag_of("/p/storage"));
         assert_ne!(tag_of("/p/storage"), tag_of("/p/storage2"));
-        assert!(!machine::name().is_empty());
+        assert!(!machine::id_and_name()[1].is_empty());
     }
 
     #[test]

@@ -1,33 +1,20 @@
 //! What tells this machine from all others.
 
-/// The id that the system was given when it was installed; empty if it has
-/// none. Clones of one disk share it.
+/// The id that the system was given when it was installed, which clones of one
+/// disk share, and the computer's name. Empty where it cannot be found out.
 #[cfg(windows)]
-pub(super) fn id() -> String {
-    registry(r"SOFTWARE\Microsoft\Cryptography", "MachineGuid")
-}
-
-/// The computer's name; empty if it cannot be found out.
-#[cfg(windows)]
-pub(super) fn name() -> String {
-    registry(r"SYSTEM\CurrentControlSet\Control\ComputerName\ActiveComputerName", "ComputerName")
+pub(super) fn id_and_name() -> [String; 2] {
+    [
+        registry(r"SOFTWARE\Microsoft\Cryptography", "MachineGuid"),
+        registry(r"SYSTEM\CurrentControlSet\Control\ComputerName\ActiveComputerName", "ComputerName"),
+    ]
 }
 
 /// As on Windows: <https://www.freedesktop.org/software/systemd/man/latest/machine-id.html>
 #[cfg(not(windows))]
-pub(super) fn id() -> String {
-    line("/etc/machine-id")
-}
-
-/// The computer's name; empty if it cannot be found out.
-#[cfg(not(windows))]
-pub(super) fn name() -> String {
-    line("/proc/sys/kernel/hostname")
-}
-
-#[cfg(not(windows))]
-fn line(file: &str) -> String {
-    std::fs::read_to_string(file).unwrap_or_default().trim().to_owned()
+pub(super) fn id_and_name() -> [String; 2] {
+    ["/etc/machine-id", "/proc/sys/kernel/hostname"]
+        .map(|file| std::fs::read_to_string(file).unwrap_or_default().trim().to_owned())
 }
 
 /// A text under `HKEY_LOCAL_MACHINE`; empty if it is not there.

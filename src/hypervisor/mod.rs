@@ -57,9 +57,11 @@ pub trait Hypervisor: Send + Sync {
 }
 
 /// What the pool has to write to a running VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct VmWrite {
     /// To which VM.
+    #[serde(flatten)]
     pub vm: VmId,
     /// Into its Notes: its uptime in seconds at the first sign of its job.
     pub job_started: Option<u64>,
@@ -173,13 +175,15 @@ pub struct Vm {
 /// Whether Hyper-V hears the guest's heartbeat service.
 ///
 /// <https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-heartbeatcomponent>
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Heartbeat {
     /// It does.
     Ok,
     /// It did, and does no more.
     Lost,
     /// It has not yet, or the host did not tell.
+    #[serde(other)]
     Unknown,
 }
 

@@ -18,22 +18,22 @@
 //! every round of the monitor cleans up.
 
 mod process;
+#[cfg(not(fuzzing))]
 mod reply;
+#[cfg(fuzzing)]
+pub mod reply;
 mod script_dir;
 
 use super::{Error, NOT_WINDOWS};
 use crate::secret::Secret;
-use process::{Ended, STDOUT_LIMIT, run_process};
-#[cfg(fuzzing)]
-pub use reply::fuzzing;
-use reply::{ascii_json, find_answer, quote, readable_stderr, redact};
+use process::{STDOUT_LIMIT, run_process};
+use reply::{ascii_json, find_answer, quote, redact};
 use script_dir::ScriptDir;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,47 +41,32 @@ use std::time::Duration;
 const SECRET_VARIABLES: [&str; 2] = ["GITHUB_PAT", "WEBHOOK_SECRET"];
 
 /// An embedded script.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Script {
-    /// Makes and starts a VM.
-    CreateVm,
-    /// Removes a VM and its disk.
-    DestroyVm,
-    /// Lists all VMs of the host, and the disks in the storage folder.
-    ListVms,
-    /// Gathers facts about the host.
-    CheckHost,
+#[derive(Clone, Copy)]
+pub struct Script {
+    /// As errors and the log have it.
+    name: &'static str,
+    text: &'static str,
+    /// After how long it is killed.
+    pub deadline: Duration,
 }
 
 impl Script {
-    const ALL: [Script; 4] = [Script::CreateVm, Script::DestroyVm, Script::ListVms, Script::CheckHost];
+    const ALL: [Script; 4] = [Script::CREATE_VM, Script::DESTROY_VM, Script::LIST_VMS, Script::CHECK_HOST];
+    /// Makes and starts a VM.
+    pub const CREATE_VM: Script = Script::new("create-vm", include_str!("../scripts/create-vm.ps1"), 300);
+    /// Removes a VM and its disk. That takes seconds, but a disk may stay locked for a while.
+    pub const DESTROY_VM: Script = Script::new("destroy-vm", include_str!("../scripts/destroy-vm.ps1"), 300);
+    /// Lists all VMs of the host, and the disks in the storage folder.
+    pub const LIST_VMS: Script = Script::new("list-vms", include_str!("../scripts/list-vms.ps1"), 60);
+    /// Gathers facts about the host. Reading all rules of its firewall can take a minute.
+    pub const CHECK_HOST: Script = Script::new("check-host", include_str!("../scripts/check-host.ps1"), 180);
 
-    /// The script's name, as errors and the log have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Script::CreateVm => "create-vm",
-            Script::DestroyVm => "destroy-vm",
-            Script::ListVms => "list-vms",
-            Script::CheckHost => "check-host",
-        }
+    const fn new(name: &'static str, text: &'static str, seconds: u64) -> Script {
+        Script { name, text, deadline: Duration::from_secs(seconds) }
     }
 
-    fn file_name(self) -> &'static str {
-        match self {
-            Script::CreateVm => "create-vm.ps1",
-            Script::DestroyVm => "destroy-vm.ps1",
-            Script::ListVms => "list-vms.ps1",
-            Script::CheckHost => "check-host.ps1",
-        }
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Script::CreateVm => include_str!("../scripts/create-vm.ps1"),
-            Script::DestroyVm => include_str!("../scripts/destroy-vm.ps1"),
-            Script::ListVms => include_str!("../scripts/list-vms.ps1"),
-            Script::CheckHost => include_str!("../scripts/check-host.ps1"),
-        }
+    fn file_name(self) -> String {
+        format!("{}.ps1", self.name)
     }
 }
 
@@ -89,7 +74,8 @@ impl Script {
 pub struct PowerShell {
     program: PathBuf,
     scripts: Mutex<ScriptDir>,
-    processes: AtomicU64,
+    /// The longest that any script may take, for tests.
+    pub longest: Duration,
 }
 
 impl PowerShell {
@@ -100,7 +86,7 @@ impl PowerShell {
     /// # Errors
     /// When the scripts cannot be written.
     pub fn new(program: PathBuf) -> Result<PowerShell, Error> {
-        Ok(PowerShell { program, scripts: Mutex::new(ScriptDir::new()?), processes: AtomicU64::new(0) })
+        Ok(PowerShell { program, scripts: Mutex::new(ScriptDir::new()?), longest: Duration::MAX })
     }
 
     /// Where PowerShell is: on Windows,
@@ -131,11 +117,6 @@ impl PowerShell {
             .ok_or_else(|| Error(NOT_WINDOWS.into()))
     }
 
-    /// How many processes have been started so far.
-    pub fn processes(&self) -> u64 {
-        self.processes.load(Ordering::Relaxed)
-    }
-
     /// Runs `script` with `request` as its input, and returns its answer. Once
     /// `cancel` is true, the script is killed as at its deadline.
     ///
@@ -147,13 +128,11 @@ impl PowerShell {
     pub fn run<A: DeserializeOwned>(
         &self,
         script: Script,
-        request: &impl Serialize,
+        request: &Value,
         secrets: &[&Secret],
-        deadline: Duration,
         cancel: Option<&AtomicBool>,
     ) -> Result<A, Error> {
-        let failed = |why: String| Error(redact(&format!("{} failed: {why}", script.name()), secrets));
-        let input = ascii_json(request).map_err(|e| failed(format!("its input cannot be written: {e}")))?;
+        let failed = |why: String| Error(redact(format!("{} failed: {why}", script.name), secrets));
         let path = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).verified(script)?;
 
         let mut command = Command::new(&self.program);
@@ -174,11 +153,11 @@ impl PowerShell {
             command.env_remove("PSModulePath");
         }
 
-        self.processes.fetch_add(1, Ordering::Relaxed);
-        let output = run_process(command, input, deadline, cancel)
+        let deadline = script.deadline.min(self.longest);
+        let output = run_process(command, ascii_json(request), deadline, cancel)
             .map_err(|e| failed(format!("{} cannot be run: {e}", self.program.display())))?;
-        let stdout = redact(&String::from_utf8_lossy(&output.stdout), secrets);
-        let stderr = redact(&readable_stderr(&String::from_utf8_lossy(&output.stderr)), secrets);
+        let stdout = redact(String::from_utf8_lossy(&output.stdout).into_owned(), secrets);
+        let stderr = redact(String::from_utf8_lossy(&output.stderr).into_owned(), secrets);
 
         if output.stdout_overflow {
             return Err(failed(format!("it wrote more than {} MiB", STDOUT_LIMIT >> 20)));
@@ -186,11 +165,7 @@ impl PowerShell {
         // An answer counts even if the process then failed to end in time:
         // the work that it reports is done.
         let Some((answer, noise)) = find_answer(&stdout) else {
-            let mut why = match output.ended {
-                Ended::Deadline => format!("it did not end within {} and was killed", seconds(deadline)),
-                Ended::Canceled => "it was killed because the pool is stopping".to_owned(),
-                Ended::Exit(status) => format!("it ended without an answer ({status})"),
-            };
+            let mut why = output.ended;
             for (stream, text) in [("standard output", &stdout), ("standard error", &stderr)] {
                 if !text.trim().is_empty() {
                     why.push_str(&format!("; {stream}: {}", quote(text)));
@@ -198,11 +173,10 @@ impl PowerShell {
             }
             return Err(failed(why));
         };
-        if !noise.trim().is_empty() {
-            log::debug!("{} also wrote: {}", script.name(), quote(&noise));
-        }
-        if !stderr.trim().is_empty() {
-            log::debug!("{} wrote to standard error: {}", script.name(), quote(&stderr));
+        for (stream, text) in [("standard output", &noise), ("standard error", &stderr)] {
+            if !text.trim().is_empty() {
+                log::debug!("{} also wrote to {stream}: {}", script.name, quote(text));
+            }
         }
 
         if answer.get("ok") == Some(&Value::Bool(true)) {
@@ -212,7 +186,7 @@ impl PowerShell {
         let text = |key| answer.get(key).and_then(Value::as_str);
         let error = quote(text("error").unwrap_or("no reason given"));
         Err(match text("at") {
-            Some(step) => Error(format!("{} failed at {step}: {error}", script.name())),
+            Some(step) => Error(format!("{} failed at {step}: {error}", script.name)),
             None => failed(error),
         })
     }
@@ -221,13 +195,5 @@ impl PowerShell {
 impl std::fmt::Debug for PowerShell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PowerShell").field("program", &self.program).finish_non_exhaustive()
-    }
-}
-
-fn seconds(duration: Duration) -> String {
-    if duration.subsec_millis() == 0 {
-        format!("{} s", duration.as_secs())
-    } else {
-        format!("{:.1} s", duration.as_secs_f64())
     }
 }

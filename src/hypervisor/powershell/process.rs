@@ -1,169 +1,114 @@
 //! One process with its descendants: what it is fed, what it writes, and its
 //! end.
 
+use crossbeam_channel::Receiver;
 use std::io::{self, Read, Write};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How much of a script's standard output is kept; more is a fault.
-pub(super) const STDOUT_LIMIT: usize = 16 * 1024 * 1024;
+pub(super) const STDOUT_LIMIT: u64 = 16 * 1024 * 1024;
 /// How much of its standard error is kept; the rest is dropped.
-const STDERR_LIMIT: usize = 64 * 1024;
-/// How long after the end of a process its pipes may stay open. They stay
-/// open only when something that it started has inherited them.
-const PIPE_GRACE: Duration = Duration::from_secs(1);
-
-/// How a process ended.
-pub(super) enum Ended {
-    /// By itself.
-    Exit(ExitStatus),
-    /// It was killed at its deadline.
-    Deadline,
-    /// It was killed because it was canceled.
-    Canceled,
-}
+const STDERR_LIMIT: u64 = 64 * 1024;
+/// How long the pipes of a dead process are waited for. They stay open only
+/// for something that got out of its process group (Unix only), which must not
+/// hold up the pool.
+const PIPE_GRACE: Duration = Duration::from_secs(5);
 
 /// What a process left.
 pub(super) struct Output {
-    pub(super) ended: Ended,
+    /// How it ended, as an error says it.
+    pub(super) ended: String,
     pub(super) stdout: Vec<u8>,
     pub(super) stdout_overflow: bool,
     pub(super) stderr: Vec<u8>,
 }
 
 /// Runs a process to its end, its deadline, or until `cancel` is true. By the
-/// time this returns nothing of its process tree lives.
+/// time this returns nothing of its process tree lives. Input and both outputs
+/// have a thread each, so that no full pipe can stop another.
 pub(super) fn run_process(
-    mut command: Command,
+    command: Command,
     input: String,
     deadline: Duration,
     cancel: Option<&AtomicBool>,
 ) -> io::Result<Output> {
     let started = Instant::now();
-    tree::prepare(&mut command);
-    let mut child = command.spawn()?;
-    let mut tree = match tree::Tree::of(&mut child) {
-        Ok(tree) => tree,
-        Err(e) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(e);
-        }
+    let mut process = Process::start(command)?;
+    let child = &mut process.child;
+    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(io::Error::other("a standard stream is missing"));
     };
-    let result = converse(&mut child, &tree, input, || {
-        if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-            return Some(Ended::Canceled);
-        }
-        (started.elapsed() >= deadline).then_some(Ended::Deadline)
-    });
-    // Also ends what a process left behind that ended by itself.
-    tree.kill();
-    let _ = child.kill();
-    let exit = child.wait();
-    let (cut_off, stdout, stderr) = result?;
-    let ended = match cut_off {
-        Some(cut_off) => cut_off,
-        None => Ended::Exit(exit?),
-    };
-    // With the tree dead the pipes are at their end, unless something got out
-    // of its process group (Unix only). That must not hold up the pool.
-    let limit = Instant::now() + PIPE_GRACE;
-    let (stdout, stdout_overflow) = stdout.take_by(limit);
-    let (stderr, _) = stderr.take_by(limit);
-    Ok(Output { ended, stdout, stdout_overflow, stderr })
-}
-
-/// Feeds the process and reads from it until it ends (`None`) or `cut_off`
-/// says that it must. Input and both outputs have a thread each, so that no
-/// full pipe can stop another.
-fn converse(
-    child: &mut Child,
-    tree: &tree::Tree,
-    input: String,
-    cut_off: impl Fn() -> Option<Ended>,
-) -> io::Result<(Option<Ended>, Capture, Capture)> {
-    let missing = || io::Error::other("a standard stream is missing");
-    let stdout = Capture::start(child.stdout.take().ok_or_else(missing)?, STDOUT_LIMIT)?;
-    let stderr = Capture::start(child.stderr.take().ok_or_else(missing)?, STDERR_LIMIT)?;
-    let mut stdin = child.stdin.take().ok_or_else(missing)?;
+    let stdout = read_to_end(stdout, STDOUT_LIMIT)?;
+    let stderr = read_to_end(stderr, STDERR_LIMIT)?;
     thread::Builder::new().name("powershell-input".into()).spawn(move || {
         // A process that ends without reading its input says why by itself.
-        let _ = stdin.write_all(input.as_bytes()).and_then(|()| stdin.flush());
+        let _ = stdin.write_all(input.as_bytes());
     })?;
 
     // std can wait for a process, but not until a time; PowerShell takes
     // longer than any of these pauses to start.
     let mut pause = Duration::from_millis(1);
-    let mut ended_at = None;
-    loop {
-        if ended_at.is_none() && tree.root_has_ended(child)? {
-            ended_at = Some(Instant::now());
+    let ended = loop {
+        if let Some(status) = child.try_wait()? {
+            break format!("it ended without an answer ({status})");
         }
-        if let Some(at) = ended_at
-            && (at.elapsed() >= PIPE_GRACE || stdout.at_end() && stderr.at_end())
-        {
-            return Ok((None, stdout, stderr));
+        if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            break "it was killed because the pool is stopping".to_owned();
         }
-        if ended_at.is_none()
-            && let Some(ended) = cut_off()
-        {
-            return Ok((Some(ended), stdout, stderr));
+        if started.elapsed() >= deadline {
+            break format!("it did not end within {deadline:?} and was killed");
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
+    };
+    // Also ends what a process left behind that ended by itself.
+    drop(process);
+    let (stdout, stdout_overflow) = stdout.recv_timeout(PIPE_GRACE).unwrap_or_default();
+    let (stderr, _) = stderr.recv_timeout(PIPE_GRACE).unwrap_or_default();
+    Ok(Output { ended, stdout, stdout_overflow, stderr })
+}
+
+/// Reads whatever comes to its end, so that the writer never blocks, but keeps
+/// only the first `limit` bytes. Sends those, and whether there were more.
+fn read_to_end(mut pipe: impl Read + Send + 'static, limit: u64) -> io::Result<Receiver<(Vec<u8>, bool)>> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    thread::Builder::new().name("powershell-output".into()).spawn(move || {
+        let mut kept = Vec::new();
+        // A pipe that breaks has been read as far as it goes.
+        let _ = pipe.by_ref().take(limit).read_to_end(&mut kept);
+        let dropped = io::copy(&mut pipe, &mut io::sink()).unwrap_or(0);
+        let _ = sender.send((kept, dropped > 0));
+    })?;
+    Ok(receiver)
+}
+
+/// A process that is killed with all it has started when this is dropped.
+struct Process {
+    child: Child,
+    tree: Option<tree::Tree>,
+}
+
+impl Process {
+    fn start(mut command: Command) -> io::Result<Process> {
+        tree::prepare(&mut command);
+        let mut process = Process { child: command.spawn()?, tree: None };
+        process.tree = Some(tree::Tree::of(&mut process.child)?);
+        Ok(process)
     }
 }
 
-/// What a thread has read from a pipe so far.
-struct Capture(Arc<Mutex<Captured>>);
-
-#[derive(Default)]
-struct Captured {
-    bytes: Vec<u8>,
-    overflow: bool,
-    end: bool,
-}
-
-impl Capture {
-    /// Reads to the end whatever comes, so that the writer never blocks, but
-    /// keeps only the first `limit` bytes.
-    fn start(mut pipe: impl Read + Send + 'static, limit: usize) -> io::Result<Capture> {
-        let shared = Arc::new(Mutex::new(Captured::default()));
-        let capture = Capture(shared.clone());
-        thread::Builder::new().name("powershell-output".into()).spawn(move || {
-            let mut buffer = vec![0; 64 * 1024];
-            loop {
-                let read = match pipe.read(&mut buffer) {
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                    Ok(read) => read,
-                    Err(_) => 0,
-                };
-                let mut captured = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                let kept = read.min(limit - captured.bytes.len());
-                captured.bytes.extend_from_slice(&buffer[..kept]);
-                captured.overflow |= kept < read;
-                if read == 0 {
-                    captured.end = true;
-                    return;
-                }
-            }
-        })?;
-        Ok(capture)
-    }
-
-    fn at_end(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).end
-    }
-
-    fn take_by(self, limit: Instant) -> (Vec<u8>, bool) {
-        while !self.at_end() && Instant::now() < limit {
-            thread::sleep(Duration::from_millis(5));
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(tree) = &self.tree {
+            tree.kill();
         }
-        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (std::mem::take(&mut captured.bytes), captured.overflow)
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -188,26 +133,8 @@ mod tree {
             libc::pid_t::try_from(child.id()).map(Tree).map_err(io::Error::other)
         }
 
-        /// Does not reap the process, so that its id, which is also the
-        /// group's, cannot go to another before [`Tree::kill`].
-        pub(super) fn root_has_ended(&self, _child: &mut Child) -> io::Result<bool> {
-            // SAFETY: siginfo_t is plain data, for which zeroes are valid;
-            // waitid writes only to it.
-            let (result, info) = unsafe {
-                let mut info: libc::siginfo_t = std::mem::zeroed();
-                let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-                (libc::waitid(libc::P_PID, self.0 as libc::id_t, &mut info, options), info)
-            };
-            if result != 0 {
-                let error = io::Error::last_os_error();
-                return if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) };
-            }
-            // Still zero when there was nothing to report.
-            Ok(info.si_signo != 0)
-        }
-
-        /// To be called before the process is reaped.
-        pub(super) fn kill(&mut self) {
+        /// The system gives ids out in turn, so that of a process that has just been reaped is no other's yet.
+        pub(super) fn kill(&self) {
             // SAFETY: sends a signal; touches no memory.
             unsafe { libc::killpg(self.0, libc::SIGKILL) };
         }
@@ -279,11 +206,7 @@ mod tree {
             Ok(Tree(job))
         }
 
-        pub(super) fn root_has_ended(&self, child: &mut Child) -> io::Result<bool> {
-            Ok(child.try_wait()?.is_some())
-        }
-
-        pub(super) fn kill(&mut self) {
+        pub(super) fn kill(&self) {
             // SAFETY: the handle is open.
             unsafe { TerminateJobObject(self.0.as_raw_handle(), 1) };
         }

@@ -2,34 +2,17 @@
 //! answer, and what may be shown of the rest.
 
 use crate::secret::Secret;
-use serde::Serialize;
+use crate::text::one_line;
 use serde_json::Value;
 
 /// How much of either is quoted in an error, in characters.
 const QUOTE_LIMIT: usize = 600;
 
-/// What reads a script's output, without a script.
-#[cfg(fuzzing)]
-pub mod fuzzing {
-    use super::{Secret, Value};
-
-    /// The answer in what a script wrote, and the rest of it.
-    pub fn read(stdout: &str) -> Option<(Value, String)> {
-        super::find_answer(stdout)
-    }
-
-    /// How a script's words are shown to a reader who may not know `secret`.
-    pub fn shown(output: &str, secret: &Secret) -> String {
-        super::quote(&super::redact(&super::readable_stderr(output), &[secret]))
-    }
-}
-
 /// Compact JSON in ASCII, so that the code page in which PowerShell reads its
 /// input does not matter.
-pub(super) fn ascii_json(value: &impl Serialize) -> serde_json::Result<String> {
-    let json = serde_json::to_string(value)?;
-    let mut ascii = String::with_capacity(json.len());
-    for c in json.chars() {
+pub(super) fn ascii_json(value: &Value) -> String {
+    let mut ascii = String::new();
+    for c in value.to_string().chars() {
         if c.is_ascii() {
             ascii.push(c);
         } else {
@@ -39,127 +22,32 @@ pub(super) fn ascii_json(value: &impl Serialize) -> serde_json::Result<String> {
             }
         }
     }
-    Ok(ascii)
+    ascii
 }
 
 /// The last line that is an answer, and all other text.
-pub(super) fn find_answer(stdout: &str) -> Option<(Value, String)> {
-    let lines: Vec<&str> = stdout.lines().collect();
-    lines.iter().enumerate().rev().find_map(|(index, line)| {
+pub fn find_answer(stdout: &str) -> Option<(Value, String)> {
+    let mut lines: Vec<&str> = stdout.lines().collect();
+    let answer_in = |line: &str| -> Option<Value> {
         let line = line.trim().trim_start_matches('\u{feff}');
-        if !line.starts_with('{') {
-            return None;
-        }
         let answer: Value = serde_json::from_str(line).ok()?;
         answer.get("ok")?.as_bool()?;
-        let noise: Vec<&str> =
-            lines.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, text)| *text).collect();
-        Some((answer, noise.join("\n")))
-    })
+        Some(answer)
+    };
+    let (index, answer) =
+        lines.iter().enumerate().rev().find_map(|(index, line)| Some((index, answer_in(line)?)))?;
+    lines.remove(index);
+    Some((answer, lines.join("\n")))
 }
 
 /// The beginning of a text, on one line.
-pub(super) fn quote(text: &str) -> String {
-    let mut quoted = String::new();
-    let mut length = 0;
-    for word in text.split_whitespace() {
-        if length > 0 {
-            quoted.push(' ');
-        }
-        for c in word.chars() {
-            length += 1;
-            if length > QUOTE_LIMIT {
-                quoted.push_str("...");
-                return quoted;
-            }
-            quoted.push(if c.is_control() { '\u{fffd}' } else { c });
-        }
-        length += 1;
-    }
-    quoted
+pub fn quote(text: &str) -> String {
+    one_line(text, QUOTE_LIMIT)
 }
 
-/// Replaces every secret by `***`, also where PowerShell has broken it over
-/// lines, as it does with error texts at the width of its console.
-pub(super) fn redact(text: &str, secrets: &[&Secret]) -> String {
-    let mut text = text.to_owned();
-    for secret in secrets.iter().filter(|secret| !secret.expose().is_empty()) {
-        let mut redacted = String::with_capacity(text.len());
-        let mut rest = text.as_str();
-        while let Some(c) = rest.chars().next() {
-            match after_secret(rest, secret.expose()) {
-                Some(after) => {
-                    redacted.push_str("***");
-                    rest = after;
-                }
-                None => {
-                    redacted.push(c);
-                    rest = &rest[c.len_utf8()..];
-                }
-            }
-        }
-        text = redacted;
-    }
-    text
-}
-
-/// What follows the secret with which `text` begins.
-fn after_secret<'a>(text: &'a str, secret: &str) -> Option<&'a str> {
-    let mut rest = text;
-    for (index, c) in secret.chars().enumerate() {
-        if index > 0 {
-            rest = rest.trim_start();
-        }
-        rest = rest.strip_prefix(c)?;
-    }
-    Some(rest)
-}
-
-/// Standard error as a person would write it. Windows PowerShell writes it as
-/// XML when its output is redirected (`#< CLIXML`): of that only the errors
-/// and warnings, without progress records and the like.
-pub(super) fn readable_stderr(stderr: &str) -> String {
-    let Some((before, xml)) = stderr.split_once("#< CLIXML") else {
-        return stderr.to_owned();
-    };
-    let mut text = before.to_owned();
-    let mut rest = xml;
-    while let Some(at) = rest.find("<S S=\"") {
-        rest = &rest[at + "<S S=\"".len()..];
-        let Some((stream, after)) = rest.split_once("\">") else { break };
-        let (content, after) = after.split_once("</S>").unwrap_or((after, ""));
-        if matches!(stream, "Error" | "Warning" | "error" | "warning") {
-            text.push_str(&decode_clixml(content));
-        }
-        rest = after;
-    }
-    text
-}
-
-/// Undoes XML's entities and the `_x000D_` escapes of CLIXML.
-fn decode_clixml(content: &str) -> String {
-    let mut text = String::new();
-    let mut rest = content;
-    while let Some(at) = rest.find("_x") {
-        text.push_str(&rest[..at]);
-        let escape = rest.get(at + 2..at + 7).and_then(|escape| escape.strip_suffix('_'));
-        match escape.and_then(|hex| u32::from_str_radix(hex, 16).ok()).and_then(char::from_u32) {
-            Some(c) => {
-                text.push(c);
-                rest = &rest[at + 7..];
-            }
-            None => {
-                text.push_str("_x");
-                rest = &rest[at + 2..];
-            }
-        }
-    }
-    text.push_str(rest);
-    text.replace("&lt;", "<")
-        .replace("&gt;", ">")
-        .replace("&quot;", "\"")
-        .replace("&apos;", "'")
-        .replace("&amp;", "&")
+/// The text without these secrets.
+pub(super) fn redact(text: String, secrets: &[&Secret]) -> String {
+    secrets.iter().fold(text, |text, secret| secret.redact(&text))
 }
 
 #[cfg(test)]
@@ -189,37 +77,9 @@ mod tests {
 
     #[test]
     fn input_is_ascii_whatever_it_says() {
-        let json = ascii_json(&serde_json::json!({ "switch": "Büro \u{1f600} \"x\"" })).unwrap();
+        let json = ascii_json(&serde_json::json!({ "switch": "Büro \u{1f600} \"x\"" }));
         assert!(json.is_ascii(), "{json}");
         let back: Value = serde_json::from_str(&json).unwrap();
         assert_eq!(back["switch"], "Büro \u{1f600} \"x\"");
-    }
-
-    #[test]
-    fn a_secret_is_cut_out_even_if_broken_over_lines() {
-        let secret = Secret::new("0123456789abcdef");
-        let text = redact("a 0123456789abcdef b 01234567\r\n  89abcdef c 0123456789abcdeX", &[&secret]);
-        assert_eq!(text, "a *** b *** c 0123456789abcdeX");
-        assert_eq!(redact("text", &[&Secret::new("")]), "text");
-    }
-
-    #[test]
-    fn clixml_becomes_the_text_of_its_errors() {
-        let text = readable_stderr(concat!(
-            "#< CLIXML\r\n<Objs Version=\"1.1.0.1\" xmlns=\"http://schemas.microsoft.com/powershell/2004/04\">",
-            "<Obj S=\"progress\" RefId=\"0\"><MS><I64 N=\"SourceId\">1</I64></MS></Obj>",
-            "<S S=\"debug\">hidden</S>",
-            "<S S=\"Error\">Get-VM : it&apos;s &lt;gone&gt;_x000D__x000A_</S><S S=\"Error\">a_xyz_b</S></Objs>",
-        ));
-        assert_eq!(text, "Get-VM : it's <gone>\r\na_xyz_b");
-        assert_eq!(readable_stderr("plain"), "plain");
-        assert_eq!(readable_stderr("#< CLIXML\r\n<Objs><S S=\"Error\">cut of"), "cut of");
-    }
-
-    #[test]
-    fn a_quotation_is_one_short_line() {
-        assert_eq!(quote(" a\r\n\t b\u{7} "), "a b\u{fffd}");
-        let long = quote(&"x".repeat(QUOTE_LIMIT * 2));
-        assert_eq!(long.len(), QUOTE_LIMIT + 3);
     }
 }

@@ -35,14 +35,18 @@ impl ScriptDir {
     fn new_in(parent: &Path) -> io::Result<ScriptDir> {
         remove_abandoned(parent);
         let folder = parent.join(format!("{FOLDER_PREFIX}{}-{:016x}", std::process::id(), unique()));
-        create_private_folder(&folder)?;
+        fs::create_dir(&folder)?;
+        // On Windows the rights are those of the temporary folder: a user's own, or
+        // SYSTEM's, where others may add files at most.
+        #[cfg(unix)]
+        fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         let mut scripts = ScriptDir { folder, files: Vec::new() };
         let in_use = fs::File::create_new(scripts.folder.join(IN_USE))?;
         in_use.lock()?;
         scripts.files.push(in_use);
         for script in Script::ALL {
             let path = scripts.folder.join(script.file_name());
-            fs::write(&path, script.text())?;
+            fs::write(&path, script.text)?;
             let mut options = fs::OpenOptions::new();
             options.read(true);
             #[cfg(windows)]
@@ -59,7 +63,7 @@ impl ScriptDir {
     pub(super) fn verified(&mut self, script: Script) -> Result<PathBuf, Error> {
         for _ in 0..2 {
             let path = self.folder.join(script.file_name());
-            if fs::read(&path).is_ok_and(|text| text == script.text().as_bytes()) {
+            if fs::read(&path).is_ok_and(|text| text == script.text.as_bytes()) {
                 return Ok(path);
             }
             log::warn!("{} is gone or was changed; writing the scripts anew", path.display());
@@ -93,19 +97,6 @@ fn remove_abandoned(parent: &Path) {
     }
 }
 
-#[cfg(unix)]
-fn create_private_folder(folder: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().mode(0o700).create(folder)
-}
-
-/// On Windows the rights are those of the temporary folder: a user's own, or
-/// SYSTEM's, where others may add files at most.
-#[cfg(not(unix))]
-fn create_private_folder(folder: &Path) -> io::Result<()> {
-    fs::create_dir(folder)
-}
-
 /// A number that no other call has returned, nor is likely to return in
 /// another process.
 fn unique() -> u64 {
@@ -121,15 +112,15 @@ mod tests {
     #[test]
     fn a_script_that_was_removed_or_changed_is_written_anew() {
         let mut folder = ScriptDir::new().unwrap();
-        let first = folder.verified(Script::ListVms).unwrap();
-        assert_eq!(folder.verified(Script::ListVms).unwrap(), first, "and otherwise stays");
-        let script = Script::CreateVm;
+        let first = folder.verified(Script::LIST_VMS).unwrap();
+        assert_eq!(folder.verified(Script::LIST_VMS).unwrap(), first, "and otherwise stays");
+        let script = Script::CREATE_VM;
         // On Windows both are impossible while the pool holds the files.
         if fs::remove_file(folder.verified(script).unwrap()).is_ok() {
-            assert_eq!(fs::read_to_string(folder.verified(script).unwrap()).unwrap(), script.text());
+            assert_eq!(fs::read_to_string(folder.verified(script).unwrap()).unwrap(), script.text);
         }
         if fs::write(folder.verified(script).unwrap(), "evil").is_ok() {
-            assert_eq!(fs::read_to_string(folder.verified(script).unwrap()).unwrap(), script.text());
+            assert_eq!(fs::read_to_string(folder.verified(script).unwrap()).unwrap(), script.text);
         }
         let last = folder.verified(script).unwrap();
         drop(folder);
@@ -151,7 +142,7 @@ mod tests {
 
         let next = ScriptDir::new_in(&parent).unwrap();
         assert!(!left.exists());
-        assert!(living.folder.join(Script::CreateVm.file_name()).exists());
+        assert!(living.folder.join(Script::CREATE_VM.file_name()).exists());
         drop((living, next));
         fs::remove_dir(&parent).unwrap();
     }
