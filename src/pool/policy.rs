@@ -34,7 +34,7 @@ impl Balance {
 }
 
 impl PoolState {
-    pub(super) fn balance(&mut self, now: Millis) -> Balance {
+    pub(super) fn balance(&mut self) -> Balance {
         let is_idle = |slot: &Slot| match slot.phase() {
             Phase::Creating | Phase::Booting => true,
             Phase::Ready => slot.retiring().is_none() && self.is_ours(slot),
@@ -48,7 +48,7 @@ impl PoolState {
         let idle = self.slots().filter(|slot| is_idle(slot)).count();
         let taken = self.slots().filter(|slot| is_taken(slot)).count();
         let patience = millis(self.rules.pool.surplus_after);
-        let called_for = self.demand.vms_called_for(ready_since, patience, now);
+        let called_for = self.demand.vms_called_for(ready_since, patience, self.now);
         let target = called_for.max(self.rules.pool.warm as usize).min(self.rules.pool.size as usize);
         let room = (self.rules.pool.size as usize).saturating_sub(taken);
         Balance { target, idle, room }
@@ -56,7 +56,7 @@ impl PoolState {
 
     /// The slots, by index, that make a VM now: as many as are short, in as
     /// many turns as are free. One whose back-off lasts has its turn after it.
-    pub(super) fn slots_to_provision(&self, balance: Balance, now: Millis) -> Vec<usize> {
+    pub(super) fn slots_to_provision(&self, balance: Balance) -> Vec<usize> {
         if self.host_is_full() {
             return Vec::new();
         }
@@ -69,7 +69,7 @@ impl PoolState {
         let mut free: Vec<(u32, u32, usize)> = self
             .slots()
             .enumerate()
-            .filter(|(_, slot)| slot.is_free() && slot.retry_at() <= now)
+            .filter(|(_, slot)| slot.is_free() && slot.retry_at() <= self.now)
             .map(|(index, slot)| (slot.failures(), slot.number(), index))
             .collect();
         // A slot that has just failed comes last.
@@ -78,13 +78,13 @@ impl PoolState {
     }
 
     /// Idle VMs that are too many for `SURPLUS_MINUTES`, while no job is queued that might want them.
-    pub(super) fn surplus_to_retire(&mut self, balance: Balance, now: Millis) -> Vec<usize> {
+    pub(super) fn surplus_to_retire(&mut self, balance: Balance) -> Vec<usize> {
         let patience = millis(self.rules.pool.surplus_after);
-        if balance.surplus() == 0 || self.demand.is_fresh(patience, now) {
+        if balance.surplus() == 0 || self.demand.is_fresh(patience, self.now) {
             self.surplus_since = None;
             return Vec::new();
         }
-        if now - *self.surplus_since.get_or_insert(now) < patience {
+        if self.now - *self.surplus_since.get_or_insert(self.now) < patience {
             return Vec::new();
         }
         let mut idle: Vec<(Millis, usize)> = self.ready_to_retire().collect();
@@ -102,7 +102,7 @@ impl PoolState {
 
     /// The next VM to retire because it is outdated or has idled for too long:
     /// one at a time, and only while every replacement before it is ready.
-    pub(super) fn stale_to_retire(&self, balance: Balance, now: Millis) -> Option<(usize, RetireReason)> {
+    pub(super) fn stale_to_retire(&self, balance: Balance) -> Option<(usize, RetireReason)> {
         let one_leaves = self.slots().any(|slot| slot.retiring().is_some_and(RetireReason::one_at_a_time));
         let ready = self.ready_to_retire().count();
         let missing = balance.idle > ready || balance.shortage() > 0;
@@ -115,7 +115,7 @@ impl PoolState {
             if record.outdated {
                 return Some((index, RetireReason::Outdated));
             }
-            let aged = record.slot.uptime(now).is_some_and(|uptime| uptime >= max_idle);
+            let aged = record.slot.uptime(self.now).is_some_and(|uptime| uptime >= max_idle);
             aged.then_some((index, RetireReason::Aged))
         })
     }

@@ -21,8 +21,8 @@ use crate::config::{GitHubConfig, PoolConfig};
 use crate::date;
 use crate::github::GitHub;
 use crate::hypervisor::Hypervisor;
-use crate::pool::slot::types::{Action, Job, JobEvent, News, Phase, Stop};
-use crate::pool::state::{Outcome, PoolState};
+use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
+use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::secret::Keys;
 use crossbeam_channel::{Receiver, Sender};
@@ -120,7 +120,7 @@ impl Pool {
 
     /// Tells every slot to stop. Returns at once; [`Pool::join`] waits.
     pub fn stop(&self, stop: Stop) {
-        self.shared.apply(|state, now, out| state.stop(stop, now, out));
+        self.shared.apply(|state| state.stop(stop));
         self.shared.hypervisor.stop_creating();
     }
 
@@ -169,8 +169,8 @@ impl Pool {
         secret: Option<&[u8]>,
         user_agent: &str,
     ) -> Result<RunnerConfig, Refusal> {
-        self.shared.apply(|state, now, out| {
-            let config = state.runner_config(vm_name, |vm| self.is_proven(vm, secret), now, out)?;
+        self.shared.apply(|state| {
+            let config = state.runner_config(vm_name, |vm| self.is_proven(vm, secret))?;
             state.image.seen(user_agent);
             Ok(config)
         })
@@ -181,8 +181,8 @@ impl Pool {
     /// # Errors
     /// When it is not a VM of the pool.
     pub fn job_started(&self, vm_name: &str, secret: Option<&[u8]>, job: Job) -> Result<(), Refusal> {
-        self.shared.apply(|state, now, out| {
-            state.job_started(vm_name, |vm| self.is_proven(vm, secret), job, now, out)
+        self.shared.apply(|state| {
+            state.guest_tells(vm_name, |vm| self.is_proven(vm, secret), Event::JobStarted(job))
         })
     }
 
@@ -196,25 +196,25 @@ impl Pool {
         secret: Option<&[u8]>,
         exit_code: Option<i64>,
     ) -> Result<(), Refusal> {
-        self.shared.apply(|state, now, out| {
-            state.runner_ended(vm_name, |vm| self.is_proven(vm, secret), exit_code, now, out)
+        self.shared.apply(|state| {
+            state.guest_tells(vm_name, |vm| self.is_proven(vm, secret), Event::RunnerEnded { exit_code })
         })
     }
 
     /// A job waits for a runner with these labels. Answers whether this pool
     /// serves it and had not heard of it before.
     pub fn job_queued(&self, job_id: u64, labels: &[String]) -> bool {
-        self.shared.apply(|state, now, out| state.job_queued(job_id, labels, now, out))
+        self.shared.apply(|state| state.job_queued(job_id, labels))
     }
 
     /// A runner, of this pool or another, has got a job.
     pub fn job_in_progress(&self, event: JobEvent) {
-        self.shared.apply(|state, now, out| state.job_in_progress(event, now, out));
+        self.shared.apply(|state| state.job_in_progress(event));
     }
 
     /// A job has ended, wherever it ran.
     pub fn job_completed(&self, event: JobEvent) {
-        self.shared.apply(|state, now, out| state.job_completed(event, now, out));
+        self.shared.apply(|state| state.job_completed(event));
     }
 
     fn is_proven(&self, vm: &crate::hypervisor::VmId, secret: Option<&[u8]>) -> bool {
@@ -245,18 +245,17 @@ impl Shared {
 
     /// Lets a fact take effect: hands the actions that follow to the workers,
     /// and tells what happened in the log.
-    fn apply<T>(self: &Arc<Shared>, fact: impl FnOnce(&mut PoolState, Millis, &mut Outcome) -> T) -> T {
-        let mut out = Outcome::default();
+    fn apply<T>(self: &Arc<Shared>, fact: impl FnOnce(&mut PoolState) -> T) -> T {
         let mut inner = self.lock();
         let now = self.now();
-        let answer = fact(&mut inner.state, now, &mut out);
+        let (answer, mut out) = inner.state.apply(now, fact);
         for slot in inner.workers.len()..inner.state.slots().count() {
             if let Err(err) = inner.start_worker(self, slot) {
                 out.news.push(News::Broken(format!("no thread for slot {}: {err}", slot + 1)));
                 break;
             }
         }
-        for (slot, action) in std::mem::take(&mut out.actions) {
+        for (slot, action) in out.actions {
             inner.send(slot, Work::Perform(action));
         }
         inner.wake_workers(now);

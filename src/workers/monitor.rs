@@ -29,7 +29,7 @@ fn run(shared: &Arc<Shared>, looks: &Receiver<()>) {
     let mut answer = Answer::Started;
     let mut warned: Option<Instant> = None;
     loop {
-        let ask = shared.apply(|state, now, out| monitor.next(answer, state, now, out));
+        let ask = shared.apply(|state| monitor.next(answer, state));
         answer = match ask {
             Ask::Vms(writes) => Answer::Vms(
                 shared

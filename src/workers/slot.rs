@@ -36,11 +36,11 @@ pub(super) fn run(index: usize, works: &Receiver<Work>, shared: &Arc<Shared>) {
         match work {
             Ok(Work::Perform(action)) => {
                 let answer = perform(shared, index, action);
-                shared.apply(|state, now, out| state.performed(index, answer, now, out));
+                shared.apply(|state| state.performed(index, answer));
             }
             Ok(Work::Look) => {}
             Err(RecvTimeoutError::Timeout) => {
-                shared.apply(|state, now, out| state.tick(index, now, out));
+                shared.apply(|state| state.tick(index));
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }

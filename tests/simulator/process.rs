@@ -178,7 +178,7 @@ impl Sim {
             self.count(if stop == Stop::Keep { Fault::Stopped } else { Fault::StopDestroys });
             self.known.stop = Some(stop);
             if self.options.bug != Some(Bug::DeafToStop) {
-                self.apply(&mut p, |state, now, out| state.stop(stop, now, out));
+                self.apply(&mut p, |state| state.stop(stop));
             }
             p.stop_creating = true;
             for key in 0..self.ops.len() {
@@ -215,14 +215,9 @@ impl Sim {
     // --- facts ---
 
     /// Lets a fact take effect, as `workers` does.
-    fn apply<T>(
-        &mut self,
-        p: &mut Process,
-        fact: impl FnOnce(&mut PoolState, Millis, &mut Outcome) -> T,
-    ) -> T {
+    fn apply<T>(&mut self, p: &mut Process, fact: impl FnOnce(&mut PoolState) -> T) -> T {
         let now = self.clock() - p.epoch;
-        let mut out = Outcome::default();
-        let answer = fact(&mut p.state, now, &mut out);
+        let (answer, out) = p.state.apply(now, fact);
         self.follow(p, out);
         answer
     }
@@ -279,7 +274,7 @@ impl Sim {
                 p.workers[slot].timer = None;
                 let due = p.state.deadline(slot, self.clock() - p.epoch);
                 if due.is_some_and(|at| at <= self.clock() - p.epoch) {
-                    self.apply(&mut p, |state, now, out| state.tick(slot, now, out));
+                    self.apply(&mut p, |state| state.tick(slot));
                 } else {
                     self.follow(&mut p, Outcome::default());
                 }
@@ -376,7 +371,7 @@ impl Sim {
             (Some(slot), Brought::ToSlot(event)) => {
                 self.trace(|_| format!("    slot {slot} brings {event:?}"));
                 p.workers[slot].performing = false;
-                self.apply(p, |state, now, out| state.performed(slot, event, now, out));
+                self.apply(p, |state| state.performed(slot, event));
                 self.perform_next(p, slot);
             }
             (None, Brought::ToMonitor(answer)) => self.monitor_goes_on(p, answer),
@@ -388,11 +383,15 @@ impl Sim {
 
     fn monitor_goes_on(&mut self, p: &mut Process, answer: Answer) {
         let now = self.clock() - p.epoch;
-        let mut out = Outcome::default();
-        let mut ask = p.monitor.next(self.planted(p, answer), &mut p.state, now, &mut out);
-        while let Ask::NewestRunner = ask {
-            ask = p.monitor.next(Answer::NewestRunner(Ok(None), 0), &mut p.state, now, &mut out);
-        }
+        let answer = self.planted(p, answer);
+        let Process { monitor, state, .. } = &mut *p;
+        let (ask, out) = state.apply(now, |state| {
+            let mut ask = monitor.next(answer, state);
+            while let Ask::NewestRunner = ask {
+                ask = monitor.next(Answer::NewestRunner(Ok(None), 0), state);
+            }
+            ask
+        });
         self.follow(p, out);
         let act = match ask {
             Ask::Vms(writes) => {
@@ -503,16 +502,16 @@ impl Sim {
         // The secret is a keyed hash of name and incarnation, so whoever has it is that VM.
         let is_proven = |its: &VmId| unchecked || its.incarnation == vm.incarnation;
         let answer = match call {
-            Call::Config => self
-                .apply(&mut p, |state, now, out| state.runner_config(&vm.name, is_proven, now, out))
-                .map(Some),
+            Call::Config => self.apply(&mut p, |state| state.runner_config(&vm.name, is_proven)).map(Some),
             Call::Started => self
-                .apply(&mut p, |state, now, out| {
-                    state.job_started(&vm.name, is_proven, Job::default(), now, out)
+                .apply(&mut p, |state| {
+                    state.guest_tells(&vm.name, is_proven, Event::JobStarted(Job::default()))
                 })
                 .map(|()| None),
             Call::Ended => self
-                .apply(&mut p, |state, now, out| state.runner_ended(&vm.name, is_proven, Some(0), now, out))
+                .apply(&mut p, |state| {
+                    state.guest_tells(&vm.name, is_proven, Event::RunnerEnded { exit_code: Some(0) })
+                })
                 .map(|()| None),
         };
         if forged && answer.is_ok() {
@@ -529,15 +528,13 @@ impl Sim {
         match hook.action {
             HookAction::Queued => {
                 let label = if hook.ours { "self-hosted" } else { "gpu" };
-                self.apply(&mut p, |state, now, out| {
-                    state.job_queued(hook.job_id, &[label.into()], now, out)
-                });
+                self.apply(&mut p, |state| state.job_queued(hook.job_id, &[label.into()]));
             }
             HookAction::InProgress => {
-                self.apply(&mut p, |state, now, out| state.job_in_progress(event, now, out));
+                self.apply(&mut p, |state| state.job_in_progress(event));
             }
             HookAction::Completed => {
-                self.apply(&mut p, |state, now, out| state.job_completed(event, now, out));
+                self.apply(&mut p, |state| state.job_completed(event));
             }
         }
         self.put_back(p);
