@@ -1,14 +1,12 @@
 //! What the monitor brings to the state: lists of VMs and of runners.
 
 use super::orphans;
-use super::slot::types::{
-    Assignment, Event, Instance, News, ObservedPower, ObservedRunner, ObservedVm, OrphanVm, Phase,
-};
+use super::slot::types::{Event, Instance, News, Phase};
 use super::state::PoolState;
-use super::{Millis, millis, recovery};
+use super::{Millis, recovery};
 use crate::github::scope::Scope;
 use crate::github::{Error, Runner};
-use crate::hypervisor::{Heartbeat, Inventory, Power, VmWrite};
+use crate::hypervisor::{Inventory, VmWrite};
 use std::collections::{HashSet, VecDeque};
 
 /// A slot's registration, to ask GitHub for.
@@ -28,26 +26,28 @@ impl PoolState {
         if self.recovered {
             return;
         }
-        let assignments = recovery::recover(inventory, self.rules.pool.size);
-        while self.records.len() < assignments.len() {
-            self.add_slot();
-        }
         self.recovered = true;
         self.free_bytes = inventory.free_bytes;
-        for (slot, assignment) in assignments.into_iter().enumerate() {
-            self.begin_slot(slot, assignment);
+        let found = recovery::recover(inventory, self.rules.pool.size);
+        while self.records.len() < found.len() {
+            self.add_slot();
+        }
+        for (slot, found) in found.into_iter().enumerate() {
+            self.begin_slot(slot, found);
         }
     }
 
     /// What the next list of VMs has to write. From now on these VMs count as told.
     pub fn take_writes(&mut self) -> Vec<VmWrite> {
-        let due: Vec<(usize, VmWrite)> =
-            self.slots().enumerate().filter_map(|(index, slot)| Some((index, slot.write_due()?))).collect();
-        for (slot, write) in &due {
-            let written = Event::Written { retire: write.retire, forgot_jit_config: false, at: self.now };
-            self.tell(*slot, written);
+        let mut writes = Vec::new();
+        for slot in 0..self.records.len() {
+            let Some(write) = self.records[slot].slot.write_due() else { continue };
+            if write.retire {
+                self.tell(slot, Event::ToldToRetire);
+            }
+            writes.push(write);
         }
-        due.into_iter().map(|(_, write)| write).collect()
+        writes
     }
 
     /// The hypervisor's list, asked for at `asked_at` together with `writes`.
@@ -71,34 +71,11 @@ impl PoolState {
             };
             let vm = inventory.vms.iter().find(|vm| vm.id.incarnation == instance.vm.incarnation);
             if writes.iter().any(|write| write.forget_jit_config && write.vm == instance.vm) {
-                let written = Event::Written { retire: false, forgot_jit_config: true, at: asked_at };
-                self.tell(slot, written);
+                self.tell(slot, Event::JitConfigForgotten);
             }
             let made_of = vm.and_then(|vm| vm.notes.as_ref()?.fingerprint.as_ref());
             self.records[slot].outdated = made_of.is_some() && made_of != self.fingerprint.as_ref();
-            let observed = vm.map_or_else(
-                || ObservedVm {
-                    power: ObservedPower::Missing,
-                    uptime: 0,
-                    heartbeat: Heartbeat::Unknown,
-                    guest: None,
-                    notes: None,
-                    asked_at,
-                },
-                |vm| ObservedVm {
-                    power: match vm.power {
-                        Power::On => ObservedPower::On,
-                        Power::Paused => ObservedPower::Paused,
-                        Power::Off => ObservedPower::Off,
-                    },
-                    uptime: millis(vm.uptime),
-                    heartbeat: vm.heartbeat,
-                    guest: vm.guest.clone(),
-                    notes: vm.notes.clone(),
-                    asked_at,
-                },
-            );
-            self.tell(slot, Event::VmObserved(Box::new(observed)));
+            self.tell(slot, Event::VmObserved(vm.cloned().map(Box::new), asked_at));
         }
         self.take_in_orphans(inventory);
         self.retire_idle();
@@ -112,14 +89,9 @@ impl PoolState {
         let mut found = orphans::orphan_vms(inventory, &known);
         found.retain(|orphan| !self.slots().any(|slot| slot.has_orphan(&orphan.vm)));
         for orphan in found {
-            let is_on = |orphan: &OrphanVm| {
-                orphan.notes.is_some()
-                    && inventory.vms.iter().any(|vm| vm.id == orphan.vm && vm.power != Power::Off)
-            };
-            if is_on(&orphan) && !self.had.contains(&orphan.vm.incarnation) {
+            if orphan.may_have_job() && !self.had.contains(&orphan.vm.incarnation) {
                 self.add_slot();
-                let assignment = Assignment { adopt: Some(orphan), orphans: Vec::new() };
-                self.begin_slot(self.records.len() - 1, assignment);
+                self.begin_slot(self.records.len() - 1, vec![orphan]);
             } else {
                 let home = recovery::home_of(&orphan.vm, self.rules.pool.size);
                 self.tell(home, Event::Orphan(orphan));
@@ -162,7 +134,7 @@ impl PoolState {
                 runner.name == instance.runner_name && instance.runner_id.is_none_or(|id| id == runner.id)
             };
             let event = match runners.iter().find(its) {
-                Some(runner) => Event::RunnerObserved(observed(runner, asked_at)),
+                Some(runner) => Event::RunnerObserved(runner.clone(), asked_at),
                 // A runner that registers itself cannot be asked for by its id.
                 None if instance.runner_id.is_none() => Event::RunnerGone,
                 None => continue,
@@ -203,7 +175,7 @@ impl PoolState {
         if let Some(instance) = self.slot(asked.slot).instance().filter(still_has_it) {
             let event = match &answer {
                 Ok(Some(runner)) if runner.name == instance.runner_name => {
-                    Some(Event::RunnerObserved(observed(runner, asked_at)))
+                    Some(Event::RunnerObserved(runner.clone(), asked_at))
                 }
                 // An id that bears another name is somebody else's: ours is gone.
                 Ok(_) => Some(Event::RunnerGone),
@@ -232,8 +204,4 @@ impl PoolState {
         let answer = answer.map_err(|why| format!("cannot list the VMs: {why}"));
         self.hypervisor.note("Hyper-V", answer, false, self.now, &mut self.out.news)
     }
-}
-
-fn observed(runner: &Runner, asked_at: Millis) -> ObservedRunner {
-    ObservedRunner { id: runner.id, online: runner.online, busy: runner.busy, asked_at }
 }

@@ -17,14 +17,14 @@ pub fn orphan_vms(inventory: &Inventory, known: &HashSet<&str>) -> Vec<OrphanVm>
     let vms = inventory.vms.iter().map(|vm| OrphanVm {
         vm: vm.id.clone(),
         notes: vm.notes.clone(),
-        is_disk: false,
+        power: Some(vm.power),
     });
     let with_vm: HashSet<&str> = inventory.vms.iter().map(|vm| vm.id.incarnation.as_str()).collect();
     let disks = inventory
         .disks
         .iter()
         .filter(|disk| !with_vm.contains(disk.incarnation.as_str()))
-        .map(|disk| OrphanVm { vm: disk.clone(), notes: None, is_disk: true });
+        .map(|disk| OrphanVm { vm: disk.clone(), notes: None, power: None });
     vms.chain(disks).filter(|orphan| !known.contains(orphan.vm.incarnation.as_str())).collect()
 }
 

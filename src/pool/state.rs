@@ -10,7 +10,7 @@ use super::health::{Health, Reach, Trouble};
 use super::image_age::ImageAge;
 use super::orphans::OrphanRunners;
 use super::slot::Slot;
-use super::slot::types::{Action, Assignment, Cause, Event, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Cause, Event, JobEvent, News, OrphanVm, Phase, RetireReason, Stop};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
 use crate::hypervisor::VmId;
 use crate::pool::back_off::Random;
@@ -344,8 +344,8 @@ impl PoolState {
     // --- small parts ---
 
     /// Gives a slot what it begins with. A stop that came before holds for it too.
-    pub(super) fn begin_slot(&mut self, slot: usize, assignment: Assignment) {
-        self.tell(slot, Event::Recovered(assignment));
+    pub(super) fn begin_slot(&mut self, slot: usize, found: Vec<OrphanVm>) {
+        self.tell(slot, Event::Recovered(found));
         if let Some(stop) = self.stop {
             self.tell(slot, Event::Stop(stop));
         }

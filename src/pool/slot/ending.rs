@@ -86,7 +86,7 @@ impl Slot {
             runner_name: String::new(),
             runner_id: None,
         });
-        let may_stay = orphan.is_disk;
+        let may_stay = orphan.power.is_none();
         self.enter(
             State::Destroying(Destroying { deregistered, may_stay, ..Destroying::new(instance, now) }),
             now,

@@ -1,11 +1,11 @@
 //! A VM that was started: what is heard of it, its job, and when it is of no further use.
 
 use super::evidence::{Evidence, LEASE};
-use super::types::{
-    Action, Cause, Instance, Job, News, ObservedPower, ObservedRunner, ObservedVm, Phase, RetireReason,
-};
+use super::types::{Action, Cause, Instance, Job, News, Phase, RetireReason};
 use super::{Slot, State};
-use crate::pool::{Millis, Rules};
+use crate::github::Runner;
+use crate::hypervisor::{Power, Vm};
+use crate::pool::{Millis, Rules, millis};
 
 /// How long a guest may take to obey when it is asked to retire.
 const RETIRE_TIMEOUT: Millis = 5 * 60_000;
@@ -102,26 +102,34 @@ impl Slot {
         }
     }
 
-    pub(super) fn vm_observed(&mut self, vm: &ObservedVm, rules: &Rules, now: Millis, news: &mut Vec<News>) {
-        let Some(live) = self.live_mut().filter(|live| vm.asked_at > live.since) else { return };
+    pub(super) fn vm_observed(
+        &mut self,
+        vm: Option<&Vm>,
+        asked_at: Millis,
+        rules: &Rules,
+        now: Millis,
+        news: &mut Vec<News>,
+    ) {
+        let Some(live) = self.live_mut().filter(|live| asked_at > live.since) else { return };
         let was_paused = live.evidence.paused;
-        if live.evidence.vm_observed(vm) {
+        if live.evidence.vm_observed(vm, asked_at) {
             return self.end(Cause::Vanished, rules, now, news);
         }
+        let Some(vm) = vm else { return };
+        let uptime = millis(vm.uptime);
         match vm.power {
-            ObservedPower::Missing => return,
-            ObservedPower::Off => return self.end(Cause::PoweredOff, rules, now, news),
-            ObservedPower::Paused if !was_paused => news.push(News::Paused(live.instance.vm.clone())),
+            Power::Off => return self.end(Cause::PoweredOff, rules, now, news),
+            Power::Paused if !was_paused => news.push(News::Paused(live.instance.vm.clone())),
             _ => {}
         }
         if let Some(notes) = &vm.notes {
             live.noted = notes.job_started;
         }
         // A clock that was off can have put the job's start into the VM's future.
-        if live.job.is_some() && vm.asked_at > live.job_seen_at {
-            live.job_started = Some(live.job_started.map_or(vm.uptime, |started| started.min(vm.uptime)));
+        if live.job.is_some() && asked_at > live.job_seen_at {
+            live.job_started = Some(live.job_started.map_or(uptime, |started| started.min(uptime)));
         }
-        if live.job_started.is_some_and(|started| vm.uptime - started >= rules.job_timeout()) {
+        if live.job_started.is_some_and(|started| uptime - started >= rules.job_timeout()) {
             return self.end(Cause::JobTimeout, rules, now, news);
         }
         if live.evidence.names_worker() {
@@ -136,14 +144,15 @@ impl Slot {
 
     pub(super) fn runner_observed(
         &mut self,
-        runner: ObservedRunner,
+        runner: &Runner,
+        asked_at: Millis,
         rules: &Rules,
         now: Millis,
         news: &mut Vec<News>,
     ) {
-        let Some(live) = self.live_mut().filter(|live| runner.asked_at > live.since) else { return };
+        let Some(live) = self.live_mut().filter(|live| asked_at > live.since) else { return };
         live.instance.runner_id.get_or_insert(runner.id);
-        live.evidence.runner_observed(&runner);
+        live.evidence.runner_observed(runner, asked_at);
         if runner.busy && live.job.is_none() {
             self.job_starts(Job::default(), now, news);
         }

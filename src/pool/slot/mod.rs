@@ -30,8 +30,7 @@ use evidence::Evidence;
 use live::Live;
 use std::collections::VecDeque;
 use types::{
-    Action, Assignment, Cause, Event, Failure, Instance, Job, News, OrphanVm, Phase, RetireReason,
-    SlotSnapshot, Stop,
+    Action, Cause, Event, Failure, Instance, Job, News, OrphanVm, Phase, RetireReason, SlotSnapshot, Stop,
 };
 
 #[derive(Clone, Debug)]
@@ -243,7 +242,7 @@ impl Slot {
     /// its answer. What happened is added to `news`.
     pub fn step(&mut self, event: Event, rules: &Rules, now: Millis, news: &mut Vec<News>) -> Option<Action> {
         match event {
-            Event::Recovered(assignment) => self.recovered(assignment, now, news),
+            Event::Recovered(found) => self.recovered(found, now, news),
             Event::Provision(incarnation) => {
                 if self.is_free() && now >= self.retry_at() {
                     let vm = VmId { name: self.vm_name.clone(), incarnation };
@@ -316,8 +315,10 @@ impl Slot {
                     self.job_runs(event.job, now, news);
                 }
             }
-            Event::VmObserved(vm) => self.vm_observed(&vm, rules, now, news),
-            Event::RunnerObserved(runner) => self.runner_observed(runner, rules, now, news),
+            Event::VmObserved(vm, asked_at) => self.vm_observed(vm.as_deref(), asked_at, rules, now, news),
+            Event::RunnerObserved(runner, asked_at) => {
+                self.runner_observed(&runner, asked_at, rules, now, news)
+            }
             Event::RunnerGone => {
                 if let Some(live) = self.live_mut() {
                     live.evidence.runner_gone();
@@ -344,12 +345,14 @@ impl Slot {
                     live.retire = None;
                 }
             }
-            Event::Written { retire, forgot_jit_config, at } => {
+            Event::ToldToRetire => {
+                if let Some(retire) = self.live_mut().and_then(|live| live.retire.as_mut()) {
+                    retire.told_at.get_or_insert(now);
+                }
+            }
+            Event::JitConfigForgotten => {
                 if let Some(live) = self.live_mut() {
-                    live.jit_config_forgotten |= forgot_jit_config;
-                    if let Some(retirement) = live.retire.as_mut().filter(|_| retire) {
-                        retirement.told_at.get_or_insert(at);
-                    }
+                    live.jit_config_forgotten = true;
                 }
             }
             Event::Stop(stop) => {
@@ -400,13 +403,14 @@ impl Slot {
 
     // --- the beginning ---
 
-    fn recovered(&mut self, assignment: Assignment, now: Millis, news: &mut Vec<News>) {
+    fn recovered(&mut self, found: Vec<OrphanVm>, now: Millis, news: &mut Vec<News>) {
         if !matches!(self.state, State::Recovering) {
             return;
         }
-        news.extend(assignment.orphans.iter().map(|orphan| News::ClearingAway(orphan.vm.clone())));
-        self.orphans = assignment.orphans.into();
-        let Some(OrphanVm { vm, notes: Some(notes), .. }) = assignment.adopt else {
+        let (mut to_adopt, orphans): (Vec<_>, Vec<_>) = found.into_iter().partition(OrphanVm::may_have_job);
+        self.orphans = orphans.into();
+        news.extend(self.orphans.iter().map(|orphan| News::ClearingAway(orphan.vm.clone())));
+        let Some(OrphanVm { vm, notes: Some(notes), .. }) = to_adopt.pop() else {
             return self.enter(State::Empty { retry_at: now }, now);
         };
         news.push(News::Adopted(vm.clone()));

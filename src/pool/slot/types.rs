@@ -1,8 +1,8 @@
 //! The words of a slot: what it is told, what it asks for, what it shows.
 
 use crate::github::scope::Scope;
-use crate::github::{Registration, Removal};
-use crate::hypervisor::{GuestWord, Heartbeat, Notes, VmId};
+use crate::github::{Registration, Removal, Runner};
+use crate::hypervisor::{GuestWord, Notes, Power, Vm, VmId};
 use crate::pool::Millis;
 use std::fmt;
 
@@ -122,67 +122,22 @@ pub struct JobEvent {
     pub runner_name: Option<String>,
 }
 
-/// What a list of VMs says of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedVm {
-    /// Whether it is there and runs.
-    pub power: ObservedPower,
-    /// For how long it has been running, in milliseconds.
-    pub uptime: Millis,
-    /// Whether Hyper-V hears its guest.
-    pub heartbeat: Heartbeat,
-    /// What its guest says.
-    pub guest: Option<GuestWord>,
-    /// What its Notes say.
-    pub notes: Option<Notes>,
-    /// When the list was asked for: a list older than the VM says nothing about it.
-    pub asked_at: Millis,
-}
-
-/// Whether a VM is there and runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObservedPower {
-    /// It runs.
-    On,
-    /// The host has paused it.
-    Paused,
-    /// It is off.
-    Off,
-    /// It is not there.
-    Missing,
-}
-
-/// What GitHub says of a slot's runner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObservedRunner {
-    /// GitHub's id.
-    pub id: u64,
-    /// Whether it is connected.
-    pub online: bool,
-    /// Whether it has a job.
-    pub busy: bool,
-    /// When GitHub was asked.
-    pub asked_at: Millis,
-}
-
 /// A VM or disk of this pool that no slot has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrphanVm {
-    /// What to destroy.
+    /// Its identity.
     pub vm: VmId,
     /// What its Notes say of it.
     pub notes: Option<Notes>,
-    /// Whether only a disk is left of it.
-    pub is_disk: bool,
+    /// Whether it runs. `None` if only a disk is left of it.
+    pub power: Option<Power>,
 }
 
-/// What a starting pool gives a slot to begin with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Assignment {
-    /// The VM to adopt.
-    pub adopt: Option<OrphanVm>,
-    /// What to destroy first.
-    pub orphans: Vec<OrphanVm>,
+impl OrphanVm {
+    /// Whether it may have a job, so that it is adopted and not destroyed.
+    pub fn may_have_job(&self) -> bool {
+        self.notes.is_some() && matches!(self.power, Some(Power::On | Power::Paused))
+    }
 }
 
 /// How the pool is stopped.
@@ -230,8 +185,9 @@ impl RetireReason {
 /// What a slot is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The pool knows what was there before it.
-    Recovered(Assignment),
+    /// The pool knows what was there before it, and what of it is this slot's:
+    /// a VM to adopt at most, and what to destroy first.
+    Recovered(Vec<OrphanVm>),
     /// Make a VM now. Holds the incarnation to give it.
     Provision(String),
     /// The clock has reached [`Slot::deadline`](super::Slot::deadline).
@@ -259,10 +215,11 @@ pub enum Event {
     JobInProgress(JobEvent),
     /// GitHub's webhook says that the job of this slot's runner has ended.
     JobCompleted(JobEvent),
-    /// What a list of VMs says of this slot's VM.
-    VmObserved(Box<ObservedVm>),
-    /// What GitHub says of this slot's runner.
-    RunnerObserved(ObservedRunner),
+    /// What a list of VMs, asked for at this time, says of this slot's VM. `None`
+    /// if it names no such VM. A list older than the VM says nothing about it.
+    VmObserved(Option<Box<Vm>>, Millis),
+    /// What GitHub, asked at this time, says of this slot's runner.
+    RunnerObserved(Runner, Millis),
     /// GitHub, asked for this slot's registration, does not know it.
     RunnerGone,
     /// GitHub does not let the token see this slot's registration.
@@ -273,15 +230,10 @@ pub enum Event {
     Retire(RetireReason),
     /// A job waits for it after all: it retires only if it was told already.
     StayIfNotTold,
-    /// What the pool had to write to the VM went out with a list that began at this time.
-    Written {
-        /// Asked it to retire.
-        retire: bool,
-        /// Removed its JIT configuration from its key-values.
-        forgot_jit_config: bool,
-        /// When.
-        at: Millis,
-    },
+    /// The VM is being told that it is to retire.
+    ToldToRetire,
+    /// The JIT configuration was removed from the VM's key-values.
+    JitConfigForgotten,
     /// The pool stops.
     Stop(Stop),
 }
