@@ -98,7 +98,7 @@ enum Entry {
 }
 
 struct QueueLogger {
-    filter: env_logger::Logger,
+    level: LevelFilter,
     format: LogFormat,
     queue: Sender<Entry>,
     dropped: Arc<AtomicU32>,
@@ -111,16 +111,11 @@ impl QueueLogger {
         out: Box<dyn Write + Send>,
         capacity: usize,
     ) -> io::Result<QueueLogger> {
-        // What libraries (TLS, HTTP) log below a warning interests only their authors.
-        let filter = env_logger::Builder::new()
-            .filter_level(level.min(LevelFilter::Warn))
-            .filter_module("hyperv_runner_pool", level)
-            .build();
         let (queue, entries) = bounded(capacity);
         let dropped = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&dropped);
         thread::Builder::new().name("log".into()).spawn(move || write(&entries, &counted, format, out))?;
-        Ok(QueueLogger { filter, format, queue, dropped })
+        Ok(QueueLogger { level, format, queue, dropped })
     }
 
     /// Waits until everything logged before is written. False if that took too long.
@@ -134,11 +129,13 @@ impl QueueLogger {
 
 impl Log for QueueLogger {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        self.filter.enabled(metadata)
+        // What libraries (TLS, HTTP) log below a warning interests only their authors.
+        let ours = metadata.target().starts_with("hyperv_runner_pool");
+        metadata.level() <= if ours { self.level } else { self.level.min(LevelFilter::Warn) }
     }
 
     fn log(&self, record: &Record) {
-        if self.filter.matches(record) {
+        if self.enabled(record.metadata()) {
             let line = line(self.format, SystemTime::now(), record);
             if self.queue.try_send(Entry::Line(line)).is_err() {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -163,8 +160,10 @@ fn write(entries: &Receiver<Entry>, dropped: &AtomicU32, format: LogFormat, mut 
             let lost = dropped.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 told = Some(Instant::now());
-                let notice = lost_lines(format, lost);
-                let _ = out.write_all(notice.as_bytes());
+                let lines = if lost == 1 { "line was" } else { "lines were" };
+                let text = format_args!("{lost} log {lines} dropped: whoever reads the log is too slow");
+                let notice = Record::builder().level(Level::Warn).args(text).build();
+                let _ = out.write_all(line(format, SystemTime::now(), &notice).as_bytes());
             }
         }
         if let Entry::Flush(done) = entry {
@@ -173,12 +172,6 @@ fn write(entries: &Receiver<Entry>, dropped: &AtomicU32, format: LogFormat, mut 
             let _ = done.send(());
         }
     }
-}
-
-fn lost_lines(format: LogFormat, lost: u32) -> String {
-    let lines = if lost == 1 { "line was" } else { "lines were" };
-    let text = format_args!("{lost} log {lines} dropped: whoever reads the log is too slow");
-    line(format, SystemTime::now(), &Record::builder().level(Level::Warn).args(text).build())
 }
 
 #[derive(Serialize)]
