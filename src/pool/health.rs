@@ -34,7 +34,7 @@ impl Reach {
                 Some(answer)
             }
             Err(why) => {
-                news.push(News::Failed(whose.into(), why.clone()));
+                news.push(News::Failed { whose: whose.into(), what: "answer", why: why.clone() });
                 let since = self.failing.as_ref().map_or(now, |(since, _)| *since);
                 *self = Reach { failing: Some((since, why)), refused };
                 None

@@ -178,7 +178,7 @@ impl Monitor {
             return Ask::End;
         }
         self.failures += 1;
-        Ask::Pause(back_off::FIRST_LOOK.wait(self.failures, &mut self.random))
+        Ask::Pause(back_off::wait(self.failures, &mut self.random).min(MINUTE))
     }
 
     // --- the rest of a round ---

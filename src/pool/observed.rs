@@ -111,7 +111,7 @@ impl PoolState {
                     gib(free_bytes.unwrap_or(0)),
                     gib(self.rules.pool.min_free_bytes)
                 );
-                self.out.news.push(News::Failed(subject(), why));
+                self.out.news.push(News::Failed { whose: subject(), what: "room", why });
             }
             (true, false) => self.out.news.push(News::Works(subject())),
             (false, false) => {}

@@ -11,7 +11,7 @@ use log::{Level, error, info, log, warn};
 /// Tells what happened.
 #[derive(Default)]
 pub(super) struct Story {
-    failures: Repeats<String>,
+    failures: Repeats,
 }
 
 impl Story {
@@ -46,7 +46,7 @@ impl Story {
             News::Paused(vm) => warn!(
                 "{vm}: Hyper-V has paused it, most likely because its volume is full: free space, and it goes on"
             ),
-            News::Failed(whose, why) => match self.failures.say(whose.clone(), now) {
+            News::Failed { whose, what, why } => match self.failures.say(&whose, what, now) {
                 Some(1) => warn!("{whose}: {why}"),
                 Some(times) => warn!("{whose}: {why} ({times} times since this was last said)"),
                 None => {}

@@ -113,16 +113,17 @@ impl Slot {
             Err(failure) if d.may_stay => {
                 // The monitor finds it again, and it is tried again then.
                 d.vm_gone = true;
-                news.push(News::Failed(d.instance.vm.to_string(), failure.why));
+                let whose = d.instance.vm.to_string();
+                news.push(News::Failed { whose, what: "destroy", why: failure.why });
                 self.finish_if_gone(now);
             }
             Err(failure) => {
                 d.attempts = d.attempts.saturating_add(1);
                 let attempts = d.attempts;
-                news.push(News::Failed(self.vm_name.clone(), failure.why.clone()));
+                self.tell_failure("destroy", &failure, news);
                 self.reason = Some(failure.why);
                 self.failed_at = now;
-                let wait = back_off::SLOT.wait(attempts, &mut self.random);
+                let wait = back_off::wait(attempts, &mut self.random);
                 if let State::Destroying(d) = &mut self.state {
                     d.retry_at = now + wait;
                 }

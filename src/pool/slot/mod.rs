@@ -263,7 +263,8 @@ impl Slot {
                         *registered = true;
                     }
                     Err(failure) => {
-                        let wait = self.failed(failure, now, news);
+                        self.tell_failure("register", &failure, news);
+                        let wait = self.count_failure(failure, now);
                         self.enter(State::Empty { retry_at: now + wait }, now);
                     }
                 }
@@ -439,7 +440,8 @@ impl Slot {
             }
             Err(failure) => {
                 // The creation has undone itself as far as it could; this makes sure.
-                let retry_after = self.failed(failure, now, news);
+                self.tell_failure("create", &failure, news);
+                let retry_after = self.count_failure(failure, now);
                 let look_again = self.stop.is_some();
                 let remains = Destroying { retry_after, look_again, ..Destroying::new(instance, now) };
                 self.enter(State::Destroying(remains), now);
@@ -463,18 +465,16 @@ impl Slot {
         self.since = now;
     }
 
-    /// A try failed. Answers how long to wait before the next.
-    fn failed(&mut self, failure: Failure, now: Millis, news: &mut Vec<News>) -> Millis {
-        news.push(News::Failed(self.vm_name.clone(), failure.why.clone()));
-        self.count_failure(failure, now)
+    fn tell_failure(&self, what: &'static str, failure: &Failure, news: &mut Vec<News>) {
+        news.push(News::Failed { whose: self.vm_name.clone(), what, why: failure.why.clone() });
     }
 
-    /// The same for a failure that is told otherwise.
+    /// A try failed. Answers how long to wait before the next.
     fn count_failure(&mut self, failure: Failure, now: Millis) -> Millis {
         self.failures = self.failures.saturating_add(1);
         self.reason = Some(failure.why);
         self.failed_at = now;
-        back_off::SLOT.wait_at_least(self.failures, failure.retry_after.unwrap_or(0), &mut self.random)
+        back_off::wait_at_least(self.failures, failure.retry_after.unwrap_or(0), &mut self.random)
     }
 
     fn clear_failure(&mut self) {

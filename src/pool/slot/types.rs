@@ -369,8 +369,15 @@ pub enum News {
     ClearingAway(VmId),
     /// The host has paused the VM.
     Paused(VmId),
-    /// A try failed: whose (a slot by its VM's name, GitHub, Hyper-V), and why.
-    Failed(String, String),
+    /// A try failed.
+    Failed {
+        /// Whose: a slot, by its VM's name, or GitHub, or Hyper-V.
+        whose: String,
+        /// What it was that failed, in a word.
+        what: &'static str,
+        /// Why.
+        why: String,
+    },
     /// What failed works again.
     Works(String),
     /// An invariant does not hold: a defect of this program.
