@@ -3,15 +3,14 @@
 //! [`Pool`] is the handle that routes and `main` hold. One worker per slot
 //! performs that slot's actions, one call at a time; the monitor asks what the
 //! pure monitor wants to know. Whatever any thread learns takes effect on the
-//! [`PoolState`] at once, under one lock, and the actions that follow go down
-//! the slots' channels under the same lock, so that they are performed in the
-//! order in which they were decided.
+//! [`PoolState`] at once, under one lock. The actions that follow are handed to
+//! the slots' workers under the same lock: a slot never has a second one before
+//! it was told what came of the first.
 //!
-//! Nothing blocks while the lock is held: the state has no I/O, a channel
-//! without a bound takes a message at once, and the one lock taken under it,
-//! that of the log's story, is never held by who waits for it. So there is no
-//! deadlock, and each use of the state is one step. What is left to chance is
-//! the order of these steps, which the simulator tries.
+//! Nothing blocks while the lock is held: the state has no I/O, and the one
+//! lock taken under it, that of the log's story, is never held by who waits for
+//! it. So there is no deadlock, and each use of the state is one step. What is
+//! left to chance is the order of these steps, which the simulator tries.
 
 mod monitor;
 mod slot;
@@ -25,7 +24,6 @@ use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::secret::Keys;
-use crossbeam_channel::{Receiver, Sender};
 use log::warn;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -52,10 +50,10 @@ struct Shared {
     registered_with: String,
     epoch: Instant,
     inner: Mutex<Inner>,
-    /// Told when a slot has stopped.
-    slot_stopped: Condvar,
-    /// Asks the monitor to look now.
-    look: Sender<()>,
+    /// Told when every slot has stopped.
+    stopped: Condvar,
+    /// Told when the monitor is to look now.
+    look: Condvar,
     story: Mutex<Story>,
 }
 
@@ -63,21 +61,17 @@ struct Shared {
 struct Inner {
     state: PoolState,
     workers: Vec<Worker>,
+    look_now: bool,
 }
 
-/// The state's end of a worker's channel.
+/// What the thread of a slot goes by.
 struct Worker {
-    work: Sender<Work>,
-    /// The deadline that the worker waits for, as far as it knows.
+    /// What it is to do next.
+    action: Option<Action>,
+    /// The deadline that it waits for, as far as it knows.
     waits_for: Option<Millis>,
-    ended: bool,
-}
-
-/// What a worker is sent.
-enum Work {
-    Perform(Action),
-    /// Its deadline has changed.
-    Look,
+    /// Told when either has changed, or when it is to end.
+    wake: Arc<Condvar>,
 }
 
 impl Pool {
@@ -95,7 +89,6 @@ impl Pool {
         hypervisor: Arc<dyn Hypervisor>,
         keys: Keys,
     ) -> std::io::Result<Pool> {
-        let (look, looks) = crossbeam_channel::bounded(1);
         let rules = Rules::new(pool, github_config, tag);
         let shared = Arc::new(Shared {
             github,
@@ -104,9 +97,13 @@ impl Pool {
             identity,
             registered_with: format!("{}/{}", github_config.runner_group, github_config.labels.join(",")),
             epoch: Instant::now(),
-            inner: Mutex::new(Inner { state: PoolState::new(rules, random_seed(), 0), workers: Vec::new() }),
-            slot_stopped: Condvar::new(),
-            look,
+            inner: Mutex::new(Inner {
+                state: PoolState::new(rules, random_seed(), 0),
+                workers: Vec::new(),
+                look_now: false,
+            }),
+            stopped: Condvar::new(),
+            look: Condvar::new(),
             story: Mutex::new(Story::default()),
         });
         let mut inner = shared.lock();
@@ -114,7 +111,7 @@ impl Pool {
             inner.start_worker(&shared, slot)?;
         }
         drop(inner);
-        monitor::start(Arc::clone(&shared), looks)?;
+        monitor::start(Arc::clone(&shared))?;
         Ok(Pool { shared })
     }
 
@@ -126,13 +123,12 @@ impl Pool {
 
     /// Waits until every slot has stopped, or `limit` is over. Answers whether all have.
     pub fn join(&self, limit: Duration) -> bool {
-        let running = |inner: &mut Inner| !inner.workers.iter().all(|worker| worker.ended);
         let (inner, _) = self
             .shared
-            .slot_stopped
-            .wait_timeout_while(self.shared.lock(), limit, running)
+            .stopped
+            .wait_timeout_while(self.shared.lock(), limit, |inner| !inner.state.has_stopped())
             .unwrap_or_else(PoisonError::into_inner);
-        let left = inner.workers.iter().filter(|worker| !worker.ended).count();
+        let left = inner.state.slots().filter(|slot| slot.phase() != Phase::Stopped).count();
         drop(inner);
         if left > 0 {
             warn!(
@@ -256,50 +252,45 @@ impl Shared {
             }
         }
         for (slot, action) in out.actions {
-            inner.send(slot, Work::Perform(action));
+            if let Some(worker) = inner.workers.get_mut(slot) {
+                worker.action = Some(action);
+            }
         }
         inner.wake_workers(now);
+        if inner.state.has_stopped() {
+            self.stopped.notify_all();
+        }
+        if out.look_now {
+            inner.look_now = true;
+            self.look.notify_all();
+        }
         // Taken before the state is let go, so that the log tells things in their order.
         let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
         drop(inner);
         story.tell(out.news, now);
-        drop(story);
-        if out.look_now {
-            // One that is asked for already is enough.
-            let _ = self.look.try_send(());
-        }
         answer
     }
 }
 
 impl Inner {
     fn start_worker(&mut self, shared: &Arc<Shared>, slot: usize) -> std::io::Result<()> {
-        let (work, works): (_, Receiver<Work>) = crossbeam_channel::unbounded();
-        let shared = Arc::clone(shared);
+        let (shared, wake) = (Arc::clone(shared), Arc::new(Condvar::new()));
+        self.workers.push(Worker { action: None, waits_for: None, wake: Arc::clone(&wake) });
         std::thread::Builder::new()
             .name(format!("slot-{}", slot + 1))
             .stack_size(512 * 1024)
-            .spawn(move || slot::run(slot, &works, &shared))?;
-        self.workers.push(Worker { work, waits_for: None, ended: false });
-        Ok(())
+            .spawn(move || slot::run(slot, &wake, &shared))
+            .map(|_| ())
     }
 
-    fn send(&self, slot: usize, work: Work) {
-        if let Some(worker) = self.workers.get(slot) {
-            // A worker that has ended has nothing to do with it any more.
-            let _ = worker.work.send(work);
-        }
-    }
-
-    /// Wakes the workers whose deadline has become another, or that are to end.
+    /// Wakes the workers that have something to do, whose deadline has become another, or that are to end.
     fn wake_workers(&mut self, now: Millis) {
         for slot in 0..self.workers.len() {
             let deadline = self.state.deadline(slot, now);
             let stopped = self.state.slot(slot).phase() == Phase::Stopped;
-            let worker = &mut self.workers[slot];
-            if (deadline != worker.waits_for && deadline.is_some() || stopped) && !worker.ended {
-                worker.waits_for = deadline;
-                let _ = worker.work.send(Work::Look);
+            let worker = &self.workers[slot];
+            if worker.action.is_some() || stopped || (deadline.is_some() && deadline != worker.waits_for) {
+                worker.wake.notify_one();
             }
         }
     }

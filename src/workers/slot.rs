@@ -1,49 +1,44 @@
 //! The thread of one slot: performs its actions, one call at a time, and feeds
 //! back what came of each.
 
-use super::{Shared, Work};
+use super::Shared;
 use crate::github::{self, Removal};
 use crate::hypervisor::{Notes, VmSpec};
 use crate::pool::millis;
 use crate::pool::slot::types::{Action, Event, Failure, Phase};
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-use log::{debug, info};
-use std::sync::Arc;
+use log::debug;
+use std::sync::{Arc, Condvar, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Runs a slot's worker until the slot has stopped.
-pub(super) fn run(index: usize, works: &Receiver<Work>, shared: &Arc<Shared>) {
+pub(super) fn run(index: usize, wake: &Condvar, shared: &Arc<Shared>) {
+    let mut inner = shared.lock();
     loop {
-        let mut inner = shared.lock();
-        let now = shared.now();
-        let slot = inner.state.slot(index);
-        if slot.phase() == Phase::Stopped {
-            if let Some(left) = slot.instance() {
-                info!("{}: left as it is for the next start", left.vm);
-            }
-            inner.workers[index].ended = true;
+        if let Some(action) = inner.workers[index].action.take() {
             drop(inner);
-            shared.slot_stopped.notify_all();
+            let answer = perform(shared, index, action);
+            shared.apply(|state| state.performed(index, answer));
+            inner = shared.lock();
+            continue;
+        }
+        if inner.state.slot(index).phase() == Phase::Stopped {
             return;
         }
+        let now = shared.now();
         let deadline = inner.state.deadline(index, now);
         inner.workers[index].waits_for = deadline;
-        drop(inner);
-        let work = match deadline {
-            None => works.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) => works.recv_timeout(Duration::from_millis(u64::try_from(at - now).unwrap_or(0))),
-        };
-        match work {
-            Ok(Work::Perform(action)) => {
-                let answer = perform(shared, index, action);
-                shared.apply(|state| state.performed(index, answer));
+        inner = match deadline {
+            None => wake.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            Some(at) if at > now => {
+                let wait = Duration::from_millis((at - now) as u64);
+                wake.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0
             }
-            Ok(Work::Look) => {}
-            Err(RecvTimeoutError::Timeout) => {
+            Some(_) => {
+                drop(inner);
                 shared.apply(|state| state.tick(index));
+                shared.lock()
             }
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
+        };
     }
 }
 

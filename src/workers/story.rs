@@ -43,6 +43,7 @@ impl Story {
             }
             News::Destroyed(vm, took) => info!("{vm}: destroyed in {}", time(took)),
             News::ClearingAway(vm) => info!("{vm}: belongs to no slot and is destroyed"),
+            News::LeftToNextStart(vm) => info!("{vm}: left as it is for the next start"),
             News::Paused(vm) => warn!(
                 "{vm}: Hyper-V has paused it, most likely because its volume is full: free space, and it goes on"
             ),

@@ -172,35 +172,27 @@ impl Slot {
 
     pub(super) fn obey_stop(&mut self, rules: &Rules, now: Millis, news: &mut Vec<News>) {
         let Some(stop) = self.stop else { return };
-        match (&mut self.state, stop) {
-            (State::Stopped { .. }, _) => {}
-            (State::Recovering | State::Empty { .. }, _) => self.enter(State::Stopped { left: None }, now),
-            (State::Creating { registered: false, .. }, _) => {
-                self.enter(State::Stopped { left: None }, now);
-            }
-            (State::Creating { instance, registered: true }, _) => {
+        let left = match (&self.state, stop) {
+            (State::Stopped { .. }, _) => return,
+            (State::Creating { instance, registered: true }, _) if instance.runner_id.is_some() => {
                 // No VM was begun for this registration.
                 let gone = Destroying { vm_gone: true, ..Destroying::new(instance.clone(), now) };
-                match instance.runner_id {
-                    Some(_) => self.enter(State::Destroying(gone), now),
-                    None => self.enter(State::Stopped { left: None }, now),
-                }
+                return self.enter(State::Destroying(gone), now);
             }
+            (State::Recovering | State::Empty { .. } | State::Creating { .. }, _) => None,
             (State::Booting(_), _) | (State::Ready(_) | State::Running(_), Stop::Destroy) => {
-                self.end(Cause::Stop, rules, now, news);
+                return self.end(Cause::Stop, rules, now, news);
             }
-            (State::Ready(_), Stop::Keep) => self.retire(RetireReason::Stop, news),
-            (State::Running(live), Stop::Keep) => {
-                let left = Some(live.instance.clone());
-                self.enter(State::Stopped { left }, now);
-            }
+            (State::Ready(_), Stop::Keep) => return self.retire(RetireReason::Stop, news),
+            (State::Running(live), Stop::Keep) => Some(live.instance.clone()),
             // What cannot be removed now, the next start finds and removes.
             (State::Destroying(d), _) if d.attempts >= TRIES_AT_STOP => {
-                let left = (!d.vm_gone).then(|| d.instance.clone());
-                self.enter(State::Stopped { left }, now);
+                (!d.vm_gone).then(|| d.instance.clone())
             }
-            (State::Destroying(_), _) => {}
-        }
+            (State::Destroying(_), _) => return,
+        };
+        news.extend(left.iter().map(|left| News::LeftToNextStart(left.vm.clone())));
+        self.enter(State::Stopped { left }, now);
     }
 }
 

@@ -369,6 +369,8 @@ pub enum News {
     ClearingAway(VmId),
     /// The host has paused the VM.
     Paused(VmId),
+    /// The pool stops and leaves it, or what is left of it, to the next start.
+    LeftToNextStart(VmId),
     /// A try failed.
     Failed {
         /// Whose: a slot, by its VM's name, or GitHub, or Hyper-V.
