@@ -145,12 +145,12 @@ impl MockWorld {
     }
 
     /// Puts another template in the place of the present one.
-    pub fn set_template(&self, name: &str) {
-        self.hypervisor.set_template(name);
+    pub fn replace_template(&self) {
+        self.hypervisor.set_faults(Faults { template_replaced: true, ..Faults::default() });
     }
 
     pub fn set_free_bytes(&self, free_bytes: u64) {
-        self.hypervisor.set_free_bytes(free_bytes);
+        self.hypervisor.set_faults(Faults { free_bytes: Some(free_bytes), ..Faults::default() });
     }
 
     /// Registers a runner with GitHub, and returns its id.
