@@ -24,7 +24,7 @@ pub fn wait_at_least(failures: u32, retry_after: Millis, random: &mut Random) ->
 }
 
 /// SplitMix64: statistically sound and three lines, where a crate would be too much.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Random(pub u64);
 
 impl Random {

@@ -31,7 +31,7 @@ const MANY_RUNNERS: usize = 1_000;
 const MANY_LISTED_EVERY: Millis = 30 * MINUTE;
 
 /// What to ask.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ask {
     /// The hypervisor for all VMs, writing this. Brings [`Answer::Vms`].
     Vms(Vec<VmWrite>),
@@ -48,6 +48,7 @@ pub enum Ask {
     /// Nothing, for so many milliseconds, or until the pool wants a look. Brings [`Answer::Paused`].
     Pause(Millis),
     /// Nothing more: every slot has stopped.
+    #[default]
     End,
 }
 
@@ -73,7 +74,7 @@ pub enum Answer {
 }
 
 /// The monitor's own memory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Monitor {
     /// What is asked, and when that began.
     asked: (Ask, Millis),
@@ -91,22 +92,12 @@ pub struct Monitor {
 impl Monitor {
     /// A monitor that has not looked yet. `seed` feeds its jitter.
     pub fn new(seed: u64) -> Monitor {
-        Monitor {
-            asked: (Ask::Pause(0), 0),
-            unlisted: VecDeque::new(),
-            orphans: Vec::new(),
-            first_list: None,
-            failures: 0,
-            random: Random(seed),
-            queued_jobs_at: None,
-            newest_runner_at: None,
-            many_listed_at: None,
-        }
+        Monitor { random: Random(seed), ..Monitor::default() }
     }
 
     /// Takes in what came of the last question and says what to ask next.
     pub fn next(&mut self, answer: Answer, state: &mut PoolState) -> Ask {
-        let (asked, asked_at) = std::mem::replace(&mut self.asked, (Ask::End, state.now));
+        let (asked, asked_at) = std::mem::take(&mut self.asked);
         let ask = match answer {
             Answer::Started => Ask::Vms(Vec::new()),
             Answer::Paused if state.has_stopped() => Ask::End,

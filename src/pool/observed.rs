@@ -29,7 +29,7 @@ impl PoolState {
         self.recovered = true;
         self.free_bytes = inventory.free_bytes;
         let found = recovery::recover(inventory, self.rules.pool.size);
-        while self.records.len() < found.len() {
+        while self.slots.len() < found.len() {
             self.add_slot();
         }
         for (slot, found) in found.into_iter().enumerate() {
@@ -40,8 +40,8 @@ impl PoolState {
     /// What the next list of VMs has to write. From now on these VMs count as told.
     pub fn take_writes(&mut self) -> Vec<VmWrite> {
         let mut writes = Vec::new();
-        for slot in 0..self.records.len() {
-            let Some(write) = self.records[slot].slot.write_due() else { continue };
+        for slot in 0..self.slots.len() {
+            let Some(write) = self.slots[slot].write_due() else { continue };
             if write.retire {
                 self.tell(slot, Event::ToldToRetire);
             }
@@ -63,8 +63,8 @@ impl PoolState {
             self.fingerprint = fingerprint;
         }
         self.note_free_space(inventory.free_bytes);
-        for slot in 0..self.records.len() {
-            let Some(instance) = self.records[slot].slot.instance() else {
+        for slot in 0..self.slots.len() {
+            let Some(instance) = self.slots[slot].instance() else {
                 // An hour without need of a VM clears a failure.
                 self.tell(slot, Event::Tick);
                 continue;
@@ -73,8 +73,6 @@ impl PoolState {
             if writes.iter().any(|write| write.forget_jit_config && write.vm == instance.vm) {
                 self.tell(slot, Event::JitConfigForgotten);
             }
-            let made_of = vm.and_then(|vm| vm.notes.as_ref()?.fingerprint.as_ref());
-            self.records[slot].outdated = made_of.is_some() && made_of != self.fingerprint.as_ref();
             self.tell(slot, Event::VmObserved(vm.cloned().map(Box::new), asked_at));
         }
         self.take_in_orphans(inventory);
@@ -91,7 +89,7 @@ impl PoolState {
         for orphan in found {
             if orphan.may_have_job() && !self.had.contains(&orphan.vm.incarnation) {
                 self.add_slot();
-                self.begin_slot(self.records.len() - 1, vec![orphan]);
+                self.begin_slot(self.slots.len() - 1, vec![orphan]);
             } else {
                 let home = recovery::home_of(&orphan.vm, self.rules.pool.size);
                 self.tell(home, Event::Orphan(orphan));
@@ -121,8 +119,8 @@ impl PoolState {
     /// GitHub's list of the runners in the pool's scope. Answers with the
     /// registrations to remove.
     pub fn runners_listed(&mut self, runners: &[Runner], asked_at: Millis) -> Vec<u64> {
-        for slot in 0..self.records.len() {
-            let Some(instance) = self.records[slot].slot.instance() else { continue };
+        for slot in 0..self.slots.len() {
+            let Some(instance) = self.slots[slot].instance() else { continue };
             if instance.scope != self.rules.scope {
                 // Without its id, a runner that registered itself elsewhere cannot be asked for.
                 if instance.runner_id.is_none() {
@@ -141,9 +139,7 @@ impl PoolState {
             };
             self.tell(slot, event);
         }
-        let of_slots: HashSet<&str> =
-            self.records.iter().filter_map(|r| Some(r.slot.instance()?.runner_name.as_str())).collect();
-        self.orphan_runners.find(runners, &of_slots, &self.rules, self.now)
+        self.orphan_runners(runners)
     }
 
     /// Slots with a VM that was answered, whose runner is not in this list, so

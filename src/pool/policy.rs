@@ -44,7 +44,7 @@ impl PoolState {
         let is_taken =
             |slot: &Slot| slot.has_orphans() || !matches!(slot.phase(), Phase::Empty | Phase::Stopped);
         let ready = |slot: &&Slot| slot.phase() == Phase::Ready && is_idle(slot);
-        let ready_since = self.slots().filter(ready).map(Slot::since).min();
+        let ready_since = self.slots().filter(ready).map(|slot| slot.since).min();
         let idle = self.slots().filter(|slot| is_idle(slot)).count();
         let taken = self.slots().filter(|slot| is_taken(slot)).count();
         let patience = millis(self.rules.pool.surplus_after);
@@ -70,7 +70,7 @@ impl PoolState {
             .slots()
             .enumerate()
             .filter(|(_, slot)| slot.is_free() && slot.retry_at() <= self.now)
-            .map(|(index, slot)| (slot.failures(), slot.number(), index))
+            .map(|(index, slot)| (slot.failures, slot.number, index))
             .collect();
         // A slot that has just failed comes last.
         free.sort_unstable();
@@ -111,11 +111,11 @@ impl PoolState {
         }
         let max_idle = millis(self.rules.pool.max_idle);
         self.ready_to_retire().find_map(|(_, index)| {
-            let record = &self.records[index];
-            if record.outdated {
+            let slot = self.slot(index);
+            if slot.made_of().is_some_and(|made_of| self.fingerprint.as_ref() != Some(made_of)) {
                 return Some((index, RetireReason::Outdated));
             }
-            let aged = record.slot.uptime(self.now).is_some_and(|uptime| uptime >= max_idle);
+            let aged = slot.uptime(self.now).is_some_and(|uptime| uptime >= max_idle);
             aged.then_some((index, RetireReason::Aged))
         })
     }
@@ -130,6 +130,6 @@ impl PoolState {
         self.slots()
             .enumerate()
             .filter(|(_, slot)| slot.phase() == Phase::Ready && slot.retiring().is_none())
-            .map(|(index, slot)| (slot.since(), index))
+            .map(|(index, slot)| (slot.since, index))
     }
 }

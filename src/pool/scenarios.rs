@@ -4,12 +4,12 @@
 use super::health::{PATIENCE, Trouble};
 use super::monitor::{Answer, Ask, Monitor};
 use super::slot::evidence::LEASE;
-use super::slot::types::{Action, Event, Failure, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
 use super::state::{Outcome, PoolState};
 use super::tests::{notes, rules, vm};
 use super::{Millis, Refusal, Rules};
 use crate::github::{Error, QueuedJob, Registration, Removal, Runner};
-use crate::hypervisor::{GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
+use crate::hypervisor::{self, GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
 use crate::secret::Secret;
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ impl World {
                 continue;
             }
             let answer = self.perform(action);
-            let ((), out) = self.state.apply(self.now, |state| state.performed(slot, answer));
+            let ((), out) = self.state.apply(self.now, |state| state.tell(slot, answer));
             self.news.extend(out.news);
             self.pending.extend(out.actions);
         }
@@ -102,7 +102,7 @@ impl World {
     fn finish_creates(&mut self) {
         for (slot, action) in std::mem::take(&mut self.creating) {
             let answer = self.perform(action);
-            self.fact(|state| state.performed(slot, answer));
+            self.fact(|state| state.tell(slot, answer));
         }
     }
 
@@ -115,10 +115,11 @@ impl World {
                 self.runners.push(Runner { id, name: runner_name, online: false, busy: false, labels });
                 Event::Registered(Ok(Registration { runner_id: Some(id), credential: Secret::new("jit") }))
             }
-            Action::FindRunner { runner_name, .. } => {
-                Event::Found(Ok(self.runners.iter().find(|r| r.name == runner_name).map(|r| r.id)))
+            Action::RemoveRunner { instance, .. } => {
+                let found = self.runners.iter().find(|r| r.name == instance.runner_name).map(|r| r.id);
+                let id = instance.runner_id.or(found);
+                Event::RunnerRemoved(Ok(id.map_or(Removal::NotThere, |id| self.remove(id))))
             }
-            Action::RemoveRunner { runner_id, .. } => Event::RunnerRemoved(Ok(self.remove(runner_id))),
             Action::CreateVm(instance) => {
                 let notes = Notes {
                     pool: "pool".into(),
@@ -140,7 +141,7 @@ impl World {
                 Event::Created(Ok(()))
             }
             Action::DestroyVm(id) if self.locked_disks.contains(&id) => {
-                Event::Destroyed(Err(Failure { why: "the disk is in use".into(), retry_after: None }))
+                Event::Destroyed(Err(hypervisor::Error("the disk is in use".into())))
             }
             Action::DestroyVm(id) => {
                 self.vms.retain(|vm| vm.id != id);
@@ -176,7 +177,7 @@ impl World {
     fn ticks(&mut self) {
         for slot in 0..self.state.slots().count() {
             if self.state.deadline(slot, self.now).is_some_and(|at| at <= self.now) {
-                self.fact(|state| state.tick(slot));
+                self.fact(|state| state.tell(slot, Event::Tick));
             }
         }
     }
@@ -602,7 +603,7 @@ fn a_runner_that_somebody_removes_is_a_failure_with_a_back_off() {
         let id = world.ids()[0].clone();
         world.runners.clear();
         world.report_end(&id);
-        assert_eq!(world.state.slots().next().unwrap().failures(), failures);
+        assert_eq!(world.state.slots().next().unwrap().failures, failures);
         world.pass(MINUTE);
         world.boot_all();
     }

@@ -8,13 +8,11 @@
 use super::demand::Demand;
 use super::health::{Health, Reach, Trouble};
 use super::image_age::ImageAge;
-use super::orphans::OrphanRunners;
-use super::slot::Slot;
 use super::slot::types::{Action, Cause, Event, JobEvent, News, OrphanVm, Phase, RetireReason, Stop};
+use super::slot::{Context, Slot};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
 use crate::hypervisor::VmId;
 use crate::pool::back_off::Random;
-use crate::secret::Secret;
 use std::collections::{BTreeMap, VecDeque};
 
 /// How many of the incarnations made last are remembered.
@@ -39,12 +37,13 @@ pub struct PoolState {
     pub(super) now: Millis,
     /// What follows from it.
     pub(super) out: Outcome,
-    pub(super) records: Vec<Record>,
+    pub(super) slots: Vec<Slot>,
     pub(super) demand: Demand,
     pub(super) surplus_since: Option<Millis>,
     /// How old the image is that guests run.
     pub image: ImageAge,
-    pub(super) orphan_runners: OrphanRunners,
+    /// Since when each registration without a slot has been offline.
+    pub(super) offline_since: BTreeMap<u64, Millis>,
     random: Random,
     started_at: Millis,
     pub(super) recovered: bool,
@@ -60,16 +59,6 @@ pub struct PoolState {
     broken: u64,
 }
 
-/// A slot, with what is known of its VM beside its state.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub slot: Slot,
-    /// What its guest gets to start its runner with. An adopted VM's is not known.
-    credential: Option<Secret>,
-    /// Its VM is made of another template or of other settings than VMs are now.
-    pub outdated: bool,
-}
-
 impl PoolState {
     /// A pool that does not know yet what there is. `seed` feeds jitter and
     /// incarnations, and must differ at every start.
@@ -78,11 +67,11 @@ impl PoolState {
             rules,
             now,
             out: Outcome::default(),
-            records: Vec::new(),
+            slots: Vec::new(),
             demand: Demand::default(),
             surplus_since: None,
             image: ImageAge::default(),
-            orphan_runners: OrphanRunners::default(),
+            offline_since: BTreeMap::new(),
             random: Random(seed),
             started_at: now,
             recovered: false,
@@ -100,11 +89,10 @@ impl PoolState {
     }
 
     pub(super) fn add_slot(&mut self) {
-        let number = self.records.len() as u32 + 1;
+        let number = self.slots.len() as u32 + 1;
         let name = format!("{}{number}", self.rules.pool.name_prefix);
         let past_size = number > self.rules.pool.size;
-        let slot = Slot::new(number, name, past_size, self.random.bits());
-        self.records.push(Record { slot, credential: None, outdated: false });
+        self.slots.push(Slot::new(number, name, past_size, self.random.bits()));
     }
 
     /// Lets a fact take effect. Answers what the fact answers, and what follows from it.
@@ -124,12 +112,12 @@ impl PoolState {
 
     /// The slots, those past the pool's size last.
     pub fn slots(&self) -> impl Iterator<Item = &Slot> {
-        self.records.iter().map(|record| &record.slot)
+        self.slots.iter()
     }
 
     /// A slot, by its index in [`PoolState::slots`].
     pub fn slot(&self, index: usize) -> &Slot {
-        &self.records[index].slot
+        &self.slots[index]
     }
 
     /// Whether the pool knows what was there before it.
@@ -157,15 +145,15 @@ impl PoolState {
         self.free_bytes.is_some_and(|free| free < self.rules.pool.min_free_bytes)
     }
 
-    /// When [`PoolState::tick`] is due for a slot, if nothing else happens before.
+    /// When [`Event::Tick`] is due for a slot, if nothing else happens before.
     pub fn deadline(&mut self, slot: usize, now: Millis) -> Option<Millis> {
         self.now = now;
-        let own = self.records[slot].slot.deadline(&self.rules);
-        if own.is_some() || !self.records[slot].slot.is_free() {
+        let own = self.slots[slot].deadline(&self.rules);
+        if own.is_some() || !self.slots[slot].is_free() {
             return own;
         }
         // A free slot in its back-off is waited for while a VM is short.
-        let retry_at = self.records[slot].slot.retry_at();
+        let retry_at = self.slots[slot].retry_at();
         let short = retry_at > now && !self.host_is_full() && self.balance().shortage() > 0;
         short.then_some(retry_at)
     }
@@ -189,7 +177,7 @@ impl PoolState {
 
     fn troubles(&mut self) -> Vec<Trouble> {
         let serves = self.slots().any(|slot| matches!(slot.phase(), Phase::Ready | Phase::Running));
-        let fails = self.slots().any(|slot| slot.failures() > 0);
+        let fails = self.slots().any(|slot| slot.failures > 0);
         let wanted = self.recovered && self.balance().wants_vms();
         let late = !self.recovered && self.now - self.started_at >= super::health::PATIENCE;
         [
@@ -206,21 +194,6 @@ impl PoolState {
         .collect()
     }
 
-    // --- what workers bring ---
-
-    /// A worker has performed a slot's action.
-    pub fn performed(&mut self, slot: usize, answer: Event) {
-        if let Event::Registered(Ok(registration)) = &answer {
-            self.records[slot].credential = Some(registration.credential.clone());
-        }
-        self.tell(slot, answer);
-    }
-
-    /// A slot's deadline has come.
-    pub fn tick(&mut self, slot: usize) {
-        self.tell(slot, Event::Tick);
-    }
-
     // --- what guests ask and tell ---
 
     /// A guest asks for its configuration. `is_proven` says whether the guest
@@ -234,18 +207,7 @@ impl PoolState {
         is_proven: impl Fn(&VmId) -> bool,
     ) -> Result<RunnerConfig, Refusal> {
         let index = self.authenticate(vm_name, is_proven)?;
-        let record = &mut self.records[index];
-        match record.slot.phase() {
-            Phase::Creating => return Err(Refusal::NotReady),
-            Phase::Booting | Phase::Ready => {}
-            _ => return Err(Refusal::Answered),
-        }
-        // A token makes a runner each time it is used, so that it is given once.
-        let credential = if self.rules.jit { record.credential.clone() } else { record.credential.take() };
-        let (Some(credential), Some(instance)) = (credential, record.slot.instance()) else {
-            return Err(Refusal::Answered);
-        };
-        let config = RunnerConfig { runner_name: instance.runner_name.clone(), credential };
+        let config = self.slots[index].runner_config(self.rules.jit)?;
         self.tell(index, Event::Answered);
         Ok(config)
     }
@@ -287,10 +249,8 @@ impl PoolState {
         if !self.rules.serves(labels) || !self.demand.queued(job_id, self.now) {
             return false;
         }
-        for slot in 0..self.records.len() {
-            if self.records[slot].slot.retiring().is_some() && self.stop.is_none() {
-                self.tell(slot, Event::StayIfNotTold);
-            }
+        for slot in 0..self.slots.len() {
+            self.tell(slot, Event::StayIfNotTold);
         }
         true
     }
@@ -336,7 +296,7 @@ impl PoolState {
         }
         self.stop = Some(stop);
         self.out.look_now = true;
-        for slot in 0..self.records.len() {
+        for slot in 0..self.slots.len() {
             self.tell(slot, Event::Stop(stop));
         }
     }
@@ -351,20 +311,14 @@ impl PoolState {
         }
     }
 
-    pub(super) fn tell(&mut self, slot: usize, event: Event) {
-        let record = &mut self.records[slot];
-        let news = self.out.news.len();
-        if let Some(action) = record.slot.step(event, &self.rules, self.now, &mut self.out.news) {
-            self.out.actions.push((slot, action));
-        }
-        let waits = matches!(record.slot.phase(), Phase::Creating | Phase::Booting | Phase::Ready);
-        if !waits {
-            record.credential = None;
-        }
-        if record.slot.instance().is_none() {
-            record.outdated = false;
-        }
-        for happened in &self.out.news[news..] {
+    /// Tells a slot what came of its action, that its deadline has come
+    /// ([`Event::Tick`]), or what else there is to tell.
+    pub fn tell(&mut self, slot: usize, event: Event) {
+        let Outcome { actions, news, .. } = &mut self.out;
+        let known = news.len();
+        let cx = &mut Context { rules: &self.rules, now: self.now, news };
+        actions.extend(self.slots[slot].step(event, cx).map(|action| (slot, action)));
+        for happened in &self.out.news[known..] {
             match happened {
                 News::Job(..) => self.demand.vm_taken(self.now),
                 News::Adopted(vm) => remember(&mut self.had, &vm.incarnation),

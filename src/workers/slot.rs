@@ -4,8 +4,7 @@
 use super::Shared;
 use crate::github::{self, Removal};
 use crate::hypervisor::{Notes, VmSpec};
-use crate::pool::millis;
-use crate::pool::slot::types::{Action, Event, Failure, Phase};
+use crate::pool::slot::types::{Action, Event, Instance, Phase};
 use log::debug;
 use std::sync::{Arc, Condvar, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,7 +16,7 @@ pub(super) fn run(index: usize, wake: &Condvar, shared: &Arc<Shared>) {
         if let Some(action) = inner.workers[index].action.take() {
             drop(inner);
             let answer = perform(shared, index, action);
-            shared.apply(|state| state.performed(index, answer));
+            shared.apply(|state| state.tell(index, answer));
             inner = shared.lock();
             continue;
         }
@@ -35,7 +34,7 @@ pub(super) fn run(index: usize, wake: &Condvar, shared: &Arc<Shared>) {
             }
             Some(_) => {
                 drop(inner);
-                shared.apply(|state| state.tick(index));
+                shared.apply(|state| state.tell(index, Event::Tick));
                 shared.lock()
             }
         };
@@ -45,21 +44,22 @@ pub(super) fn run(index: usize, wake: &Condvar, shared: &Arc<Shared>) {
 fn perform(shared: &Shared, index: usize, action: Action) -> Event {
     let Shared { github, hypervisor, .. } = shared;
     match action {
-        Action::Register { runner_name } => {
-            Event::Registered(github.register(&runner_name).map_err(github_failure))
-        }
-        Action::FindRunner { scope, runner_name } => {
-            let found = github.runner_by_name(&scope, &runner_name);
-            Event::Found(found.map(|runner| runner.map(|runner| runner.id)).map_err(github_failure))
-        }
+        Action::Register { runner_name } => Event::Registered(github.register(&runner_name)),
         Action::RemoveRunner { not_after: Some(limit), .. } if shared.now() > limit => {
             let why = "what was known of the VM is too old".into();
-            Event::RunnerRemoved(Err(Failure { why, retry_after: None }))
+            Event::RunnerRemoved(Err(github::Error::Failed(why)))
         }
-        Action::RemoveRunner { scope, runner_id, .. } => {
-            let removal: Result<Removal, _> = github.remove(&scope, runner_id);
-            debug!("removing runner {runner_id} of the {scope}: {removal:?}");
-            Event::RunnerRemoved(removal.map_err(github_failure))
+        Action::RemoveRunner { instance: Instance { scope, runner_name, runner_id, .. }, .. } => {
+            let runner_id = match runner_id {
+                Some(id) => Ok(Some(id)),
+                None => github.runner_by_name(&scope, &runner_name).map(|found| Some(found?.id)),
+            };
+            let removal = runner_id.and_then(|id| match id {
+                Some(id) => github.remove(&scope, id),
+                None => Ok(Removal::NotThere),
+            });
+            debug!("removing {runner_name} of the {scope}: {removal:?}");
+            Event::RunnerRemoved(removal)
         }
         Action::CreateVm(instance) => {
             let notes = Notes {
@@ -74,25 +74,8 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
                 job_started: None,
             };
             let secret = shared.keys.vm_secret(&instance.vm.name, &instance.vm.incarnation);
-            let created = hypervisor.create(&VmSpec { id: instance.vm, notes, secret });
-            Event::Created(created.map_err(|error| vm_failure(format!("cannot create its VM: {error}"))))
+            Event::Created(hypervisor.create(&VmSpec { id: instance.vm, notes, secret }))
         }
-        Action::DestroyVm(vm) => {
-            let destroyed = hypervisor.destroy(&vm);
-            Event::Destroyed(destroyed.map_err(|error| vm_failure(format!("cannot destroy {vm}: {error}"))))
-        }
+        Action::DestroyVm(vm) => Event::Destroyed(hypervisor.destroy(&vm)),
     }
-}
-
-/// GitHub's errors say themselves what was not done.
-fn github_failure(error: github::Error) -> Failure {
-    let retry_after = match &error {
-        github::Error::RateLimited { retry_after, .. } => Some(millis(*retry_after)),
-        _ => None,
-    };
-    Failure { why: error.to_string(), retry_after }
-}
-
-fn vm_failure(why: String) -> Failure {
-    Failure { why, retry_after: None }
 }

@@ -7,10 +7,10 @@ use super::plan::{Config, Fault, MINUTE, SECOND};
 use super::world::{Act, number_of};
 use super::{Action as HookAction, Bug, Ev, Hook, Sim};
 use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
-use hyperv_runner_pool::github::Runner;
-use hyperv_runner_pool::hypervisor::VmId;
+use hyperv_runner_pool::github::{Error, Runner};
+use hyperv_runner_pool::hypervisor::{self, VmId};
 use hyperv_runner_pool::pool::monitor::{Answer, Ask, Monitor};
-use hyperv_runner_pool::pool::slot::types::{Action, Event, Failure, Job, JobEvent, News, Phase, Stop};
+use hyperv_runner_pool::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use hyperv_runner_pool::pool::state::{Outcome, PoolState};
 use hyperv_runner_pool::pool::{Millis, Refusal, Rules, RunnerConfig};
 use hyperv_runner_pool::workers::STOP_LIMIT;
@@ -274,7 +274,7 @@ impl Sim {
                 p.workers[slot].timer = None;
                 let due = p.state.deadline(slot, self.clock() - p.epoch);
                 if due.is_some_and(|at| at <= self.clock() - p.epoch) {
-                    self.apply(&mut p, |state| state.tick(slot));
+                    self.apply(&mut p, |state| state.tell(slot, Event::Tick));
                 } else {
                     self.follow(&mut p, Outcome::default());
                 }
@@ -327,16 +327,17 @@ impl Sim {
         let now = self.clock() - p.epoch;
         let act = match action {
             Action::Register { runner_name } => Act::Register(runner_name, p.state.rules().scope.clone()),
-            Action::FindRunner { scope, runner_name } => Act::Find(runner_name, scope),
             Action::RemoveRunner { not_after: Some(limit), .. } if now > limit => {
-                let failure = Failure { why: "too old".into(), retry_after: None };
-                let late = Brought::ToSlot(Event::RunnerRemoved(Err(failure)));
+                let late = Brought::ToSlot(Event::RunnerRemoved(Err(Error::Failed("too old".into()))));
                 return self.bring(p, Some(slot), late);
             }
-            Action::RemoveRunner { scope, runner_id, .. } => Act::Remove(runner_id, scope),
+            Action::RemoveRunner { instance, .. } => match instance.runner_id {
+                Some(id) => Act::Remove(id, instance.scope),
+                None => Act::RemoveByName(instance.runner_name, instance.scope),
+            },
             Action::CreateVm(_) if p.stop_creating => {
-                let failure = Failure { why: "the pool stops".into(), retry_after: None };
-                return self.bring(p, Some(slot), Brought::ToSlot(Event::Created(Err(failure))));
+                let error = hypervisor::Error("the pool stops".into());
+                return self.bring(p, Some(slot), Brought::ToSlot(Event::Created(Err(error))));
             }
             Action::CreateVm(mut instance) => {
                 let worker = &mut p.workers[slot];
@@ -371,7 +372,7 @@ impl Sim {
             (Some(slot), Brought::ToSlot(event)) => {
                 self.trace(|_| format!("    slot {slot} brings {event:?}"));
                 p.workers[slot].performing = false;
-                self.apply(p, |state| state.performed(slot, event));
+                self.apply(p, |state| state.tell(slot, event));
                 self.perform_next(p, slot);
             }
             (None, Brought::ToMonitor(answer)) => self.monitor_goes_on(p, answer),
@@ -548,7 +549,7 @@ impl Sim {
             !matches!(phase, Phase::Empty | Phase::Ready | Phase::Stopped) || slot.retiring().is_some()
         });
         if let Some(slot) = odd {
-            return Some(format!("slot {} is {:?} {:?}", slot.number(), slot.phase(), slot.retiring()));
+            return Some(format!("slot {} is {:?} {:?}", slot.number, slot.phase(), slot.retiring()));
         }
         let ready = p.state.slots().filter(|slot| slot.phase() == Phase::Ready).count();
         // Jobs whose end it has not heard of may keep one VM ready for a day.

@@ -1,8 +1,8 @@
 //! The words of a slot: what it is told, what it asks for, what it shows.
 
 use crate::github::scope::Scope;
-use crate::github::{Registration, Removal, Runner};
-use crate::hypervisor::{GuestWord, Notes, Power, Vm, VmId};
+use crate::github::{self, Registration, Removal, Runner};
+use crate::hypervisor::{self, GuestWord, Notes, Power, Vm, VmId};
 use crate::pool::Millis;
 use std::fmt;
 
@@ -15,19 +15,11 @@ pub enum Action {
         /// The name to register.
         runner_name: String,
     },
-    /// Look a runner up by its name. Brings [`Event::Found`].
-    FindRunner {
-        /// Where it is registered.
-        scope: Scope,
-        /// The exact name.
-        runner_name: String,
-    },
-    /// Remove a registration. Brings [`Event::RunnerRemoved`].
+    /// Remove the registration of a VM's runner, which is looked up by its name
+    /// if its id is not known. Brings [`Event::RunnerRemoved`].
     RemoveRunner {
-        /// Where it is registered.
-        scope: Scope,
-        /// GitHub's id.
-        runner_id: u64,
+        /// Whose.
+        instance: Instance,
         /// Not to be sent after this moment: what was known of the VM is too old by then.
         not_after: Option<Millis>,
     },
@@ -35,15 +27,6 @@ pub enum Action {
     CreateVm(Instance),
     /// Remove a VM and its disk. Brings [`Event::Destroyed`].
     DestroyVm(VmId),
-}
-
-/// Why an action failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// One sentence, for the log and the status page.
-    pub why: String,
-    /// The earliest sensible retry, in milliseconds from now, if known.
-    pub retry_after: Option<Millis>,
 }
 
 /// A VM that a slot makes, made or adopted, with its registration.
@@ -193,15 +176,13 @@ pub enum Event {
     /// The clock has reached [`Slot::deadline`](super::Slot::deadline).
     Tick,
     /// What came of [`Action::Register`].
-    Registered(Result<Registration, Failure>),
-    /// What came of [`Action::FindRunner`]: the runner's id, if it is there.
-    Found(Result<Option<u64>, Failure>),
+    Registered(Result<Registration, github::Error>),
     /// What came of [`Action::RemoveRunner`].
-    RunnerRemoved(Result<Removal, Failure>),
+    RunnerRemoved(Result<Removal, github::Error>),
     /// What came of [`Action::CreateVm`].
-    Created(Result<(), Failure>),
+    Created(Result<(), hypervisor::Error>),
     /// What came of [`Action::DestroyVm`].
-    Destroyed(Result<(), Failure>),
+    Destroyed(Result<(), hypervisor::Error>),
     /// The guest was given its configuration.
     Answered,
     /// The guest says that a job starts.
