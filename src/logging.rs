@@ -185,23 +185,18 @@ struct JsonRecord<'a> {
 fn line(format: LogFormat, time: SystemTime, record: &Record) -> String {
     let time = date::timestamp(time);
     let message = record.args().to_string();
-    match format {
-        LogFormat::Text => {
-            let mut line = format!("{time} {:<5} ", record.level());
-            // What comes from outside must not look like a line of its own.
-            line.extend(message.chars().map(|c| if c.is_control() { ' ' } else { c }));
-            line.push('\n');
-            line
-        }
+    let mut line = match format {
+        // What comes from outside must not look like a line of its own.
+        LogFormat::Text => format!("{time} {:<5} {message}", record.level()).replace(char::is_control, " "),
         LogFormat::Json => {
             let thread = thread::current();
             let thread = thread.name().unwrap_or("");
             let record = JsonRecord { time, level: record.level().as_str(), thread, message };
-            let mut line = serde_json::to_string(&record).unwrap_or_default();
-            line.push('\n');
-            line
+            serde_json::to_string(&record).unwrap_or_default()
         }
-    }
+    };
+    line.push('\n');
+    line
 }
 
 /// A file that is renamed, and followed by a new one, when it is full.

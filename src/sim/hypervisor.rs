@@ -4,6 +4,7 @@
 
 use super::github::MockGitHub;
 use super::loopback_agent;
+use crate::config::MockTiming;
 use crate::hypervisor::{
     Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };
@@ -12,20 +13,9 @@ use serde::Deserialize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long things take in the simulation.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Making a VM.
-    pub create: Duration,
-    /// A VM's start, until its guest asks for its configuration.
-    pub boot: Duration,
-    /// A job.
-    pub job: Duration,
-}
-
 /// A host whose VMs are threads.
 pub struct MockHypervisor {
-    timing: Timing,
+    timing: MockTiming,
     pool_url: String,
     /// Absent when runners are registered with the real GitHub: then a guest
     /// only fetches its configuration and stays until it is destroyed.
@@ -60,7 +50,7 @@ pub struct Faults {
 
 impl MockHypervisor {
     /// A host without VMs, whose guests reach the pool at `pool_url`.
-    pub fn new(timing: Timing, pool_url: String, github: Option<Arc<MockGitHub>>) -> MockHypervisor {
+    pub fn new(timing: MockTiming, pool_url: String, github: Option<Arc<MockGitHub>>) -> MockHypervisor {
         let (host, creating_stopped) = Default::default();
         MockHypervisor { timing, pool_url, github, host, creating_stopped }
     }
@@ -104,7 +94,7 @@ impl Hypervisor for MockHypervisor {
         let vm = Arc::new(SimulatedVm {
             id: spec.id.clone(),
             secret: spec.secret.clone(),
-            timing: self.timing,
+            timing: self.timing.clone(),
             pool_url: self.pool_url.clone(),
             github: self.github.clone(),
             started: Instant::now(),
@@ -161,7 +151,7 @@ impl Hypervisor for MockHypervisor {
 struct SimulatedVm {
     id: VmId,
     secret: Secret,
-    timing: Timing,
+    timing: MockTiming,
     pool_url: String,
     github: Option<Arc<MockGitHub>>,
     started: Instant,
@@ -333,7 +323,7 @@ mod tests {
     use crate::github::scope::Scope;
 
     fn host(create: Duration) -> MockHypervisor {
-        let timing = Timing { create, boot: Duration::ZERO, job: Duration::ZERO };
+        let timing = MockTiming { create, boot: Duration::ZERO, job: Duration::ZERO };
         let host = MockHypervisor::new(timing, String::new(), None);
         host.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
         host

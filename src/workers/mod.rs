@@ -8,7 +8,7 @@
 //! it was told what came of the first.
 //!
 //! Nothing blocks while the lock is held: the state has no I/O, and the one
-//! lock taken under it, that of the log's story, is never held by who waits for
+//! lock taken under it, that of the failures told, is never held by who waits for
 //! it. So there is no deadlock, and each use of the state is one step. What is
 //! left to chance is the order of these steps, which the simulator tries.
 
@@ -23,13 +23,13 @@ use crate::hypervisor::Hypervisor;
 use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
+use crate::repeats::Repeats;
 use crate::secret::Keys;
 use log::warn;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use story::Story;
 
 /// How long an orderly stop may last. What is not done by then is left to the next start.
 pub const STOP_LIMIT: Duration = Duration::from_secs(180);
@@ -54,7 +54,8 @@ struct Shared {
     stopped: Condvar,
     /// Told when the monitor is to look now.
     look: Condvar,
-    story: Mutex<Story>,
+    /// The failures that the log has told.
+    told_failures: Mutex<Repeats>,
 }
 
 /// Everything under the lock.
@@ -104,7 +105,7 @@ impl Pool {
             }),
             stopped: Condvar::new(),
             look: Condvar::new(),
-            story: Mutex::new(Story::default()),
+            told_failures: Mutex::default(),
         });
         let mut inner = shared.lock();
         for slot in 0..inner.state.slots().count() {
@@ -265,9 +266,9 @@ impl Shared {
             self.look.notify_all();
         }
         // Taken before the state is let go, so that the log tells things in their order.
-        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told_failures = self.told_failures.lock().unwrap_or_else(PoisonError::into_inner);
         drop(inner);
-        story.tell(out.news, now);
+        story::tell(&mut told_failures, out.news, now);
         answer
     }
 }
@@ -275,12 +276,11 @@ impl Shared {
 impl Inner {
     fn start_worker(&mut self, shared: &Arc<Shared>, slot: usize) -> std::io::Result<()> {
         let (shared, wake) = (Arc::clone(shared), Arc::new(Condvar::new()));
-        self.workers.push(Worker { action: None, waits_for: None, wake: Arc::clone(&wake) });
-        std::thread::Builder::new()
-            .name(format!("slot-{}", slot + 1))
-            .stack_size(512 * 1024)
-            .spawn(move || slot::run(slot, &wake, &shared))
-            .map(|_| ())
+        let worker = Worker { action: None, waits_for: None, wake: Arc::clone(&wake) };
+        let thread = std::thread::Builder::new().name(format!("slot-{}", slot + 1)).stack_size(512 * 1024);
+        thread.spawn(move || slot::run(slot, &wake, &shared))?;
+        self.workers.push(worker);
+        Ok(())
     }
 
     /// Wakes the workers that have something to do, whose deadline has become another, or that are to end.

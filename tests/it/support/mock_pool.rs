@@ -6,7 +6,7 @@
 use super::delivery::{self, LABELS};
 use super::http::{self, Connection, Response};
 use super::wait_until;
-use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::config::{GitHubConfig, MockTiming, PoolConfig, RegistrationMode, Shutdown};
 use hyperv_runner_pool::github::{GitHub, Runner};
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
 use hyperv_runner_pool::http::{Api, JobListener};
@@ -15,7 +15,7 @@ use hyperv_runner_pool::pool::slot::types::{Instance, SlotSnapshot};
 pub use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
 use hyperv_runner_pool::sim::github::MockGitHub;
-use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor};
 use hyperv_runner_pool::workers::{Pool, STOP_LIMIT};
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ impl MockWorld {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let github = mock_github(&url, &Keys::new(&Secret::new(SECRET)));
-        let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job };
+        let timing = MockTiming { create: Duration::ZERO, boot: Duration::ZERO, job };
         let hypervisor = Arc::new(MockHypervisor::new(timing, url, Some(Arc::clone(&github))));
         MockWorld { github, hypervisor, listener, gives_jobs: true }
     }
