@@ -79,8 +79,7 @@ pub struct Monitor {
     /// What is asked, and when that began.
     asked: (Ask, Millis),
     /// What else this round asks for.
-    unlisted: VecDeque<Asked>,
-    orphans: Vec<u64>,
+    rest: VecDeque<Ask>,
     first_list: Option<Inventory>,
     failures: u32,
     random: Random,
@@ -115,8 +114,9 @@ impl Monitor {
             Answer::Runners(answer) => {
                 if let Some(runners) = state.github_answers(answer) {
                     self.many_listed_at = (runners.len() > MANY_RUNNERS).then_some(state.now);
-                    self.orphans = state.runners_listed(&runners, asked_at);
-                    self.unlisted = state.unlisted(&runners);
+                    let orphans = state.runners_listed(&runners, asked_at);
+                    self.rest = state.unlisted(&runners).into_iter().map(Ask::Runner).collect();
+                    self.rest.extend(orphans.into_iter().rev().map(Ask::Remove));
                 }
                 self.ask_for_the_rest(state)
             }
@@ -176,7 +176,7 @@ impl Monitor {
 
     fn ask_github(&mut self, state: &PoolState) -> Ask {
         if self.many_listed_at.is_some_and(|at| state.now - at < MANY_LISTED_EVERY) {
-            self.unlisted = state.unlisted(&[]);
+            self.rest = state.unlisted(&[]).into_iter().map(Ask::Runner).collect();
             return self.ask_for_the_rest(state);
         }
         Ask::Runners
@@ -184,11 +184,8 @@ impl Monitor {
 
     fn ask_for_the_rest(&mut self, state: &PoolState) -> Ask {
         let stopping = state.stopping();
-        if let Some(asked) = self.unlisted.pop_front() {
-            return Ask::Runner(asked);
-        }
-        if let Some(runner) = self.orphans.pop() {
-            return Ask::Remove(runner);
+        if let Some(ask) = self.rest.pop_front() {
+            return ask;
         }
         let is_due = |at: Option<Millis>, every: Millis| at.is_none_or(|at| state.now - at >= every);
         if stopping.is_none()

@@ -1,13 +1,13 @@
 //! What the monitor brings to the state: lists of VMs and of runners.
 
 use super::orphans;
-use super::slot::types::{Event, Instance, News, Phase};
+use super::slot::types::{Event, Instance, Phase};
 use super::state::PoolState;
 use super::{Millis, recovery};
 use crate::github::scope::Scope;
 use crate::github::{Error, Runner};
 use crate::hypervisor::{Inventory, VmWrite};
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 
 /// A slot's registration, to ask GitHub for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl PoolState {
             return;
         }
         self.recovered = true;
-        self.free_bytes = inventory.free_bytes;
+        self.note_free_space(inventory.free_bytes);
         let found = recovery::recover(inventory, self.rules.pool.size);
         while self.slots.len() < found.len() {
             self.add_slot();
@@ -76,7 +76,9 @@ impl PoolState {
             self.tell(slot, Event::VmObserved(vm.cloned().map(Box::new), asked_at));
         }
         self.take_in_orphans(inventory);
-        self.retire_idle();
+        if self.stopping().is_none() {
+            self.retire_idle();
+        }
     }
 
     /// VMs and disks that no slot has. One that is on, and that this process
@@ -98,22 +100,18 @@ impl PoolState {
     }
 
     fn note_free_space(&mut self, free_bytes: Option<u64>) {
-        let was_full = self.host_is_full();
         self.free_bytes = free_bytes;
-        let subject = || "The host".to_owned();
-        match (was_full, self.host_is_full()) {
-            (_, true) => {
-                let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-                let why = format!(
-                    "{:.1} GB are free where the VMs' disks are, less than MIN_FREE_GB ({:.0}): no VM is made until there is room",
-                    gib(free_bytes.unwrap_or(0)),
-                    gib(self.rules.pool.min_free_bytes)
-                );
-                self.out.news.push(News::Failed { whose: subject(), what: "room", why });
-            }
-            (true, false) => self.out.news.push(News::Works(subject())),
-            (false, false) => {}
-        }
+        let least = self.rules.pool.min_free_bytes;
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let answer = match free_bytes {
+            Some(free) if free < least => Err(format!(
+                "{:.1} GB are free where the VMs' disks are, less than MIN_FREE_GB ({:.0}): no VM is made until there is room",
+                gib(free),
+                gib(least)
+            )),
+            _ => Ok(()),
+        };
+        self.room.note("The host", answer, false, self.now, &mut self.out.news);
     }
 
     /// GitHub's list of the runners in the pool's scope. Answers with the
@@ -145,7 +143,7 @@ impl PoolState {
     /// Slots with a VM that was answered, whose runner is not in this list, so
     /// that GitHub has to be asked for each by its id: a list in pages can miss
     /// one. With no list, all of them.
-    pub fn unlisted(&self, runners: &[Runner]) -> VecDeque<Asked> {
+    pub fn unlisted(&self, runners: &[Runner]) -> Vec<Asked> {
         let listed: HashSet<u64> = runners.iter().map(|runner| runner.id).collect();
         self.slots()
             .enumerate()

@@ -8,7 +8,7 @@
 use super::demand::Demand;
 use super::health::{Health, Reach, Trouble};
 use super::image_age::ImageAge;
-use super::slot::types::{Action, Cause, Event, JobEvent, News, OrphanVm, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Cause, Event, JobEvent, News, OrphanVm, Phase, Stop};
 use super::slot::{Context, Slot};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
 use crate::hypervisor::VmId;
@@ -51,6 +51,8 @@ pub struct PoolState {
     /// What a VM made now would be made of.
     pub(super) fingerprint: Option<String>,
     pub(super) free_bytes: Option<u64>,
+    /// Whether the host has room for more VMs.
+    pub(super) room: Reach,
     /// Incarnations that a slot of this process had: such a VM without a slot was given up, and is not adopted.
     pub(super) had: VecDeque<String>,
     pub(super) github: Reach,
@@ -78,6 +80,7 @@ impl PoolState {
             stop: None,
             fingerprint: None,
             free_bytes: None,
+            room: Reach::default(),
             had: VecDeque::new(),
             github: Reach::default(),
             hypervisor: Reach::default(),
@@ -142,20 +145,17 @@ impl PoolState {
 
     /// Whether a list said that free space is below `MIN_FREE_GB`.
     pub fn host_is_full(&self) -> bool {
-        self.free_bytes.is_some_and(|free| free < self.rules.pool.min_free_bytes)
+        self.room.failing.is_some()
     }
 
     /// When [`Event::Tick`] is due for a slot, if nothing else happens before.
     pub fn deadline(&mut self, slot: usize, now: Millis) -> Option<Millis> {
         self.now = now;
-        let own = self.slots[slot].deadline(&self.rules);
-        if own.is_some() || !self.slots[slot].is_free() {
-            return own;
+        match self.slots[slot].free_at() {
+            None => self.slots[slot].deadline(&self.rules),
+            // A free slot in its back-off is waited for while a VM is short.
+            Some(at) => (at > now && !self.host_is_full() && self.balance().shortage() > 0).then_some(at),
         }
-        // A free slot in its back-off is waited for while a VM is short.
-        let retry_at = self.slots[slot].retry_at();
-        let short = retry_at > now && !self.host_is_full() && self.balance().shortage() > 0;
-        short.then_some(retry_at)
     }
 
     /// The pool as it is now.
@@ -339,23 +339,6 @@ impl PoolState {
             remember(&mut self.had, &incarnation);
             self.assert_room();
             self.tell(slot, Event::Provision(incarnation));
-        }
-    }
-
-    pub(super) fn retire_idle(&mut self) {
-        if self.stop.is_some() {
-            return;
-        }
-        for slot in self.moved_to_retire() {
-            self.tell(slot, Event::Retire(RetireReason::Moved));
-        }
-        let balance = self.balance();
-        for slot in self.surplus_to_retire(balance) {
-            self.tell(slot, Event::Retire(RetireReason::Surplus));
-        }
-        let balance = self.balance();
-        if let Some((slot, reason)) = self.stale_to_retire(balance) {
-            self.tell(slot, Event::Retire(reason));
         }
     }
 

@@ -82,15 +82,11 @@ impl Slot {
 
     /// Destroys an orphan as this slot's own VM, so that nothing is created before it is gone.
     pub(super) fn clear_away(&mut self, orphan: OrphanVm, rules: &Rules, now: Millis) {
-        let known = orphan.notes.as_ref().map(|notes| Instance::of_notes(&orphan.vm, notes));
-        let deregistered = known.is_none();
-        let instance = known.unwrap_or_else(|| Instance {
-            vm: orphan.vm,
-            scope: rules.scope.clone(),
-            runner_name: String::new(),
-            runner_id: None,
-        });
-        let may_stay = orphan.power.is_none();
+        let (deregistered, may_stay) = (orphan.notes.is_none(), orphan.power.is_none());
+        let instance = match &orphan.notes {
+            Some(notes) => Instance::of_notes(&orphan.vm, notes),
+            None => Instance::new(orphan.vm, rules.scope.clone()),
+        };
         self.enter(
             State::Destroying(Destroying { deregistered, may_stay, ..Destroying::new(instance, now) }),
             now,

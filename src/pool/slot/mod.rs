@@ -142,19 +142,14 @@ impl Slot {
         }
     }
 
-    /// Whether it may be told to make a VM, once its back-off is over: it has none, and nothing to destroy.
-    pub fn is_free(&self) -> bool {
-        matches!(&self.state, State::Empty { .. })
-            && !self.past_size
-            && self.stop.is_none()
-            && !self.has_orphans()
-    }
-
-    /// When a free slot may try again.
-    pub fn retry_at(&self) -> Millis {
-        match &self.state {
-            State::Empty { retry_at } => *retry_at,
-            _ => 0,
+    /// From when on it may be told to make a VM. `None` while it has one, or
+    /// something to destroy, or is to make none.
+    pub fn free_at(&self) -> Option<Millis> {
+        match self.state {
+            State::Empty { retry_at } if !self.past_size && self.stop.is_none() && !self.has_orphans() => {
+                Some(retry_at)
+            }
+            _ => None,
         }
     }
 
@@ -247,12 +242,9 @@ impl Slot {
         match event {
             Event::Recovered(found) => self.recovered(found, cx),
             Event::Provision(incarnation) => {
-                if self.is_free() && cx.now >= self.retry_at() {
+                if self.free_at().is_some_and(|at| at <= cx.now) {
                     let vm = VmId { name: self.vm_name.clone(), incarnation };
-                    // Unique, so that the name is free and tells by itself whose runner it is.
-                    let runner_name = format!("{}-{}", vm.name, vm.incarnation);
-                    let scope = cx.rules.scope.clone();
-                    let instance = Instance { vm, scope, runner_name, runner_id: None };
+                    let instance = Instance::new(vm, cx.rules.scope.clone());
                     self.enter(State::Creating { instance, credential: None }, cx.now);
                 }
             }

@@ -43,6 +43,13 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// A VM that is not registered. The name of its runner is unique, so that
+    /// it is free and tells by itself whose runner it is.
+    pub fn new(vm: VmId, scope: Scope) -> Instance {
+        let runner_name = format!("{}-{}", vm.name, vm.incarnation);
+        Instance { vm, scope, runner_name, runner_id: None }
+    }
+
     /// What the Notes of a VM say of it.
     pub fn of_notes(vm: &VmId, notes: &Notes) -> Instance {
         Instance {
@@ -83,14 +90,11 @@ impl Job {
 
 impl fmt::Display for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name.as_deref().unwrap_or("(not named)");
-        write!(f, "{name}")?;
-        match (&self.repository, self.run_id) {
-            (Some(repository), Some(run)) => write!(f, " of {repository}, run {run}"),
-            (Some(repository), None) => write!(f, " of {repository}"),
-            (None, Some(run)) => write!(f, ", run {run}"),
-            (None, None) => Ok(()),
+        f.write_str(self.name.as_deref().unwrap_or("(not named)"))?;
+        if let Some(repository) = &self.repository {
+            write!(f, " of {repository}")?;
         }
+        self.run_id.map_or(Ok(()), |run| write!(f, ", run {run}"))
     }
 }
 
