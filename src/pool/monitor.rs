@@ -55,8 +55,6 @@ pub enum Ask {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The monitor has just started.
-    Started,
     /// The list, and the fingerprint of a VM made now.
     Vms(Result<(Inventory, Option<String>), String>),
     /// All runners.
@@ -69,7 +67,7 @@ pub enum Answer {
     QueuedJobs(Result<Vec<QueuedJob>, Error>),
     /// The newest version, and today in days since 1970.
     NewestRunner(Result<Option<String>, Error>, i64),
-    /// The pause is over.
+    /// The pause is over, or the monitor has just started.
     Paused,
 }
 
@@ -98,13 +96,26 @@ impl Monitor {
     pub fn next(&mut self, answer: Answer, state: &mut PoolState) -> Ask {
         let (asked, asked_at) = std::mem::take(&mut self.asked);
         let ask = match answer {
-            Answer::Started => Ask::Vms(Vec::new()),
             Answer::Paused if state.has_stopped() => Ask::End,
             Answer::Paused => Ask::Vms(state.take_writes()),
             Answer::Vms(answer) => match (state.hypervisor_answers(answer), state.has_recovered()) {
-                (None, false) => self.retry_first_look(state),
+                (None, false) if state.has_stopped() => Ask::End,
+                (None, false) => {
+                    self.failures += 1;
+                    Ask::Pause(back_off::wait(self.failures, &mut self.random).min(MINUTE))
+                }
                 (None, true) => Ask::Runners,
-                (Some((inventory, _)), false) => self.first_look(inventory, state),
+                (Some((list, _)), false) => match self.first_list.take() {
+                    // A list can leave a VM out, so that nothing is concluded from the first alone.
+                    None => {
+                        self.first_list = Some(list);
+                        Ask::Vms(Vec::new())
+                    }
+                    Some(first) => {
+                        state.recover(&recovery::union(first, list));
+                        self.ask_github(state)
+                    }
+                },
                 (Some((inventory, fingerprint)), true) => {
                     let writes = if let Ask::Vms(writes) = asked { writes } else { Vec::new() };
                     state.vms_listed(&inventory, fingerprint, &writes, asked_at);
@@ -147,32 +158,6 @@ impl Monitor {
         self.asked = (ask.clone(), state.now);
         ask
     }
-
-    // --- the first look ---
-
-    /// A list can leave a VM out, so that nothing is concluded from the first alone.
-    fn first_look(&mut self, list: Inventory, state: &mut PoolState) -> Ask {
-        match self.first_list.take() {
-            None => {
-                self.first_list = Some(list);
-                Ask::Vms(Vec::new())
-            }
-            Some(first) => {
-                state.recover(&recovery::union(first, list));
-                self.ask_github(state)
-            }
-        }
-    }
-
-    fn retry_first_look(&mut self, state: &PoolState) -> Ask {
-        if state.has_stopped() {
-            return Ask::End;
-        }
-        self.failures += 1;
-        Ask::Pause(back_off::wait(self.failures, &mut self.random).min(MINUTE))
-    }
-
-    // --- the rest of a round ---
 
     fn ask_github(&mut self, state: &PoolState) -> Ask {
         if self.many_listed_at.is_some_and(|at| state.now - at < MANY_LISTED_EVERY) {

@@ -184,7 +184,7 @@ impl World {
 
     /// One round of the monitor, from pause to pause.
     fn round(&mut self) {
-        let mut answer = if self.state.has_recovered() { Answer::Paused } else { Answer::Started };
+        let mut answer = Answer::Paused;
         loop {
             let (ask, out) = self.state.apply(self.now, |state| self.monitor.next(answer, state));
             self.follow(out);

@@ -25,7 +25,7 @@ pub(super) fn start(shared: Arc<Shared>) -> std::io::Result<()> {
 
 fn run(shared: &Arc<Shared>) {
     let mut monitor = Monitor::new(random_seed());
-    let mut answer = Answer::Started;
+    let mut answer = Answer::Paused;
     let mut warned: Option<Instant> = None;
     loop {
         let ask = shared.apply(|state| monitor.next(answer, state));

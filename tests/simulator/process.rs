@@ -120,7 +120,7 @@ impl Sim {
             round_began: (0, 0),
             config,
         });
-        self.monitor_goes_on(&mut p, Answer::Started);
+        self.monitor_goes_on(&mut p, Answer::Paused);
         self.process = Some(p);
         // A stop is at its most delicate while the pool does not know yet what is there.
         if !self.quiet && self.plan.disturbed_every > 0 && self.rng.one_in(10) {

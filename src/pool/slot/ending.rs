@@ -108,14 +108,12 @@ impl Slot {
             Ok(()) => {
                 d.vm_gone = true;
                 cx.news.push(News::Destroyed(d.instance.vm.clone(), cx.now - since));
-                self.finish_if_gone(cx.now);
             }
             Err(error) if d.may_stay => {
                 // The monitor finds it again, and it is tried again then.
                 d.vm_gone = true;
                 let why = format!("cannot destroy it: {error}");
                 cx.news.push(News::Failed { whose: d.instance.vm.to_string(), what: "destroy", why });
-                self.finish_if_gone(cx.now);
             }
             Err(error) => {
                 d.attempts = d.attempts.saturating_add(1);
@@ -134,7 +132,6 @@ impl Slot {
             // What cannot be removed now is swept later.
             (State::Destroying(d), _) => {
                 d.deregistered = true;
-                self.finish_if_gone(cx.now);
             }
             (State::Ready(live), Ok(Removal::Removed | Removal::NotThere)) => {
                 if let Some(retire) = &mut live.retire {

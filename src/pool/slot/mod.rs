@@ -123,7 +123,6 @@ impl Slot {
             guest: live.and_then(|live| live.evidence.word.clone()),
             failures: self.failures,
             reason: self.reason.clone(),
-            past_size: self.past_size,
             jobs_completed: self.jobs_completed,
         }
     }
@@ -361,6 +360,7 @@ impl Slot {
         if self.awaiting.is_some() {
             return None;
         }
+        self.finish_if_gone(cx.now);
         self.obey_stop(cx);
         if let State::Empty { retry_at } = self.state {
             if cx.now < retry_at {

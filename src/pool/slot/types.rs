@@ -396,8 +396,6 @@ pub struct SlotSnapshot {
     pub failures: u32,
     /// Why the last of them failed.
     pub reason: Option<String>,
-    /// Whether it is past `POOL_SIZE`, and so never makes another VM.
-    pub past_size: bool,
     /// Jobs that this slot has seen to their end.
     pub jobs_completed: u64,
 }
