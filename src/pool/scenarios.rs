@@ -529,7 +529,8 @@ fn a_job_that_was_canceled_before_the_runner_took_it_leaves_the_vm_ready() {
     world.hook(7, Some((runner.id, runner.name)), false);
     assert_eq!(world.phase(1), Phase::Running);
     world.pass(3 * MINUTE);
-    assert_eq!((world.phase(1), world.ids()), (Phase::Ready, vec![id]));
+    assert_eq!((world.phase(1), world.ids()), (Phase::Ready, vec![id.clone()]));
+    assert_eq!(world.config(&id).unwrap_err(), Refusal::Answered, "a job was on it");
 }
 
 #[test]
