@@ -9,14 +9,14 @@
 #[allow(dead_code, reason = "the benches use a part of what the tests share")]
 mod support;
 
-use hyperv_runner_pool::config::PoolConfig;
+use hyperv_runner_pool::config::{MockTiming, PoolConfig};
 use hyperv_runner_pool::date;
 use hyperv_runner_pool::http::Api;
 use hyperv_runner_pool::http::gate::{self, Limits, Request};
 use hyperv_runner_pool::hypervisor::{Error, Hypervisor, Inventory, VmId, VmSpec};
 use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
-use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor};
 use hyperv_runner_pool::workers::{Pool, STOP_LIMIT};
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -209,7 +209,7 @@ fn inside(slots: u32, poll: Duration) -> Inside {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let keys = Keys::new(&Secret::new(SECRET));
     let github = mock_github(&url, &keys);
-    let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job: Duration::ZERO };
+    let timing = MockTiming { create: Duration::ZERO, boot: Duration::ZERO, job: Duration::ZERO };
     let hypervisor = Arc::new(MockHypervisor::new(timing, url.clone(), Some(github.clone())));
     hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
     let ((destroys, destroyed), (lists, listed)) = (channel(), channel());

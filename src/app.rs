@@ -13,7 +13,7 @@ use crate::hypervisor::powershell::PowerShell;
 use crate::pool::slot::types::Stop;
 use crate::secret::Keys;
 use crate::sim::github::MockGitHub;
-use crate::sim::hypervisor::{MockHypervisor, Timing};
+use crate::sim::hypervisor::MockHypervisor;
 use crate::workers::{Pool, STOP_LIMIT};
 use log::{Level, info, log, warn};
 use std::fs::{self, File, TryLockError};
@@ -63,12 +63,7 @@ impl App {
         };
 
         let (hypervisor, lock): (Arc<dyn Hypervisor>, _) = if config.mock {
-            let timing = Timing {
-                create: config.mock_timing.create,
-                boot: config.mock_timing.boot,
-                job: config.mock_timing.job,
-            };
-            (Arc::new(MockHypervisor::new(timing, here, simulated_github.clone())), None)
+            (Arc::new(MockHypervisor::new(config.mock_timing.clone(), here, simulated_github.clone())), None)
         } else {
             // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;

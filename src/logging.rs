@@ -163,8 +163,10 @@ fn write(entries: &Receiver<Entry>, dropped: &AtomicU32, format: LogFormat, mut 
             let lost = dropped.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 told = Some(Instant::now());
-                let notice = lost_lines(format, lost);
-                let _ = out.write_all(notice.as_bytes());
+                let lines = if lost == 1 { "line was" } else { "lines were" };
+                let text = format_args!("{lost} log {lines} dropped: whoever reads the log is too slow");
+                let notice = Record::builder().level(Level::Warn).args(text).build();
+                let _ = out.write_all(line(format, SystemTime::now(), &notice).as_bytes());
             }
         }
         if let Entry::Flush(done) = entry {
@@ -173,12 +175,6 @@ fn write(entries: &Receiver<Entry>, dropped: &AtomicU32, format: LogFormat, mut 
             let _ = done.send(());
         }
     }
-}
-
-fn lost_lines(format: LogFormat, lost: u32) -> String {
-    let lines = if lost == 1 { "line was" } else { "lines were" };
-    let text = format_args!("{lost} log {lines} dropped: whoever reads the log is too slow");
-    line(format, SystemTime::now(), &Record::builder().level(Level::Warn).args(text).build())
 }
 
 #[derive(Serialize)]
@@ -192,23 +188,18 @@ struct JsonRecord<'a> {
 fn line(format: LogFormat, time: SystemTime, record: &Record) -> String {
     let time = date::timestamp(time);
     let message = record.args().to_string();
-    match format {
-        LogFormat::Text => {
-            let mut line = format!("{time} {:<5} ", record.level());
-            // What comes from outside must not look like a line of its own.
-            line.extend(message.chars().map(|c| if c.is_control() { ' ' } else { c }));
-            line.push('\n');
-            line
-        }
+    let mut line = match format {
+        // What comes from outside must not look like a line of its own.
+        LogFormat::Text => format!("{time} {:<5} {message}", record.level()).replace(char::is_control, " "),
         LogFormat::Json => {
             let thread = thread::current();
             let thread = thread.name().unwrap_or("");
             let record = JsonRecord { time, level: record.level().as_str(), thread, message };
-            let mut line = serde_json::to_string(&record).unwrap_or_default();
-            line.push('\n');
-            line
+            serde_json::to_string(&record).unwrap_or_default()
         }
-    }
+    };
+    line.push('\n');
+    line
 }
 
 /// A file that is renamed, and followed by a new one, when it is full.

@@ -3,8 +3,7 @@
 //! Nothing here reads a clock. `now` is in milliseconds on a clock that never goes back.
 
 use std::collections::HashMap;
-use std::fmt::{self, Display};
-use std::hash::Hash;
+use std::fmt::Display;
 
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
@@ -14,12 +13,12 @@ const MOST_KINDS: usize = 64;
 
 /// Failures: each is said the first time, then at doubling intervals, from a minute to an hour.
 ///
-/// The key is what fails (a slot's creation, GitHub's list), never the text of
+/// The key is whose failure it is (a slot, GitHub) and what failed (a VM's creation), never the text of
 /// the failure: a text that counts down seconds would be new each time. Keys
 /// are kept until they are cleared, so they must come from a fixed set.
-#[derive(Debug)]
-pub struct Repeats<K> {
-    failing: HashMap<K, Failing>,
+#[derive(Debug, Default)]
+pub struct Repeats {
+    failing: HashMap<(String, &'static str), Failing>,
 }
 
 #[derive(Debug)]
@@ -29,15 +28,10 @@ struct Failing {
     unsaid: u32,
 }
 
-impl<K> Default for Repeats<K> {
-    fn default() -> Self {
-        Repeats { failing: HashMap::new() }
-    }
-}
-
-impl<K: Eq + Hash> Repeats<K> {
+impl Repeats {
     /// Counts a failure. If it should be said now: how often it happened since it was last said, this time included.
-    pub fn say(&mut self, key: K, now: i64) -> Option<u32> {
+    pub fn say(&mut self, whose: &str, what: &'static str, now: i64) -> Option<u32> {
+        let key = (whose.to_owned(), what);
         let failing = self.failing.entry(key).or_insert(Failing { next: now, interval: MINUTE, unsaid: 0 });
         failing.unsaid = failing.unsaid.saturating_add(1);
         if now < failing.next {
@@ -48,16 +42,18 @@ impl<K: Eq + Hash> Repeats<K> {
         Some(std::mem::take(&mut failing.unsaid))
     }
 
-    /// The failure is over. True if it had been said, so that its end is worth a line too.
-    pub fn clear(&mut self, key: &K) -> bool {
-        self.failing.remove(key).is_some()
+    /// All that failed there works. True if a failure had been said, so that its end is worth a line too.
+    pub fn clear(&mut self, whose: &str) -> bool {
+        let before = self.failing.len();
+        self.failing.retain(|(its, _), _| its != whose);
+        self.failing.len() < before
     }
 }
 
 /// What a guest or an unauthenticated client can cause: one line a minute for everything, with a count by kind.
 ///
-/// The first is said at once. Of a burst that ended, [`PerMinute::due`] tells the rest.
-#[derive(Debug)]
+/// The first is said at once, the rest of a burst with the next one that comes a minute later.
+#[derive(Debug, Default)]
 pub struct PerMinute<K> {
     counts: Vec<(K, u32)>,
     others: u32,
@@ -65,65 +61,33 @@ pub struct PerMinute<K> {
     said: Option<i64>,
 }
 
-impl<K> Default for PerMinute<K> {
-    fn default() -> Self {
-        PerMinute { counts: Vec::new(), others: 0, said: None }
-    }
-}
-
-impl<K: PartialEq> PerMinute<K> {
-    /// Counts one, and gives what [`PerMinute::due`] gives.
-    pub fn note(&mut self, kind: K, now: i64) -> Option<Tally<K>> {
-        let known = self.counts.iter().position(|(known, _)| *known == kind);
-        if known.is_none() && self.counts.len() < MOST_KINDS {
-            self.counts.push((kind, 1));
-        } else {
-            let count = known.map_or(&mut self.others, |at| &mut self.counts[at].1);
-            *count = count.saturating_add(1);
-        }
-        self.due(now)
-    }
-
-    /// Everything since the last line, if there is anything and that line is a minute old.
-    pub fn due(&mut self, now: i64) -> Option<Tally<K>> {
-        if self.counts.is_empty() || self.said.is_some_and(|said| now - said < MINUTE) {
-            return None;
+impl<K: PartialEq + Display> PerMinute<K> {
+    /// Counts one. If the last line is a minute old: how often each kind has happened since, the most
+    /// frequent first, such as `Invalid signature`, if it was one, or
+    /// `Invalid signature (12), Missing signature (3) in the last minute`.
+    pub fn note(&mut self, kind: K, now: i64) -> Option<String> {
+        match self.counts.iter().position(|(known, _)| *known == kind) {
+            Some(known) => self.counts[known].1 = self.counts[known].1.saturating_add(1),
+            None if self.counts.len() < MOST_KINDS => self.counts.push((kind, 1)),
+            None => self.others = self.others.saturating_add(1),
         }
         let minutes = self.said.map_or(1, |said| (now - said) / MINUTE);
+        if minutes < 1 {
+            return None;
+        }
         self.said = Some(now);
         let mut counts = std::mem::take(&mut self.counts);
+        let others = std::mem::take(&mut self.others);
+        if let ([(kind, 1)], 0) = (counts.as_slice(), others) {
+            return Some(kind.to_string());
+        }
         counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        Some(Tally { counts, others: std::mem::take(&mut self.others), minutes })
-    }
-}
-
-/// How often each kind happened since the last line, the most frequent first.
-///
-/// Displayed as `Invalid signature` if it was one, or as
-/// `Invalid signature (12 in the last minute), Missing signature (3)`.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Tally<K> {
-    counts: Vec<(K, u32)>,
-    others: u32,
-    minutes: i64,
-}
-
-impl<K: Display> Display for Tally<K> {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        if let ([(kind, 1)], 0) = (self.counts.as_slice(), self.others) {
-            return kind.fmt(f);
+        let mut kinds: Vec<String> = counts.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+        if others > 0 {
+            kinds.push(format!("others ({others})"));
         }
-        for (i, (kind, count)) in self.counts.iter().enumerate() {
-            match (i, self.minutes) {
-                (0, 1) => write!(f, "{kind} ({count} in the last minute)")?,
-                (0, minutes) => write!(f, "{kind} ({count} in the last {minutes} minutes)")?,
-                _ => write!(f, ", {kind} ({count})")?,
-            }
-        }
-        if self.others > 0 {
-            write!(f, ", others ({})", self.others)?;
-        }
-        Ok(())
+        let time = if minutes == 1 { "minute".to_owned() } else { format!("{minutes} minutes") };
+        Some(format!("{} in the last {time}", kinds.join(", ")))
     }
 }
 
@@ -135,7 +99,9 @@ mod tests {
     fn a_failure_is_said_at_doubling_intervals_with_a_count() {
         let mut repeats = Repeats::default();
         let said: Vec<_> = (0..6 * 60)
-            .filter_map(|minute| repeats.say("slot 1", minute * MINUTE).map(|count| (minute, count)))
+            .filter_map(|minute| {
+                repeats.say("slot 1", "create", minute * MINUTE).map(|count| (minute, count))
+            })
             .collect();
         assert_eq!(
             said,
@@ -158,13 +124,14 @@ mod tests {
     #[test]
     fn each_subject_counts_for_itself_and_a_failure_that_ended_is_new_again() {
         let mut repeats = Repeats::default();
-        assert_eq!(repeats.say("slot 1", 0), Some(1));
-        assert_eq!(repeats.say("slot 1", 1), None);
-        assert_eq!(repeats.say("slot 2", 1), Some(1));
-        assert!(repeats.clear(&"slot 1"));
-        assert!(!repeats.clear(&"slot 1"), "it is over already");
-        assert_eq!(repeats.say("slot 1", 2), Some(1));
-        assert_eq!(repeats.say("slot 2", 2), None);
+        assert_eq!(repeats.say("slot 1", "create", 0), Some(1));
+        assert_eq!(repeats.say("slot 1", "create", 1), None);
+        assert_eq!(repeats.say("slot 1", "destroy", 1), Some(1), "something else fails");
+        assert_eq!(repeats.say("slot 2", "create", 1), Some(1));
+        assert!(repeats.clear("slot 1"));
+        assert!(!repeats.clear("slot 1"), "it is over already");
+        assert_eq!(repeats.say("slot 1", "create", 2), Some(1));
+        assert_eq!(repeats.say("slot 2", "create", 2), None);
     }
 
     #[test]
@@ -173,37 +140,25 @@ mod tests {
         let mut lines = Vec::new();
         for now in (0..=2 * MINUTE).step_by(1000) {
             let kind = if now % 5000 == 0 { "Missing signature" } else { "Invalid signature" };
-            lines.extend(refused.note(kind, now).map(|tally| tally.to_string()));
+            lines.extend(refused.note(kind, now));
         }
         assert_eq!(
             lines,
             [
                 "Missing signature",
-                "Invalid signature (48 in the last minute), Missing signature (12)",
-                "Invalid signature (48 in the last minute), Missing signature (12)",
+                "Invalid signature (48), Missing signature (12) in the last minute",
+                "Invalid signature (48), Missing signature (12) in the last minute",
             ]
         );
     }
 
     #[test]
-    fn the_end_of_a_burst_is_told_a_minute_later() {
-        let mut refused = PerMinute::default();
-        assert_eq!(refused.due(0), None);
-        assert_eq!(refused.note("a", 0).unwrap().to_string(), "a");
-        assert_eq!(refused.note("a", 1), None);
-        assert_eq!(refused.note("a", 2), None);
-        assert_eq!(refused.due(MINUTE - 1), None);
-        assert_eq!(refused.due(MINUTE).unwrap().to_string(), "a (2 in the last minute)");
-        assert_eq!(refused.due(9 * MINUTE), None, "nothing new");
-    }
-
-    #[test]
     fn a_line_that_comes_late_says_what_time_it_covers() {
         let mut refused = PerMinute::default();
-        refused.note("a", 0);
-        refused.note("a", 1);
-        assert_eq!(refused.note("a", 90 * MINUTE).unwrap().to_string(), "a (2 in the last 90 minutes)");
-        assert_eq!(refused.note("a", 99 * MINUTE).unwrap().to_string(), "a", "one is not counted");
+        assert_eq!(refused.note("a", 0).unwrap(), "a");
+        assert_eq!(refused.note("a", 1), None);
+        assert_eq!(refused.note("a", 90 * MINUTE).unwrap(), "a (2) in the last 90 minutes");
+        assert_eq!(refused.note("a", 99 * MINUTE).unwrap(), "a", "one is not counted");
     }
 
     #[test]
@@ -213,9 +168,9 @@ mod tests {
         for kind in 1..=1_000 {
             assert_eq!(refused.note(kind, 1), None);
         }
-        let tally = refused.note(1, MINUTE).unwrap();
-        assert_eq!(tally.counts.len(), MOST_KINDS);
-        assert_eq!(tally.counts[0], (1, 2), "the most frequent comes first");
-        assert_eq!(tally.others, 1_000 - MOST_KINDS as u32);
+        let line = refused.note(1, MINUTE).unwrap();
+        assert_eq!(line.matches(',').count(), MOST_KINDS, "as many kinds as are told apart, and the others");
+        assert!(line.starts_with("1 (2), "), "the most frequent comes first: {line}");
+        assert!(line.ends_with(&format!("others ({}) in the last minute", 1_000 - MOST_KINDS)), "{line}");
     }
 }

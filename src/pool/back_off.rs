@@ -3,39 +3,28 @@
 
 use super::Millis;
 
-/// Waits that double with every failure in a row, within limits.
-#[derive(Clone, Copy, Debug)]
-pub struct BackOff {
-    /// The wait after the first failure, in milliseconds.
-    pub least: Millis,
-    /// The longest wait, in milliseconds.
-    pub most: Millis,
+/// The wait after the first failure.
+const LEAST: Millis = 1_000;
+
+/// The longest wait.
+const MOST: Millis = 5 * 60_000;
+
+/// The wait after so many failures in a row, in milliseconds. With up to half
+/// as much again, so that what failed together is not retried together.
+pub fn wait(failures: u32, random: &mut Random) -> Millis {
+    let wait = LEAST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MOST);
+    (wait + random.up_to(wait / 2)).min(MOST)
 }
 
-/// For a slot whose VM could not be made, did not serve, or cannot be destroyed.
-pub const SLOT: BackOff = BackOff { least: 1_000, most: 5 * 60_000 };
-
-/// For the first look at the host.
-pub const FIRST_LOOK: BackOff = BackOff { least: 1_000, most: 60_000 };
-
-impl BackOff {
-    /// The wait after so many failures in a row, in milliseconds. With up to
-    /// half as much again, so that what failed together is not retried together.
-    pub fn wait(self, failures: u32, random: &mut Random) -> Millis {
-        let wait = self.least.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.most);
-        (wait + random.up_to(wait / 2)).min(self.most)
-    }
-
-    /// The same, but no sooner than `retry_after`, with a tenth as much again:
-    /// the end of a rate limit must not bring all slots at once.
-    pub fn wait_at_least(self, failures: u32, retry_after: Millis, random: &mut Random) -> Millis {
-        let wait = self.wait(failures, random);
-        if retry_after <= wait { wait } else { retry_after + random.up_to(retry_after / 10 + self.least) }
-    }
+/// The same, but no sooner than `retry_after`, with a tenth as much again: the
+/// end of a rate limit must not bring all slots at once.
+pub fn wait_at_least(failures: u32, retry_after: Millis, random: &mut Random) -> Millis {
+    let wait = wait(failures, random);
+    if retry_after <= wait { wait } else { retry_after + random.up_to(retry_after / 10 + LEAST) }
 }
 
 /// SplitMix64: statistically sound and three lines, where a crate would be too much.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Random(pub u64);
 
 impl Random {
@@ -61,16 +50,16 @@ mod tests {
     fn waits_double_up_to_the_limit() {
         let mut random = Random(1);
         for (failures, least) in [(1, 1_000), (2, 2_000), (5, 16_000)] {
-            let wait = SLOT.wait(failures, &mut random);
-            assert!((least..=least * 3 / 2).contains(&wait), "{failures}: {wait}");
+            let waited = wait(failures, &mut random);
+            assert!((least..=least * 3 / 2).contains(&waited), "{failures}: {waited}");
         }
-        assert_eq!(SLOT.wait(1_000, &mut random), SLOT.most);
+        assert_eq!(wait(1_000, &mut random), MOST);
     }
 
     #[test]
     fn slots_that_a_rate_limit_held_back_together_come_back_apart() {
         let mut random = Random(2);
-        let waits: Vec<Millis> = (0..8).map(|_| SLOT.wait_at_least(1, 3_600_000, &mut random)).collect();
+        let waits: Vec<Millis> = (0..8).map(|_| wait_at_least(1, 3_600_000, &mut random)).collect();
         assert!(waits.iter().all(|wait| (3_600_000..=3_961_000).contains(wait)), "{waits:?}");
         assert!(waits.iter().max().unwrap() - waits.iter().min().unwrap() > 60_000, "{waits:?}");
     }

@@ -1,6 +1,7 @@
 //! Whether the pool serves, and what is wrong if it does not.
 
 use super::Millis;
+use super::slot::types::News;
 
 /// How long something may fail before the pool counts as degraded.
 pub const PATIENCE: Millis = 5 * 60_000;
@@ -15,15 +16,30 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// A call succeeded. Answers whether it had failed before.
-    pub fn works(&mut self) -> bool {
-        std::mem::take(self).failing.is_some()
-    }
-
-    /// A call failed.
-    pub fn fails(&mut self, why: String, refused: bool, now: Millis) {
-        let since = self.failing.as_ref().map_or(now, |(since, _)| *since);
-        *self = Reach { failing: Some((since, why)), refused };
+    /// Notes whether a call to `whose` succeeded, and hands on what it brought.
+    /// `refused` says whether GitHub refused the token.
+    pub fn note<T>(
+        &mut self,
+        whose: &str,
+        answer: Result<T, String>,
+        refused: bool,
+        now: Millis,
+        news: &mut Vec<News>,
+    ) -> Option<T> {
+        match answer {
+            Ok(answer) => {
+                if std::mem::take(self).failing.is_some() {
+                    news.push(News::Works(whose.into()));
+                }
+                Some(answer)
+            }
+            Err(why) => {
+                news.push(News::Failed { whose: whose.into(), what: "answer", why: why.clone() });
+                let since = self.failing.as_ref().map_or(now, |(since, _)| *since);
+                *self = Reach { failing: Some((since, why)), refused };
+                None
+            }
+        }
     }
 
     /// Whether it has failed for so long that it matters.
@@ -91,11 +107,17 @@ mod tests {
     #[test]
     fn what_cannot_be_reached_matters_after_five_minutes_and_is_forgotten_when_it_works() {
         let mut reach = Reach::default();
-        reach.fails("no route".into(), false, 1_000);
-        reach.fails("no route".into(), false, 200_000);
+        let mut news = Vec::new();
+        for at in [1_000, 200_000] {
+            reach.note::<()>("GitHub", Err("no route".into()), false, at, &mut news);
+        }
         assert!(!reach.is_lost(PATIENCE + 999));
         assert!(reach.is_lost(PATIENCE + 1_000));
-        assert!(reach.works());
-        assert!(!reach.works() && !reach.is_lost(10 * PATIENCE));
+        news.clear();
+        for at in [300_000, 300_001] {
+            assert_eq!(reach.note("GitHub", Ok(7), false, at, &mut news), Some(7));
+        }
+        assert_eq!(news, [News::Works("GitHub".into())]);
+        assert!(!reach.is_lost(10 * PATIENCE));
     }
 }

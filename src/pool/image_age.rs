@@ -11,8 +11,8 @@
 use crate::date::parse_day;
 use serde::Serialize;
 
-/// Days before an end at which the pool begins to warn.
-const WARN_BEFORE: i64 = 7;
+/// Days in which a runner that is no longer the newest is not warned of.
+const RUNNER_GRACE: i64 = 7;
 
 /// Days after which GitHub drops a runner version that is no longer the newest.
 const RUNNER_LIFE: i64 = 30;
@@ -58,31 +58,55 @@ impl ImageAge {
 
     /// GitHub has named the newest version of the runner, `today` (days since 1970).
     pub fn newest_runner_is(&mut self, version: String, today: i64) {
-        let since = match &self.newest {
-            Some((known, _)) if *known == version => return,
-            Some(_) => Some(today),
-            // It may have come out at any time before this start, but the image was built with what was newest then.
-            None => None,
-        };
-        self.newest = Some((version, since));
+        if self.newest.as_ref().is_none_or(|(known, _)| *known != version) {
+            // The first may have come out at any time before this start, but
+            // the image was built with what was newest then.
+            let since = self.newest.is_some().then_some(today);
+            self.newest = Some((version, since));
+        }
     }
 
     /// What there is to say `today` (days since 1970).
     pub fn report(&self, today: i64) -> Report {
-        let built = self.image.built.as_deref().and_then(parse_day);
-        let since = self.newest.as_ref().and_then(|(_, since)| since.or(built));
-        let newest = self.newest.as_ref().map(|(version, _)| version.clone());
-        Report {
-            image: self.image.clone(),
-            warnings: self.image.warnings(newest.as_deref(), since, today),
-            newest_runner_version: newest,
+        const FIX: &str = "build a new image (packer/rebuild.ps1)";
+        let image = &self.image;
+        let built = image.built.as_deref().and_then(parse_day);
+        let mut warnings = Vec::new();
+        if let (Some(version), Some((newest, since))) = (&image.runner_version, &self.newest)
+            && let Some(since) = since.or(built)
+            && is_older(version, newest)
+        {
+            match since + RUNNER_LIFE - today {
+                ..=0 => warnings.push(format!(
+                    "The image's runner {version} may be too old for GitHub to give it jobs (the newest is {newest}): {FIX}"
+                )),
+                left if left <= RUNNER_LIFE - RUNNER_GRACE => warnings.push(format!(
+                    "GitHub may give the image's runner {version} no more jobs in {left} days (the newest is {newest}): {FIX}"
+                )),
+                _ => {}
+            }
         }
+        if let Some(day) = &image.windows_evaluation_ends
+            && let Some(end) = parse_day(day)
+        {
+            match end - today {
+                ..=0 => warnings.push(format!(
+                    "The image's evaluation edition of Windows ended on {day}, and its VMs shut down every hour: {FIX}"
+                )),
+                left @ ..=30 => warnings.push(format!(
+                    "The image's evaluation edition of Windows ends in {left} days, on {day}: {FIX}"
+                )),
+                _ => {}
+            }
+        }
+        let newest_runner_version = self.newest.as_ref().map(|(version, _)| version.clone());
+        Report { image: image.clone(), newest_runner_version, warnings }
     }
 }
 
 impl Image {
     /// Reads a guest's User-Agent. `None` if it is not a guest's.
-    pub fn from_user_agent(agent: &str) -> Option<Image> {
+    fn from_user_agent(agent: &str) -> Option<Image> {
         let mut parts = agent.split_ascii_whitespace();
         parts.next()?.strip_prefix("hyperv-runner-pool-guest/")?;
         let mut image = Image::default();
@@ -101,42 +125,10 @@ impl Image {
         }
         Some(image)
     }
-
-    /// What is about to be too old on `today` (days since 1970), given the
-    /// newest runner version and the earliest day on which it can have come out.
-    pub fn warnings(&self, newest: Option<&str>, newer_since: Option<i64>, today: i64) -> Vec<String> {
-        const MEND: &str = "build a new image (packer/rebuild.ps1)";
-        let mut warnings = Vec::new();
-        if let (Some(version), Some(newest), Some(since)) = (&self.runner_version, newest, newer_since)
-            && is_older(version, newest)
-        {
-            let left = since + RUNNER_LIFE - today;
-            if left <= 0 {
-                warnings.push(format!(
-                    "The image's runner {version} may be too old for GitHub to give it jobs (the newest is {newest}): {MEND}"
-                ));
-            } else if left <= RUNNER_LIFE - WARN_BEFORE {
-                warnings.push(format!(
-                    "GitHub may give the image's runner {version} no more jobs in {left} days (the newest is {newest}): {MEND}"
-                ));
-            }
-        }
-        if let Some((day, left)) =
-            self.windows_evaluation_ends.as_ref().and_then(|day| Some((day, parse_day(day)? - today)))
-            && left <= 30
-        {
-            warnings.push(if left > 0 {
-                format!("The image's evaluation edition of Windows ends in {left} days, on {day}: {MEND}")
-            } else {
-                format!("The image's evaluation edition of Windows ended on {day}, and its VMs shut down every hour: {MEND}")
-            });
-        }
-        warnings
-    }
 }
 
 /// Whether a dotted version is older than another.
-pub fn is_older(version: &str, than: &str) -> bool {
+fn is_older(version: &str, than: &str) -> bool {
     let parts = |v: &str| -> Vec<u64> { v.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
     parts(version) < parts(than)
 }
@@ -160,23 +152,35 @@ mod tests {
         assert_eq!(odd, Image::default());
     }
 
+    fn warnings(newest: &[(&str, i64)], today: i64) -> Vec<String> {
+        let mut age = ImageAge::default();
+        age.seen(AGENT);
+        newest.iter().for_each(|(version, day)| age.newest_runner_is((*version).into(), *day));
+        age.report(today).warnings
+    }
+
     #[test]
     fn an_old_runner_is_warned_of_before_github_drops_it() {
-        let image = Image::from_user_agent(AGENT).unwrap();
         let seen = parse_day("2026-02-01").unwrap();
-        assert!(image.warnings(Some("2.331.0"), Some(seen), seen).is_empty());
-        assert!(image.warnings(Some("2.331.0"), Some(seen), seen + 10)[0].contains("in 20 days"));
-        assert!(image.warnings(Some("2.331.0"), Some(seen), seen + 30)[0].contains("too old"));
-        assert!(image.warnings(Some("2.330.0"), Some(seen), seen + 30).is_empty());
+        let newer = [("2.330.0", seen - 9), ("2.331.0", seen)];
+        assert!(warnings(&newer, seen).is_empty());
+        assert!(warnings(&newer, seen + 10)[0].contains("in 20 days"));
+        assert!(warnings(&newer, seen + 30)[0].contains("too old"));
+        assert!(warnings(&newer[..1], seen + 30).is_empty());
         assert!(is_older("2.99.0", "2.330.0"));
     }
 
     #[test]
+    fn a_version_that_was_newer_at_the_start_counts_from_the_day_the_image_was_built() {
+        let built = parse_day("2026-01-31").unwrap();
+        assert!(warnings(&[("2.331.0", built + 20)], built + 20)[0].contains("in 10 days"));
+    }
+
+    #[test]
     fn the_end_of_an_evaluation_edition_is_warned_of_a_month_before() {
-        let image = Image::from_user_agent(AGENT).unwrap();
         let end = parse_day("2026-07-30").unwrap();
-        assert!(image.warnings(None, None, end - 31).is_empty());
-        assert!(image.warnings(None, None, end - 30)[0].contains("ends in 30 days, on 2026-07-30"));
-        assert!(image.warnings(None, None, end)[0].contains("ended on 2026-07-30"));
+        assert!(warnings(&[], end - 31).is_empty());
+        assert!(warnings(&[], end - 30)[0].contains("ends in 30 days, on 2026-07-30"));
+        assert!(warnings(&[], end)[0].contains("ended on 2026-07-30"));
     }
 }

@@ -7,7 +7,7 @@
 
 use super::back_off::{self, Random};
 use super::observed::Asked;
-use super::state::{Outcome, PoolState};
+use super::state::PoolState;
 use super::{Millis, millis, recovery};
 use crate::github::{Error, QueuedJob, Removal, Runner};
 use crate::hypervisor::{Inventory, VmWrite};
@@ -31,7 +31,7 @@ const MANY_RUNNERS: usize = 1_000;
 const MANY_LISTED_EVERY: Millis = 30 * MINUTE;
 
 /// What to ask.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ask {
     /// The hypervisor for all VMs, writing this. Brings [`Answer::Vms`].
     Vms(Vec<VmWrite>),
@@ -48,14 +48,13 @@ pub enum Ask {
     /// Nothing, for so many milliseconds, or until the pool wants a look. Brings [`Answer::Paused`].
     Pause(Millis),
     /// Nothing more: every slot has stopped.
+    #[default]
     End,
 }
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The monitor has just started.
-    Started,
     /// The list, and the fingerprint of a VM made now.
     Vms(Result<(Inventory, Option<String>), String>),
     /// All runners.
@@ -68,20 +67,17 @@ pub enum Answer {
     QueuedJobs(Result<Vec<QueuedJob>, Error>),
     /// The newest version, and today in days since 1970.
     NewestRunner(Result<Option<String>, Error>, i64),
-    /// The pause is over.
+    /// The pause is over, or the monitor has just started.
     Paused,
 }
 
 /// The monitor's own memory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Monitor {
     /// What is asked, and when that began.
     asked: (Ask, Millis),
     /// What else this round asks for.
-    unlisted: VecDeque<(usize, Asked)>,
-    /// The slot that the present question is about.
-    about: usize,
-    orphans: Vec<u64>,
+    rest: VecDeque<Ask>,
     first_list: Option<Inventory>,
     failures: u32,
     random: Random,
@@ -93,151 +89,99 @@ pub struct Monitor {
 impl Monitor {
     /// A monitor that has not looked yet. `seed` feeds its jitter.
     pub fn new(seed: u64) -> Monitor {
-        Monitor {
-            asked: (Ask::Pause(0), 0),
-            unlisted: VecDeque::new(),
-            about: 0,
-            orphans: Vec::new(),
-            first_list: None,
-            failures: 0,
-            random: Random(seed),
-            queued_jobs_at: None,
-            newest_runner_at: None,
-            many_listed_at: None,
-        }
+        Monitor { random: Random(seed), ..Monitor::default() }
     }
 
     /// Takes in what came of the last question and says what to ask next.
-    pub fn next(&mut self, answer: Answer, state: &mut PoolState, now: Millis, out: &mut Outcome) -> Ask {
-        let (asked, asked_at) = std::mem::replace(&mut self.asked, (Ask::End, now));
-        let ask = self.follow(answer, asked, asked_at, state, now, out);
-        self.asked = (ask.clone(), now);
-        ask
-    }
-
-    fn follow(
-        &mut self,
-        answer: Answer,
-        asked: Ask,
-        asked_at: Millis,
-        state: &mut PoolState,
-        now: Millis,
-        out: &mut Outcome,
-    ) -> Ask {
-        match answer {
-            Answer::Started => Ask::Vms(Vec::new()),
+    pub fn next(&mut self, answer: Answer, state: &mut PoolState) -> Ask {
+        let (asked, asked_at) = std::mem::take(&mut self.asked);
+        let ask = match answer {
             Answer::Paused if state.has_stopped() => Ask::End,
-            Answer::Paused => Ask::Vms(state.take_writes(now, out)),
-            Answer::Vms(Err(why)) => {
-                state.hypervisor_fails(why, now, out);
-                if state.has_recovered() { Ask::Runners } else { self.retry_first_look(state) }
-            }
-            Answer::Vms(Ok((inventory, fingerprint))) => {
-                state.hypervisor_works(out);
-                if !state.has_recovered() {
-                    return self.first_look(inventory, state, now, out);
+            Answer::Paused => Ask::Vms(state.take_writes()),
+            Answer::Vms(answer) => match (state.hypervisor_answers(answer), state.has_recovered()) {
+                (None, false) if state.has_stopped() => Ask::End,
+                (None, false) => {
+                    self.failures += 1;
+                    Ask::Pause(back_off::wait(self.failures, &mut self.random).min(MINUTE))
                 }
-                let writes = if let Ask::Vms(writes) = asked { writes } else { Vec::new() };
-                state.vms_listed(&inventory, fingerprint, &writes, asked_at, now, out);
-                self.ask_github(state, now)
-            }
+                (None, true) => Ask::Runners,
+                (Some((list, _)), false) => match self.first_list.take() {
+                    // A list can leave a VM out, so that nothing is concluded from the first alone.
+                    None => {
+                        self.first_list = Some(list);
+                        Ask::Vms(Vec::new())
+                    }
+                    Some(first) => {
+                        state.recover(&recovery::union(first, list));
+                        self.ask_github(state)
+                    }
+                },
+                (Some((inventory, fingerprint)), true) => {
+                    let writes = if let Ask::Vms(writes) = asked { writes } else { Vec::new() };
+                    state.vms_listed(&inventory, fingerprint, &writes, asked_at);
+                    self.ask_github(state)
+                }
+            },
             Answer::Runners(answer) => {
-                if let Some(runners) = self.heard(answer, state, now, out) {
-                    self.many_listed_at = (runners.len() > MANY_RUNNERS).then_some(now);
-                    self.orphans = state.runners_listed(&runners, asked_at, now, out);
-                    self.unlisted = state.unlisted(&runners);
+                if let Some(runners) = state.github_answers(answer) {
+                    self.many_listed_at = (runners.len() > MANY_RUNNERS).then_some(state.now);
+                    let orphans = state.runners_listed(&runners, asked_at);
+                    self.rest = state.unlisted(&runners).into_iter().map(Ask::Runner).collect();
+                    self.rest.extend(orphans.into_iter().rev().map(Ask::Remove));
                 }
-                self.ask_for_the_rest(state, now)
+                self.ask_for_the_rest(state)
             }
             Answer::Runner(answer) => {
-                let Ask::Runner(asked) = asked else { return self.ask_for_the_rest(state, now) };
-                let elsewhere = asked.scope != state.rules().scope;
-                match &answer {
-                    Ok(runner) => {
-                        state.runner_looked_up(self.about, &asked, runner.as_ref(), asked_at, now, out);
-                    }
-                    // Access to another scope than the pool's may have ended with its settings.
-                    Err(Error::Refused(_)) if elsewhere => state.runner_hidden(self.about, &asked, now, out),
-                    Err(_) => {}
+                if let Ask::Runner(asked) = asked {
+                    state.runner_looked_up(&asked, answer, asked_at);
                 }
-                if !elsewhere {
-                    self.heard(answer, state, now, out);
-                }
-                self.ask_for_the_rest(state, now)
+                self.ask_for_the_rest(state)
             }
             Answer::Removed(answer) => {
-                self.heard(answer, state, now, out);
-                self.ask_for_the_rest(state, now)
+                state.github_answers(answer);
+                self.ask_for_the_rest(state)
             }
             Answer::QueuedJobs(answer) => {
                 // A token that may manage runners need not be allowed to read jobs.
                 for job in answer.unwrap_or_default() {
-                    state.job_queued(job.id, &job.labels, now, out);
+                    state.job_queued(job.id, &job.labels);
                 }
-                self.ask_for_the_rest(state, now)
+                self.ask_for_the_rest(state)
             }
             Answer::NewestRunner(answer, today) => {
                 if let Ok(Some(version)) = answer {
                     state.image.newest_runner_is(version, today);
                 }
-                self.ask_for_the_rest(state, now)
+                self.ask_for_the_rest(state)
             }
-        }
+        };
+        self.asked = (ask.clone(), state.now);
+        ask
     }
 
-    // --- the first look ---
-
-    /// A list can leave a VM out, so that nothing is concluded from the first alone.
-    fn first_look(&mut self, list: Inventory, state: &mut PoolState, now: Millis, out: &mut Outcome) -> Ask {
-        match self.first_list.take() {
-            None => {
-                self.first_list = Some(list);
-                Ask::Vms(Vec::new())
-            }
-            Some(first) => {
-                state.recover(&recovery::union(first, list), now, out);
-                self.ask_github(state, now)
-            }
-        }
-    }
-
-    fn retry_first_look(&mut self, state: &PoolState) -> Ask {
-        if state.has_stopped() {
-            return Ask::End;
-        }
-        self.failures += 1;
-        Ask::Pause(back_off::FIRST_LOOK.wait(self.failures, &mut self.random))
-    }
-
-    // --- the rest of a round ---
-
-    fn ask_github(&mut self, state: &PoolState, now: Millis) -> Ask {
-        if self.many_listed_at.is_some_and(|at| now - at < MANY_LISTED_EVERY) {
-            self.unlisted = state.unlisted(&[]);
-            return self.ask_for_the_rest(state, now);
+    fn ask_github(&mut self, state: &PoolState) -> Ask {
+        if self.many_listed_at.is_some_and(|at| state.now - at < MANY_LISTED_EVERY) {
+            self.rest = state.unlisted(&[]).into_iter().map(Ask::Runner).collect();
+            return self.ask_for_the_rest(state);
         }
         Ask::Runners
     }
 
-    fn ask_for_the_rest(&mut self, state: &PoolState, now: Millis) -> Ask {
+    fn ask_for_the_rest(&mut self, state: &PoolState) -> Ask {
         let stopping = state.stopping();
-        if let Some((slot, asked)) = self.unlisted.pop_front() {
-            self.about = slot;
-            return Ask::Runner(asked);
+        if let Some(ask) = self.rest.pop_front() {
+            return ask;
         }
-        if let Some(runner) = self.orphans.pop() {
-            return Ask::Remove(runner);
-        }
-        let is_due = |at: Option<Millis>, every: Millis| at.is_none_or(|at| now - at >= every);
+        let is_due = |at: Option<Millis>, every: Millis| at.is_none_or(|at| state.now - at >= every);
         if stopping.is_none()
             && state.rules().scope.repository.is_some()
             && is_due(self.queued_jobs_at, QUEUED_JOBS_EVERY)
         {
-            self.queued_jobs_at = Some(now);
+            self.queued_jobs_at = Some(state.now);
             return Ask::QueuedJobs;
         }
         if stopping.is_none() && is_due(self.newest_runner_at, NEWEST_RUNNER_EVERY) {
-            self.newest_runner_at = Some(now);
+            self.newest_runner_at = Some(state.now);
             return Ask::NewestRunner;
         }
         let poll = millis(state.rules().pool.poll);
@@ -245,26 +189,6 @@ impl Monitor {
             Some(_) if state.has_stopped() => Ask::End,
             Some(_) => Ask::Pause(PAUSE_AT_STOP.min(poll)),
             None => Ask::Pause(poll.max(LEAST_PAUSE)),
-        }
-    }
-
-    /// What GitHub said, after noting whether it can be reached.
-    fn heard<T>(
-        &self,
-        answer: Result<T, Error>,
-        state: &mut PoolState,
-        now: Millis,
-        out: &mut Outcome,
-    ) -> Option<T> {
-        match answer {
-            Ok(heard) => {
-                state.github_works(out);
-                Some(heard)
-            }
-            Err(error) => {
-                state.github_fails(error.to_string(), matches!(error, Error::Refused(_)), now, out);
-                None
-            }
         }
     }
 }

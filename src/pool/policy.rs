@@ -1,9 +1,9 @@
 //! How many VMs there should be, which slots make them, and which idle VMs retire.
 
+use super::millis;
 use super::slot::Slot;
-use super::slot::types::{Phase, RetireReason};
+use super::slot::types::{Event, Phase, RetireReason};
 use super::state::PoolState;
-use super::{Millis, millis};
 
 /// What the pool lacks, or has too much of, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,11 +22,6 @@ impl Balance {
         self.target.saturating_sub(self.idle).min(self.room)
     }
 
-    /// How many idle VMs are not wanted.
-    pub fn surplus(self) -> usize {
-        self.idle.saturating_sub(self.target)
-    }
-
     /// Whether any VM is wanted at all.
     pub fn wants_vms(self) -> bool {
         self.target > 0
@@ -34,7 +29,7 @@ impl Balance {
 }
 
 impl PoolState {
-    pub(super) fn balance(&mut self, now: Millis) -> Balance {
+    pub(super) fn balance(&mut self) -> Balance {
         let is_idle = |slot: &Slot| match slot.phase() {
             Phase::Creating | Phase::Booting => true,
             Phase::Ready => slot.retiring().is_none() && self.is_ours(slot),
@@ -44,11 +39,11 @@ impl PoolState {
         let is_taken =
             |slot: &Slot| slot.has_orphans() || !matches!(slot.phase(), Phase::Empty | Phase::Stopped);
         let ready = |slot: &&Slot| slot.phase() == Phase::Ready && is_idle(slot);
-        let ready_since = self.slots().filter(ready).map(Slot::since).min();
+        let ready_since = self.slots().filter(ready).map(|slot| slot.since).min();
         let idle = self.slots().filter(|slot| is_idle(slot)).count();
         let taken = self.slots().filter(|slot| is_taken(slot)).count();
         let patience = millis(self.rules.pool.surplus_after);
-        let called_for = self.demand.vms_called_for(ready_since, patience, now);
+        let called_for = self.demand.vms_called_for(ready_since, patience, self.now);
         let target = called_for.max(self.rules.pool.warm as usize).min(self.rules.pool.size as usize);
         let room = (self.rules.pool.size as usize).saturating_sub(taken);
         Balance { target, idle, room }
@@ -56,7 +51,7 @@ impl PoolState {
 
     /// The slots, by index, that make a VM now: as many as are short, in as
     /// many turns as are free. One whose back-off lasts has its turn after it.
-    pub(super) fn slots_to_provision(&self, balance: Balance, now: Millis) -> Vec<usize> {
+    pub(super) fn slots_to_provision(&self, balance: Balance) -> Vec<usize> {
         if self.host_is_full() {
             return Vec::new();
         }
@@ -69,53 +64,61 @@ impl PoolState {
         let mut free: Vec<(u32, u32, usize)> = self
             .slots()
             .enumerate()
-            .filter(|(_, slot)| slot.is_free() && slot.retry_at() <= now)
-            .map(|(index, slot)| (slot.failures(), slot.number(), index))
+            .filter(|(_, slot)| slot.free_at().is_some_and(|at| at <= self.now))
+            .map(|(index, slot)| (slot.failures, slot.number, index))
             .collect();
         // A slot that has just failed comes last.
         free.sort_unstable();
         free.into_iter().take(wanted).map(|(_, _, index)| index).collect()
     }
 
-    /// Idle VMs that are too many for `SURPLUS_MINUTES`, while no job is queued that might want them.
-    pub(super) fn surplus_to_retire(&mut self, balance: Balance, now: Millis) -> Vec<usize> {
-        let patience = millis(self.rules.pool.surplus_after);
-        if balance.surplus() == 0 || self.demand.is_fresh(patience, now) {
-            self.surplus_since = None;
-            return Vec::new();
+    /// Asks idle VMs to retire: those of another scope than the pool's now, those
+    /// that are too many, and stale ones one at a time.
+    pub(super) fn retire_idle(&mut self) {
+        for slot in self.ready_to_retire() {
+            if !self.is_ours(self.slot(slot)) {
+                self.tell(slot, Event::Retire(RetireReason::Moved));
+            }
         }
-        if now - *self.surplus_since.get_or_insert(now) < patience {
-            return Vec::new();
+        let surplus = self.lasting_surplus();
+        for slot in self.ready_to_retire().into_iter().take(surplus) {
+            self.tell(slot, Event::Retire(RetireReason::Surplus));
         }
-        let mut idle: Vec<(Millis, usize)> = self.ready_to_retire().collect();
-        idle.sort_unstable();
-        idle.into_iter().take(balance.surplus()).map(|(_, index)| index).collect()
+        if let Some((slot, reason)) = self.stale_to_retire() {
+            self.tell(slot, Event::Retire(reason));
+        }
     }
 
-    /// Idle VMs that serve another scope than the pool does now.
-    pub(super) fn moved_to_retire(&self) -> Vec<usize> {
-        self.ready_to_retire()
-            .map(|(_, index)| index)
-            .filter(|&index| !self.is_ours(self.slot(index)))
-            .collect()
+    /// How many idle VMs have been too many for `SURPLUS_MINUTES`, while no job is queued that might want them.
+    fn lasting_surplus(&mut self) -> usize {
+        let patience = millis(self.rules.pool.surplus_after);
+        let Balance { target, idle, .. } = self.balance();
+        if idle <= target || self.demand.is_fresh(patience, self.now) {
+            self.surplus_since = None;
+            return 0;
+        }
+        let since = *self.surplus_since.get_or_insert(self.now);
+        if self.now - since >= patience { idle - target } else { 0 }
     }
 
     /// The next VM to retire because it is outdated or has idled for too long:
     /// one at a time, and only while every replacement before it is ready.
-    pub(super) fn stale_to_retire(&self, balance: Balance, now: Millis) -> Option<(usize, RetireReason)> {
-        let one_leaves = self.slots().any(|slot| slot.retiring().is_some_and(RetireReason::one_at_a_time));
-        let ready = self.ready_to_retire().count();
-        let missing = balance.idle > ready || balance.shortage() > 0;
-        if one_leaves || missing || self.slots().any(|slot| slot.phase() == Phase::Destroying) {
+    fn stale_to_retire(&mut self) -> Option<(usize, RetireReason)> {
+        let balance = self.balance();
+        let ready = self.ready_to_retire();
+        let leaves = |slot: &Slot| {
+            slot.phase() == Phase::Destroying || slot.retiring().is_some_and(RetireReason::one_at_a_time)
+        };
+        if balance.idle > ready.len() || balance.shortage() > 0 || self.slots().any(leaves) {
             return None;
         }
         let max_idle = millis(self.rules.pool.max_idle);
-        self.ready_to_retire().find_map(|(_, index)| {
-            let record = &self.records[index];
-            if record.outdated {
+        ready.into_iter().find_map(|index| {
+            let slot = self.slot(index);
+            if slot.made_of().is_some_and(|made_of| self.fingerprint.as_ref() != Some(made_of)) {
                 return Some((index, RetireReason::Outdated));
             }
-            let aged = record.slot.uptime(now).is_some_and(|uptime| uptime >= max_idle);
+            let aged = slot.uptime(self.now).is_some_and(|uptime| uptime >= max_idle);
             aged.then_some((index, RetireReason::Aged))
         })
     }
@@ -125,11 +128,11 @@ impl PoolState {
         slot.instance().is_some_and(|instance| instance.scope == self.rules.scope)
     }
 
-    /// Ready VMs that are not retiring, with the time since when they are ready.
-    fn ready_to_retire(&self) -> impl Iterator<Item = (Millis, usize)> {
-        self.slots()
-            .enumerate()
-            .filter(|(_, slot)| slot.phase() == Phase::Ready && slot.retiring().is_none())
-            .map(|(index, slot)| (slot.since(), index))
+    /// Ready VMs that are not retiring, the longest ready first.
+    fn ready_to_retire(&self) -> Vec<usize> {
+        let ready = |slot: &Slot| slot.phase() == Phase::Ready && slot.retiring().is_none();
+        let mut found: Vec<usize> = (0..self.slots.len()).filter(|&at| ready(&self.slots[at])).collect();
+        found.sort_by_key(|&slot| self.slots[slot].since);
+        found
     }
 }

@@ -4,35 +4,26 @@
 //! on is adopted, whatever its settings: it may have a job, and the first
 //! lists will tell. Everything else is destroyed.
 
-use super::slot::types::{Assignment, OrphanVm};
-use crate::hypervisor::{Inventory, Power, Vm, VmId};
+use super::orphans::orphan_vms;
+use super::slot::types::OrphanVm;
+use crate::hypervisor::{Inventory, VmId};
 use std::collections::HashSet;
 
-/// What each slot begins with: one assignment for each of the pool's slots,
-/// and more for slots past its size, if more VMs exist than the pool has slots.
-pub fn recover(inventory: &Inventory, size: u32) -> Vec<Assignment> {
-    let mut slots: Vec<Assignment> = (0..size).map(|_| Assignment::default()).collect();
-    let (on, off): (Vec<_>, Vec<_>) =
-        inventory.vms.iter().partition(|vm| vm.power != Power::Off && vm.notes.is_some());
-    for vm in on {
-        let slot = free_slot(&mut slots, home_of(&vm.id, size));
-        slots[slot].adopt = Some(orphan(vm));
-    }
-    for vm in off {
-        // A slot that has one to destroy counts as taken, so that no new VM is
+/// What each slot begins with: a VM to adopt, or VMs and disks to destroy. One
+/// for each of the pool's slots, and more for slots past its size, if more VMs
+/// exist than the pool has slots.
+pub fn recover(inventory: &Inventory, size: u32) -> Vec<Vec<OrphanVm>> {
+    let mut slots = vec![Vec::new(); size as usize];
+    let found = orphan_vms(inventory, &HashSet::new()).into_iter();
+    let (on, others): (Vec<_>, Vec<_>) = found.partition(OrphanVm::may_have_job);
+    for orphan in on.into_iter().chain(others) {
+        let home = home_of(&orphan.vm, size);
+        // A slot that has a VM to destroy counts as taken, so that no new VM is
         // made while there are too many.
-        let slot = free_slot(&mut slots, home_of(&vm.id, size));
-        slots[slot].orphans.push(orphan(vm));
-    }
-    let with_vm: HashSet<&str> = inventory.vms.iter().map(|vm| vm.id.incarnation.as_str()).collect();
-    for disk in inventory.disks.iter().filter(|disk| !with_vm.contains(disk.incarnation.as_str())) {
-        slots[home_of(disk, size)].orphans.push(OrphanVm { vm: disk.clone(), notes: None, is_disk: true });
+        let slot = if orphan.power.is_some() { free_slot(&mut slots, home) } else { home };
+        slots[slot].push(orphan);
     }
     slots
-}
-
-fn orphan(vm: &Vm) -> OrphanVm {
-    OrphanVm { vm: vm.id.clone(), notes: vm.notes.clone(), is_disk: false }
 }
 
 /// The two first lists of a process as one: what either shows is there. A list
@@ -52,11 +43,10 @@ pub fn home_of(vm: &VmId, size: u32) -> usize {
 }
 
 /// The index of `home` if it has nothing yet, or of another slot, or of a new one past the pool's size.
-fn free_slot(slots: &mut Vec<Assignment>, home: usize) -> usize {
-    let free = |slot: &Assignment| slot.adopt.is_none() && slot.orphans.is_empty();
-    let found = std::iter::once(home).chain(0..slots.len()).find(|&slot| free(&slots[slot]));
+fn free_slot(slots: &mut Vec<Vec<OrphanVm>>, home: usize) -> usize {
+    let found = std::iter::once(home).chain(0..slots.len()).find(|&slot| slots[slot].is_empty());
     found.unwrap_or_else(|| {
-        slots.push(Assignment::default());
+        slots.push(Vec::new());
         slots.len() - 1
     })
 }
@@ -64,15 +54,16 @@ fn free_slot(slots: &mut Vec<Assignment>, home: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::Power;
     use crate::pool::tests::{notes, vm};
 
     #[test]
     fn vms_that_are_on_are_adopted_in_their_slots_and_the_others_destroyed() {
         let vms = vec![vm(1, Power::On), vm(2, Power::Off), vm(3, Power::Paused)];
         let slots = recover(&Inventory { vms, ..Inventory::default() }, 3);
-        let adopted: Vec<bool> = slots.iter().map(|slot| slot.adopt.is_some()).collect();
-        assert_eq!(adopted, [true, false, true]);
-        assert_eq!(slots[1].orphans.len(), 1);
+        let adopted: Vec<Vec<bool>> =
+            slots.iter().map(|slot| slot.iter().map(OrphanVm::may_have_job).collect()).collect();
+        assert_eq!(adopted, [[true], [false], [true]]);
     }
 
     #[test]
@@ -80,7 +71,7 @@ mod tests {
         let vms = vec![vm(1, Power::On), vm(2, Power::Off), vm(3, Power::On), vm(4, Power::Off)];
         let slots = recover(&Inventory { vms, ..Inventory::default() }, 2);
         assert_eq!(slots.len(), 4);
-        assert!(slots.iter().all(|slot| usize::from(slot.adopt.is_some()) + slot.orphans.len() == 1));
+        assert!(slots.iter().all(|slot| slot.len() == 1));
     }
 
     #[test]
@@ -88,7 +79,7 @@ mod tests {
         let mut cut_off = vm(1, Power::On);
         cut_off.notes = None;
         let slots = recover(&Inventory { vms: vec![cut_off], ..Inventory::default() }, 1);
-        assert!(slots[0].adopt.is_none() && slots[0].orphans.len() == 1);
+        assert!(!slots[0][0].may_have_job());
     }
 
     #[test]
@@ -97,7 +88,7 @@ mod tests {
         let first = Inventory { disks: disks.clone(), ..Inventory::default() };
         let second = Inventory { vms: vec![vm(1, Power::On)], disks, ..Inventory::default() };
         let slots = recover(&union(first, second), 1);
-        assert_eq!(slots[0].adopt.as_ref().map(|vm| vm.notes.clone()), Some(Some(notes(1))));
-        assert!(slots[0].orphans.is_empty());
+        let found = OrphanVm { vm: vm(1, Power::On).id, notes: Some(notes(1)), power: Some(Power::On) };
+        assert_eq!(slots[0], [found]);
     }
 }

@@ -4,12 +4,12 @@
 use super::health::{PATIENCE, Trouble};
 use super::monitor::{Answer, Ask, Monitor};
 use super::slot::evidence::LEASE;
-use super::slot::types::{Action, Event, Failure, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
 use super::state::{Outcome, PoolState};
 use super::tests::{notes, rules, vm};
 use super::{Millis, Refusal, Rules};
 use crate::github::{Error, QueuedJob, Registration, Removal, Runner};
-use crate::hypervisor::{GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
+use crate::hypervisor::{self, GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
 use crate::secret::Secret;
 use std::time::Duration;
 
@@ -77,9 +77,8 @@ impl World {
         world
     }
 
-    fn fact<T>(&mut self, fact: impl FnOnce(&mut PoolState, Millis, &mut Outcome) -> T) -> T {
-        let mut out = Outcome::default();
-        let answer = fact(&mut self.state, self.now, &mut out);
+    fn fact<T>(&mut self, fact: impl FnOnce(&mut PoolState) -> T) -> T {
+        let (answer, out) = self.state.apply(self.now, fact);
         self.follow(out);
         answer
     }
@@ -94,8 +93,7 @@ impl World {
                 continue;
             }
             let answer = self.perform(action);
-            let mut out = Outcome::default();
-            self.state.performed(slot, answer, self.now, &mut out);
+            let ((), out) = self.state.apply(self.now, |state| state.tell(slot, answer));
             self.news.extend(out.news);
             self.pending.extend(out.actions);
         }
@@ -104,7 +102,7 @@ impl World {
     fn finish_creates(&mut self) {
         for (slot, action) in std::mem::take(&mut self.creating) {
             let answer = self.perform(action);
-            self.fact(|state, now, out| state.performed(slot, answer, now, out));
+            self.fact(|state| state.tell(slot, answer));
         }
     }
 
@@ -117,10 +115,11 @@ impl World {
                 self.runners.push(Runner { id, name: runner_name, online: false, busy: false, labels });
                 Event::Registered(Ok(Registration { runner_id: Some(id), credential: Secret::new("jit") }))
             }
-            Action::FindRunner { runner_name, .. } => {
-                Event::Found(Ok(self.runners.iter().find(|r| r.name == runner_name).map(|r| r.id)))
+            Action::RemoveRunner { instance, .. } => {
+                let found = self.runners.iter().find(|r| r.name == instance.runner_name).map(|r| r.id);
+                let id = instance.runner_id.or(found);
+                Event::RunnerRemoved(Ok(id.map_or(Removal::NotThere, |id| self.remove(id))))
             }
-            Action::RemoveRunner { runner_id, .. } => Event::RunnerRemoved(Ok(self.remove(runner_id))),
             Action::CreateVm(instance) => {
                 let notes = Notes {
                     pool: "pool".into(),
@@ -142,7 +141,7 @@ impl World {
                 Event::Created(Ok(()))
             }
             Action::DestroyVm(id) if self.locked_disks.contains(&id) => {
-                Event::Destroyed(Err(Failure { why: "the disk is in use".into(), retry_after: None }))
+                Event::Destroyed(Err(hypervisor::Error("the disk is in use".into())))
             }
             Action::DestroyVm(id) => {
                 self.vms.retain(|vm| vm.id != id);
@@ -178,17 +177,16 @@ impl World {
     fn ticks(&mut self) {
         for slot in 0..self.state.slots().count() {
             if self.state.deadline(slot, self.now).is_some_and(|at| at <= self.now) {
-                self.fact(|state, now, out| state.tick(slot, now, out));
+                self.fact(|state| state.tell(slot, Event::Tick));
             }
         }
     }
 
     /// One round of the monitor, from pause to pause.
     fn round(&mut self) {
-        let mut answer = if self.state.has_recovered() { Answer::Paused } else { Answer::Started };
+        let mut answer = Answer::Paused;
         loop {
-            let mut out = Outcome::default();
-            let ask = self.monitor.next(answer, &mut self.state, self.now, &mut out);
+            let (ask, out) = self.state.apply(self.now, |state| self.monitor.next(answer, state));
             self.follow(out);
             answer = match ask {
                 Ask::Vms(writes) => {
@@ -243,7 +241,7 @@ impl World {
 
     fn config(&mut self, vm: &VmId) -> Result<super::RunnerConfig, Refusal> {
         let is_proven = |its: &VmId| its == vm;
-        self.fact(|state, now, out| state.runner_config(&vm.name, is_proven, now, out))
+        self.fact(|state| state.runner_config(&vm.name, is_proven))
     }
 
     fn vm(&mut self, id: &VmId) -> &mut Vm {
@@ -265,8 +263,7 @@ impl World {
         self.says_worker(id, true);
         self.runner_of(id).busy = true;
         let is_proven = |its: &VmId| its == id;
-        self.fact(|state, now, out| state.job_started(&id.name, is_proven, Job::default(), now, out))
-            .unwrap();
+        self.fact(|state| state.guest_tells(&id.name, is_proven, Event::JobStarted(Job::default()))).unwrap();
     }
 
     /// The guest reports the end of its runner, whose registration is gone by then.
@@ -278,21 +275,22 @@ impl World {
 
     fn report_end(&mut self, id: &VmId) {
         let is_proven = |its: &VmId| its == id;
-        self.fact(|state, now, out| state.runner_ended(&id.name, is_proven, Some(0), now, out)).unwrap();
+        self.fact(|state| state.guest_tells(&id.name, is_proven, Event::RunnerEnded { exit_code: Some(0) }))
+            .unwrap();
     }
 
     fn queue(&mut self, job: u64) -> bool {
-        self.fact(|state, now, out| state.job_queued(job, &["self-hosted".into()], now, out))
+        self.fact(|state| state.job_queued(job, &["self-hosted".into()]))
     }
 
     fn hook(&mut self, job: u64, runner: Option<(u64, String)>, completed: bool) {
         let (runner_id, runner_name) = runner.map_or((None, None), |(id, name)| (Some(id), Some(name)));
         let event = JobEvent { job: Job { id: Some(job), ..Job::default() }, runner_id, runner_name };
-        self.fact(|state, now, out| {
+        self.fact(|state| {
             if completed {
-                state.job_completed(event, now, out);
+                state.job_completed(event);
             } else {
-                state.job_in_progress(event, now, out);
+                state.job_in_progress(event);
             }
         });
     }
@@ -446,7 +444,7 @@ fn a_mute_guest_cannot_be_told_and_is_deregistered_when_github_calls_it_idle() {
     world.boot_all();
     world.round();
     world.pass(MINUTE);
-    world.fact(|state, now, out| state.stop(Stop::Keep, now, out));
+    world.fact(|state| state.stop(Stop::Keep));
     world.pass(MINUTE);
     assert_eq!(world.removed.len(), 1);
 }
@@ -531,7 +529,8 @@ fn a_job_that_was_canceled_before_the_runner_took_it_leaves_the_vm_ready() {
     world.hook(7, Some((runner.id, runner.name)), false);
     assert_eq!(world.phase(1), Phase::Running);
     world.pass(3 * MINUTE);
-    assert_eq!((world.phase(1), world.ids()), (Phase::Ready, vec![id]));
+    assert_eq!((world.phase(1), world.ids()), (Phase::Ready, vec![id.clone()]));
+    assert_eq!(world.config(&id).unwrap_err(), Refusal::Answered, "a job was on it");
 }
 
 #[test]
@@ -605,7 +604,7 @@ fn a_runner_that_somebody_removes_is_a_failure_with_a_back_off() {
         let id = world.ids()[0].clone();
         world.runners.clear();
         world.report_end(&id);
-        assert_eq!(world.state.slots().next().unwrap().failures(), failures);
+        assert_eq!(world.state.slots().next().unwrap().failures, failures);
         world.pass(MINUTE);
         world.boot_all();
     }
@@ -659,7 +658,7 @@ fn a_stop_leaves_a_slot_that_waits_for_its_turn_without_a_registration() {
     let mut world = World::new(rules);
     world.slow_creates = true;
     world.round();
-    world.fact(|state, now, out| state.stop(Stop::Keep, now, out));
+    world.fact(|state| state.stop(Stop::Keep));
     assert_eq!(world.runners.len(), 1, "that of the one whose turn it was");
     assert_eq!(world.count(Phase::Stopped), 2);
 }
@@ -680,7 +679,7 @@ fn degraded_means_degraded() {
     world.github_error = None;
     world.pass(MINUTE);
     assert!(world.troubles().is_empty());
-    world.fact(|state, now, out| state.stop(Stop::Keep, now, out));
+    world.fact(|state| state.stop(Stop::Keep));
     assert_eq!(world.troubles(), [Trouble::Stopping]);
 }
 

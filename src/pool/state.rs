@@ -1,20 +1,18 @@
 //! Every slot's record, and the only way to change one.
 //!
-//! Each method takes in a fact, with the time, and adds to an [`Outcome`] the
-//! actions to perform, each for one slot, and what happened. Whoever holds the
-//! state sees each fact take effect at once and whole: what a guest is told
-//! and what its slot decides can never differ.
+//! [`PoolState::apply`] lets a fact take effect at a time. What follows from it
+//! is an [`Outcome`]: the actions to perform, each for one slot, and what
+//! happened. Whoever holds the state sees each fact take effect at once and
+//! whole: what a guest is told and what its slot decides can never differ.
 
 use super::demand::Demand;
 use super::health::{Health, Reach, Trouble};
 use super::image_age::ImageAge;
-use super::orphans::OrphanRunners;
-use super::slot::Slot;
-use super::slot::types::{Action, Assignment, Cause, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Cause, Event, JobEvent, News, OrphanVm, Phase, Stop};
+use super::slot::{Context, Slot};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
 use crate::hypervisor::VmId;
 use crate::pool::back_off::Random;
-use crate::secret::Secret;
 use std::collections::{BTreeMap, VecDeque};
 
 /// How many of the incarnations made last are remembered.
@@ -35,12 +33,17 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct PoolState {
     pub(super) rules: Rules,
-    pub(super) records: Vec<Record>,
+    /// When the present fact takes effect.
+    pub(super) now: Millis,
+    /// What follows from it.
+    pub(super) out: Outcome,
+    pub(super) slots: Vec<Slot>,
     pub(super) demand: Demand,
     pub(super) surplus_since: Option<Millis>,
     /// How old the image is that guests run.
     pub image: ImageAge,
-    pub(super) orphan_runners: OrphanRunners,
+    /// Since when each registration without a slot has been offline.
+    pub(super) offline_since: BTreeMap<u64, Millis>,
     random: Random,
     started_at: Millis,
     pub(super) recovered: bool,
@@ -48,6 +51,8 @@ pub struct PoolState {
     /// What a VM made now would be made of.
     pub(super) fingerprint: Option<String>,
     pub(super) free_bytes: Option<u64>,
+    /// Whether the host has room for more VMs.
+    pub(super) room: Reach,
     /// Incarnations that a slot of this process had: such a VM without a slot was given up, and is not adopted.
     pub(super) had: VecDeque<String>,
     pub(super) github: Reach,
@@ -56,33 +61,26 @@ pub struct PoolState {
     broken: u64,
 }
 
-/// A slot, with what is known of its VM beside its state.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub slot: Slot,
-    /// What its guest gets to start its runner with. An adopted VM's is not known.
-    credential: Option<Secret>,
-    /// Its VM is made of another template or of other settings than VMs are now.
-    pub outdated: bool,
-}
-
 impl PoolState {
     /// A pool that does not know yet what there is. `seed` feeds jitter and
     /// incarnations, and must differ at every start.
     pub fn new(rules: Rules, seed: u64, now: Millis) -> PoolState {
         let mut state = PoolState {
             rules,
-            records: Vec::new(),
+            now,
+            out: Outcome::default(),
+            slots: Vec::new(),
             demand: Demand::default(),
             surplus_since: None,
             image: ImageAge::default(),
-            orphan_runners: OrphanRunners::default(),
+            offline_since: BTreeMap::new(),
             random: Random(seed),
             started_at: now,
             recovered: false,
             stop: None,
             fingerprint: None,
             free_bytes: None,
+            room: Reach::default(),
             had: VecDeque::new(),
             github: Reach::default(),
             hypervisor: Reach::default(),
@@ -94,11 +92,18 @@ impl PoolState {
     }
 
     pub(super) fn add_slot(&mut self) {
-        let number = self.records.len() as u32 + 1;
+        let number = self.slots.len() as u32 + 1;
         let name = format!("{}{number}", self.rules.pool.name_prefix);
         let past_size = number > self.rules.pool.size;
-        let slot = Slot::new(number, name, past_size, self.random.bits());
-        self.records.push(Record { slot, credential: None, outdated: false });
+        self.slots.push(Slot::new(number, name, past_size, self.random.bits()));
+    }
+
+    /// Lets a fact take effect. Answers what the fact answers, and what follows from it.
+    pub fn apply<T>(&mut self, now: Millis, fact: impl FnOnce(&mut PoolState) -> T) -> (T, Outcome) {
+        self.now = now;
+        let answer = fact(self);
+        self.settle();
+        (answer, std::mem::take(&mut self.out))
     }
 
     // --- what can be read ---
@@ -110,12 +115,12 @@ impl PoolState {
 
     /// The slots, those past the pool's size last.
     pub fn slots(&self) -> impl Iterator<Item = &Slot> {
-        self.records.iter().map(|record| &record.slot)
+        self.slots.iter()
     }
 
     /// A slot, by its index in [`PoolState::slots`].
     pub fn slot(&self, index: usize) -> &Slot {
-        &self.records[index].slot
+        &self.slots[index]
     }
 
     /// Whether the pool knows what was there before it.
@@ -140,28 +145,27 @@ impl PoolState {
 
     /// Whether a list said that free space is below `MIN_FREE_GB`.
     pub fn host_is_full(&self) -> bool {
-        self.free_bytes.is_some_and(|free| free < self.rules.pool.min_free_bytes)
+        self.room.failing.is_some()
     }
 
-    /// When [`PoolState::tick`] is due for a slot, if nothing else happens before.
+    /// When [`Event::Tick`] is due for a slot, if nothing else happens before.
     pub fn deadline(&mut self, slot: usize, now: Millis) -> Option<Millis> {
-        let own = self.records[slot].slot.deadline(&self.rules);
-        if own.is_some() || !self.records[slot].slot.is_free() {
-            return own;
+        self.now = now;
+        match self.slots[slot].free_at() {
+            None => self.slots[slot].deadline(&self.rules),
+            // A free slot in its back-off is waited for while a VM is short.
+            Some(at) => (at > now && !self.host_is_full() && self.balance().shortage() > 0).then_some(at),
         }
-        // A free slot in its back-off is waited for while a VM is short.
-        let retry_at = self.records[slot].slot.retry_at();
-        let short = retry_at > now && !self.host_is_full() && self.balance(now).shortage() > 0;
-        short.then_some(retry_at)
     }
 
     /// The pool as it is now.
     pub fn snapshot(&mut self, now: Millis) -> Snapshot {
+        self.now = now;
         Snapshot {
             slots: self.slots().map(|slot| slot.snapshot(now)).collect(),
             size: self.rules.pool.size,
             jobs_waiting: self.jobs_waiting(),
-            health: Health { troubles: self.troubles(now) },
+            health: Health { troubles: self.troubles() },
             github: self.github.clone(),
             hypervisor: self.hypervisor.clone(),
             ended: self.ended.clone(),
@@ -171,40 +175,23 @@ impl PoolState {
         }
     }
 
-    fn troubles(&mut self, now: Millis) -> Vec<Trouble> {
+    fn troubles(&mut self) -> Vec<Trouble> {
         let serves = self.slots().any(|slot| matches!(slot.phase(), Phase::Ready | Phase::Running));
-        let fails = self.slots().any(|slot| slot.failures() > 0);
-        let wanted = self.recovered && self.balance(now).wants_vms();
-        let late = !self.recovered && now - self.started_at >= super::health::PATIENCE;
+        let fails = self.slots().any(|slot| slot.failures > 0);
+        let wanted = self.recovered && self.balance().wants_vms();
+        let late = !self.recovered && self.now - self.started_at >= super::health::PATIENCE;
         [
             (Trouble::Stopping, self.stop.is_some()),
             (Trouble::NotRecovered, late),
             (Trouble::TokenRefused, self.github.refused),
-            (Trouble::GitHubLost, self.github.is_lost(now) && !self.github.refused),
-            (Trouble::HypervisorLost, self.hypervisor.is_lost(now)),
+            (Trouble::GitHubLost, self.github.is_lost(self.now) && !self.github.refused),
+            (Trouble::HypervisorLost, self.hypervisor.is_lost(self.now)),
             (Trouble::HostFull, self.host_is_full() && !serves),
             (Trouble::NothingServes, wanted && !serves && (fails || self.host_is_full())),
         ]
         .into_iter()
         .filter_map(|(trouble, holds)| holds.then_some(trouble))
         .collect()
-    }
-
-    // --- what workers bring ---
-
-    /// A worker has performed a slot's action.
-    pub fn performed(&mut self, slot: usize, answer: Event, now: Millis, out: &mut Outcome) {
-        if let Event::Registered(Ok(registration)) = &answer {
-            self.records[slot].credential = Some(registration.credential.clone());
-        }
-        self.tell(slot, answer, now, out);
-        self.settle(now, out);
-    }
-
-    /// A slot's deadline has come.
-    pub fn tick(&mut self, slot: usize, now: Millis, out: &mut Outcome) {
-        self.tell(slot, Event::Tick, now, out);
-        self.settle(now, out);
     }
 
     // --- what guests ask and tell ---
@@ -218,68 +205,26 @@ impl PoolState {
         &mut self,
         vm_name: &str,
         is_proven: impl Fn(&VmId) -> bool,
-        now: Millis,
-        out: &mut Outcome,
     ) -> Result<RunnerConfig, Refusal> {
         let index = self.authenticate(vm_name, is_proven)?;
-        let record = &mut self.records[index];
-        match record.slot.phase() {
-            Phase::Creating => return Err(Refusal::NotReady),
-            Phase::Booting | Phase::Ready => {}
-            _ => return Err(Refusal::Answered),
-        }
-        // A token makes a runner each time it is used, so that it is given once.
-        let credential = if self.rules.jit { record.credential.clone() } else { record.credential.take() };
-        let (Some(credential), Some(instance)) = (credential, record.slot.instance()) else {
-            return Err(Refusal::Answered);
-        };
-        let config = RunnerConfig { runner_name: instance.runner_name.clone(), credential };
-        self.tell(index, Event::Answered, now, out);
-        self.settle(now, out);
+        let config = self.slots[index].runner_config(self.rules.jit)?;
+        self.tell(index, Event::Answered);
         Ok(config)
     }
 
-    /// A guest says that its runner starts a job.
+    /// A guest says that its runner starts a job ([`Event::JobStarted`]) or has
+    /// ended ([`Event::RunnerEnded`]).
     ///
     /// # Errors
     /// When it is not a VM of the pool.
-    pub fn job_started(
-        &mut self,
-        vm_name: &str,
-        is_proven: impl Fn(&VmId) -> bool,
-        job: Job,
-        now: Millis,
-        out: &mut Outcome,
-    ) -> Result<(), Refusal> {
-        self.guest_tells(vm_name, is_proven, Event::JobStarted(job), now, out)
-    }
-
-    /// A guest says that its runner has ended.
-    ///
-    /// # Errors
-    /// When it is not a VM of the pool.
-    pub fn runner_ended(
-        &mut self,
-        vm_name: &str,
-        is_proven: impl Fn(&VmId) -> bool,
-        exit_code: Option<i64>,
-        now: Millis,
-        out: &mut Outcome,
-    ) -> Result<(), Refusal> {
-        self.guest_tells(vm_name, is_proven, Event::RunnerEnded { exit_code }, now, out)
-    }
-
-    fn guest_tells(
+    pub fn guest_tells(
         &mut self,
         vm_name: &str,
         is_proven: impl Fn(&VmId) -> bool,
         event: Event,
-        now: Millis,
-        out: &mut Outcome,
     ) -> Result<(), Refusal> {
         let slot = self.authenticate(vm_name, is_proven)?;
-        self.tell(slot, event, now, out);
-        self.settle(now, out);
+        self.tell(slot, event);
         Ok(())
     }
 
@@ -300,47 +245,38 @@ impl PoolState {
 
     /// A job waits for a runner with these labels. Answers whether this pool
     /// serves it and had not heard of it before.
-    pub fn job_queued(&mut self, job_id: u64, labels: &[String], now: Millis, out: &mut Outcome) -> bool {
-        if !self.rules.serves(labels) || !self.demand.queued(job_id, now) {
+    pub fn job_queued(&mut self, job_id: u64, labels: &[String]) -> bool {
+        if !self.rules.serves(labels) || !self.demand.queued(job_id, self.now) {
             return false;
         }
-        for slot in 0..self.records.len() {
-            if self.records[slot].slot.retiring().is_some() && self.stop.is_none() {
-                self.tell(slot, Event::StayIfNotTold, now, out);
-            }
+        for slot in 0..self.slots.len() {
+            self.tell(slot, Event::StayIfNotTold);
         }
-        self.settle(now, out);
         true
     }
 
     /// A runner, of this pool or another, has got a job.
-    pub fn job_in_progress(&mut self, event: JobEvent, now: Millis, out: &mut Outcome) {
-        self.job_is_over_for_demand(&event);
+    pub fn job_in_progress(&mut self, event: JobEvent) {
         if let Some(slot) = self.slot_of_job(&event) {
-            self.tell(slot, Event::JobInProgress(event), now, out);
+            self.tell(slot, Event::JobInProgress(event));
         }
-        self.settle(now, out);
     }
 
     /// A job has ended, wherever it ran.
-    pub fn job_completed(&mut self, event: JobEvent, now: Millis, out: &mut Outcome) {
-        self.job_is_over_for_demand(&event);
+    pub fn job_completed(&mut self, event: JobEvent) {
         if let Some(slot) = self.slot_of_job(&event) {
-            self.tell(slot, Event::JobCompleted(event), now, out);
-            out.look_now = true;
-        }
-        self.settle(now, out);
-    }
-
-    fn job_is_over_for_demand(&mut self, event: &JobEvent) {
-        if let Some(id) = event.job.id {
-            self.demand.over(id);
+            self.tell(slot, Event::JobCompleted(event));
+            self.out.look_now = true;
         }
     }
 
     /// The slot that a webhook is about: by the runner's name, which is
-    /// unique, together with its id; or by a job that was seen on it.
-    fn slot_of_job(&self, event: &JobEvent) -> Option<usize> {
+    /// unique, together with its id; or by a job that was seen on it. Wherever
+    /// the job is, it waits no more.
+    fn slot_of_job(&mut self, event: &JobEvent) -> Option<usize> {
+        if let Some(id) = event.job.id {
+            self.demand.over(id);
+        }
         self.slots().position(|slot| {
             let by_runner = slot.instance().is_some_and(|instance| {
                 event.runner_name.as_ref() == Some(&instance.runner_name)
@@ -354,43 +290,37 @@ impl PoolState {
     // --- stopping ---
 
     /// The pool stops. A second call changes nothing.
-    pub fn stop(&mut self, stop: Stop, now: Millis, out: &mut Outcome) {
+    pub fn stop(&mut self, stop: Stop) {
         if self.stop.is_some() {
             return;
         }
         self.stop = Some(stop);
-        out.look_now = true;
-        for slot in 0..self.records.len() {
-            self.tell(slot, Event::Stop(stop), now, out);
+        self.out.look_now = true;
+        for slot in 0..self.slots.len() {
+            self.tell(slot, Event::Stop(stop));
         }
     }
 
     // --- small parts ---
 
     /// Gives a slot what it begins with. A stop that came before holds for it too.
-    pub(super) fn begin_slot(&mut self, slot: usize, assignment: Assignment, now: Millis, out: &mut Outcome) {
-        self.tell(slot, Event::Recovered(assignment), now, out);
+    pub(super) fn begin_slot(&mut self, slot: usize, found: Vec<OrphanVm>) {
+        self.tell(slot, Event::Recovered(found));
         if let Some(stop) = self.stop {
-            self.tell(slot, Event::Stop(stop), now, out);
+            self.tell(slot, Event::Stop(stop));
         }
     }
 
-    pub(super) fn tell(&mut self, slot: usize, event: Event, now: Millis, out: &mut Outcome) {
-        let record = &mut self.records[slot];
-        let news = out.news.len();
-        if let Some(action) = record.slot.step(event, &self.rules, now, &mut out.news) {
-            out.actions.push((slot, action));
-        }
-        let waits = matches!(record.slot.phase(), Phase::Creating | Phase::Booting | Phase::Ready);
-        if !waits {
-            record.credential = None;
-        }
-        if record.slot.instance().is_none() {
-            record.outdated = false;
-        }
-        for happened in &out.news[news..] {
+    /// Tells a slot what came of its action, that its deadline has come
+    /// ([`Event::Tick`]), or what else there is to tell.
+    pub fn tell(&mut self, slot: usize, event: Event) {
+        let Outcome { actions, news, .. } = &mut self.out;
+        let known = news.len();
+        let cx = &mut Context { rules: &self.rules, now: self.now, news };
+        actions.extend(self.slots[slot].step(event, cx).map(|action| (slot, action)));
+        for happened in &self.out.news[known..] {
             match happened {
-                News::Job(..) => self.demand.vm_taken(now),
+                News::Job(..) => self.demand.vm_taken(self.now),
                 News::Adopted(vm) => remember(&mut self.had, &vm.incarnation),
                 News::Ended { cause, .. } => *self.ended.entry(cause.name()).or_default() += 1,
                 _ => {}
@@ -399,46 +329,27 @@ impl PoolState {
     }
 
     /// Has as many slots make a VM as are short.
-    pub(super) fn settle(&mut self, now: Millis, out: &mut Outcome) {
+    fn settle(&mut self) {
         if self.stop.is_some() || !self.recovered {
             return;
         }
-        let balance = self.balance(now);
-        for slot in self.slots_to_provision(balance, now) {
+        let balance = self.balance();
+        for slot in self.slots_to_provision(balance) {
             let incarnation = format!("{}{:08x}", self.rules.tag, self.random.bits() as u32);
             remember(&mut self.had, &incarnation);
-            self.assert_room(out);
-            self.tell(slot, Event::Provision(incarnation), now, out);
+            self.assert_room();
+            self.tell(slot, Event::Provision(incarnation));
         }
-    }
-
-    pub(super) fn retire_idle(&mut self, now: Millis, out: &mut Outcome) {
-        if self.stop.is_some() || !self.recovered {
-            return;
-        }
-        for slot in self.moved_to_retire() {
-            self.tell(slot, Event::Retire(RetireReason::Moved), now, out);
-        }
-        let balance = self.balance(now);
-        for slot in self.surplus_to_retire(balance, now) {
-            self.tell(slot, Event::Retire(RetireReason::Surplus), now, out);
-        }
-        let balance = self.balance(now);
-        if let Some((slot, reason)) = self.stale_to_retire(balance, now) {
-            self.tell(slot, Event::Retire(reason), now, out);
-        }
-        // A VM that retires is not idle, so another may be short.
-        self.settle(now, out);
     }
 
     /// No VM is made while POOL_SIZE or more exist. Cheap to check, so it is
     /// checked in production too: a defect is logged and counted, and never
     /// ends the process.
-    fn assert_room(&mut self, out: &mut Outcome) {
+    fn assert_room(&mut self) {
         let vms = self.slots().filter(|slot| slot.instance().is_some()).count();
         if vms >= self.rules.pool.size as usize {
             self.broken += 1;
-            out.news.push(News::Broken(format!(
+            self.out.news.push(News::Broken(format!(
                 "a VM is made beside {vms}, and POOL_SIZE is {}",
                 self.rules.pool.size
             )));

@@ -7,7 +7,6 @@ use crate::github::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
 use crate::secret::{Keys, Secret};
 use log::debug;
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +25,6 @@ struct Inner {
     last_id: u64,
     runners: Vec<Runner>,
     waiting: VecDeque<(u64, Vec<String>)>,
-    deliveries: u64,
 }
 
 impl MockGitHub {
@@ -67,22 +65,16 @@ impl MockGitHub {
     /// Gives the runner a job if there is one that asks for no label it lacks,
     /// waiting at most `wait` for one.
     pub fn take_job(&self, runner_id: u64, wait: Duration) -> Option<u64> {
-        let suits = |wanted: &[String], has: &[String]| {
-            wanted.iter().all(|w| has.iter().any(|h| h.eq_ignore_ascii_case(w)))
+        let suits = |wanted: &[String]| {
+            wanted.iter().all(|wanted| self.labels.iter().any(|label| label.eq_ignore_ascii_case(wanted)))
         };
-        let mut inner = self.lock();
-        for last in [false, true] {
-            let Inner { runners, waiting, .. } = &mut *inner;
-            let runner = runners.iter_mut().find(|r| r.id == runner_id)?;
-            if let Some(i) = waiting.iter().position(|(_, wanted)| suits(wanted, &runner.labels)) {
-                runner.busy = true;
-                return waiting.remove(i).map(|(job_id, _)| job_id);
-            }
-            if !last {
-                inner = self.changed.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
-            }
-        }
-        None
+        let (mut inner, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), wait, |inner| !inner.waiting.iter().any(|(_, w)| suits(w)))
+            .unwrap_or_else(PoisonError::into_inner);
+        let job = inner.waiting.iter().position(|(_, wanted)| suits(wanted))?;
+        inner.runners.iter_mut().find(|r| r.id == runner_id)?.busy = true;
+        inner.waiting.remove(job).map(|(job_id, _)| job_id)
     }
 
     /// The runner has ended its job. Being ephemeral, it is registered no more.
@@ -92,10 +84,6 @@ impl MockGitHub {
 
     /// Delivers a `workflow_job` webhook. One that does not arrive is lost, as GitHub's can be.
     pub fn deliver(&self, action: &str, job_id: u64, runner_id: u64, runner_name: &str) {
-        let mut inner = self.lock();
-        inner.deliveries += 1;
-        let delivery = format!("simulated-{}", inner.deliveries);
-        drop(inner);
         let repository = self.scope.repository.as_deref().unwrap_or("simulated");
         let full_name = format!("{}/{repository}", self.scope.owner);
         let body = serde_json::json!({
@@ -104,7 +92,6 @@ impl MockGitHub {
                 "id": job_id,
                 "run_id": job_id,
                 "name": "simulated",
-                "workflow_name": "simulated",
                 "html_url": format!("https://github.com/{full_name}/actions/runs/{job_id}/job/{job_id}"),
                 "labels": self.labels,
                 "runner_id": runner_id,
@@ -116,7 +103,7 @@ impl MockGitHub {
         let request = super::loopback_agent()
             .post(&self.webhook_url)
             .header("X-GitHub-Event", "workflow_job")
-            .header("X-GitHub-Delivery", delivery)
+            .header("X-GitHub-Delivery", format!("simulated-{action}-{job_id}-{runner_id}"))
             .header("X-Hub-Signature-256", self.keys.sign_webhook(body.as_bytes()))
             .content_type("application/json");
         if let Err(error) = request.send(&body) {
@@ -194,12 +181,6 @@ impl GitHub for MockGitHub {
 
     fn newest_runner_version(&self) -> Result<Option<String>, Error> {
         Ok(None)
-    }
-}
-
-impl fmt::Debug for MockGitHub {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MockGitHub")
     }
 }
 

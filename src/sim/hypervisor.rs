@@ -4,47 +4,34 @@
 
 use super::github::MockGitHub;
 use super::loopback_agent;
+use crate::config::MockTiming;
 use crate::hypervisor::{
     Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };
 use crate::secret::Secret;
 use serde::Deserialize;
-use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long things take in the simulation.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Making a VM.
-    pub create: Duration,
-    /// A VM's start, until its guest asks for its configuration.
-    pub boot: Duration,
-    /// A job.
-    pub job: Duration,
-}
-
 /// A host whose VMs are threads.
 pub struct MockHypervisor {
-    timing: Timing,
+    timing: MockTiming,
     pool_url: String,
     /// Absent when runners are registered with the real GitHub: then a guest
     /// only fetches its configuration and stays until it is destroyed.
     github: Option<Arc<MockGitHub>>,
-    vms: Mutex<Vec<Arc<SimulatedVm>>>,
-    faults: Mutex<Faults>,
     host: Mutex<Host>,
-    stop_creating: (Mutex<bool>, Condvar),
+    creating_stopped: Condvar,
 }
 
-/// What a test can set of the host.
-#[derive(Clone, Debug)]
+#[derive(Default)]
 struct Host {
-    template: String,
-    free_bytes: u64,
+    vms: Vec<Arc<SimulatedVm>>,
+    faults: Faults,
+    stops_creating: bool,
 }
 
-/// What shall go wrong, for tests.
+/// What is odd about the host, or shall go wrong, for tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// So many creations fail from now on.
@@ -55,19 +42,125 @@ pub struct Faults {
     pub dead_guests: u32,
     /// So many lists leave out the VMs, but not their disks.
     pub lists_without_vms: u32,
+    /// The template is not the one it was.
+    pub template_replaced: bool,
+    /// So many bytes are free for the VMs' disks. `None` for plenty.
+    pub free_bytes: Option<u64>,
 }
 
+impl MockHypervisor {
+    /// A host without VMs, whose guests reach the pool at `pool_url`.
+    pub fn new(timing: MockTiming, pool_url: String, github: Option<Arc<MockGitHub>>) -> MockHypervisor {
+        let (host, creating_stopped) = Default::default();
+        MockHypervisor { timing, pool_url, github, host, creating_stopped }
+    }
+
+    /// Says what shall go wrong from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        self.host().faults = faults;
+    }
+
+    /// Powers a VM off, as a crash of its guest would. Returns whether there is one.
+    pub fn power_off(&self, vm_name: &str) -> bool {
+        let host = self.host();
+        let vm = host.vms.iter().find(|vm| vm.id.name == vm_name);
+        vm.inspect(|vm| vm.power_off()).is_some()
+    }
+
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a fault down. Returns whether it strikes.
+fn strikes(left: &mut u32) -> bool {
+    let strikes = *left > 0;
+    *left = left.saturating_sub(1);
+    strikes
+}
+
+impl Hypervisor for MockHypervisor {
+    fn create(&self, spec: &VmSpec) -> Result<(), Error> {
+        let (mut host, _) = self
+            .creating_stopped
+            .wait_timeout_while(self.host(), self.timing.create, |host| !host.stops_creating)
+            .unwrap_or_else(PoisonError::into_inner);
+        if host.stops_creating {
+            return Err(Error("the pool stops: no VM is made".into()));
+        }
+        if strikes(&mut host.faults.failing_creates) {
+            return Err(Error("a simulated fault: the VM could not be made".into()));
+        }
+        let vm = Arc::new(SimulatedVm {
+            id: spec.id.clone(),
+            secret: spec.secret.clone(),
+            timing: self.timing.clone(),
+            pool_url: self.pool_url.clone(),
+            github: self.github.clone(),
+            started: Instant::now(),
+            state: Mutex::new(VmState::new(spec.notes.clone())),
+            changed: Condvar::new(),
+        });
+        host.vms.push(Arc::clone(&vm));
+        if strikes(&mut host.faults.dead_guests) {
+            return Ok(());
+        }
+        std::thread::Builder::new()
+            .name(format!("guest-{}", spec.id.name))
+            .stack_size(256 * 1024)
+            .spawn(move || vm.run())
+            .map_err(|error| Error(format!("cannot start a simulated guest: {error}")))?;
+        Ok(())
+    }
+
+    fn destroy(&self, vm: &VmId) -> Result<(), Error> {
+        let mut host = self.host();
+        if strikes(&mut host.faults.failing_destroys) {
+            return Err(Error("a simulated fault: the VM could not be destroyed".into()));
+        }
+        host.vms.iter().filter(|simulated| simulated.id == *vm).for_each(|simulated| simulated.power_off());
+        host.vms.retain(|simulated| simulated.id != *vm);
+        Ok(())
+    }
+
+    fn fingerprint(&self) -> Option<String> {
+        let replaced = self.host().faults.template_replaced;
+        Some(if replaced { "another template" } else { "template" }.into())
+    }
+
+    fn stop_creating(&self) {
+        self.host().stops_creating = true;
+        self.creating_stopped.notify_all();
+    }
+
+    fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error> {
+        let mut host = self.host();
+        for write in writes {
+            host.vms.iter().filter(|vm| vm.id == write.vm).for_each(|vm| vm.write(write));
+        }
+        let leave_out = strikes(&mut host.faults.lists_without_vms);
+        Ok(Inventory {
+            vms: host.vms.iter().filter(|_| !leave_out).map(|vm| vm.listed()).collect(),
+            disks: host.vms.iter().map(|vm| vm.id.clone()).collect(),
+            free_bytes: Some(host.faults.free_bytes.unwrap_or(1 << 40)),
+        })
+    }
+}
+
+/// A VM and its guest, which is a thread.
 struct SimulatedVm {
     id: VmId,
-    notes: Mutex<Notes>,
     secret: Secret,
+    timing: MockTiming,
+    pool_url: String,
+    github: Option<Arc<MockGitHub>>,
     started: Instant,
-    guest: Mutex<GuestState>,
+    state: Mutex<VmState>,
     changed: Condvar,
 }
 
-#[derive(Default)]
-struct GuestState {
+struct VmState {
+    notes: Notes,
     off: bool,
     booted: bool,
     /// Its Worker runs, or has run.
@@ -76,283 +169,134 @@ struct GuestState {
     told_to_retire: bool,
 }
 
-impl SimulatedVm {
-    /// Lets time pass inside the VM. Returns whether it is still on.
-    fn run(&self, time: Duration) -> bool {
-        let guest = self.guest();
-        let (guest, _) = self
-            .changed
-            .wait_timeout_while(guest, time, |guest| !guest.off)
-            .unwrap_or_else(PoisonError::into_inner);
-        !guest.off
-    }
-
-    fn guest(&self) -> MutexGuard<'_, GuestState> {
-        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_off(&self) -> bool {
-        self.guest().off
-    }
-
-    /// Whether its idle listener is to end.
-    fn retires(&self) -> bool {
-        let guest = self.guest();
-        guest.told_to_retire && !guest.had_worker
-    }
-
-    fn power_off(&self) {
-        self.guest().off = true;
-        self.changed.notify_all();
-    }
-
-    /// What the host writes to it.
-    fn write(&self, write: &VmWrite) {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        notes.job_started = write.job_started.or(notes.job_started);
-        self.guest().told_to_retire |= write.retire;
-    }
-
-    fn listed(&self) -> Vm {
-        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let guest = self.guest();
-        Vm {
-            id: self.id.clone(),
-            power: if guest.off { Power::Off } else { Power::On },
-            uptime: if guest.off { Duration::ZERO } else { self.started.elapsed() },
-            heartbeat: if guest.booted && !guest.off { Heartbeat::Ok } else { Heartbeat::Unknown },
-            guest: guest.booted.then(|| GuestWord {
-                stage: if guest.worker { "running a job" } else { "listening" }.into(),
-                last_error: None,
-                worker: guest.worker,
-            }),
-            notes: Some(notes),
-        }
+impl VmState {
+    fn new(notes: Notes) -> VmState {
+        VmState { notes, off: false, booted: false, worker: false, had_worker: false, told_to_retire: false }
     }
 }
 
-impl MockHypervisor {
-    /// A host without VMs, whose guests reach the pool at `pool_url`.
-    pub fn new(timing: Timing, pool_url: String, github: Option<Arc<MockGitHub>>) -> MockHypervisor {
-        MockHypervisor {
-            timing,
-            pool_url,
-            github,
-            vms: Mutex::default(),
-            faults: Mutex::default(),
-            host: Mutex::new(Host { template: "template".into(), free_bytes: 1 << 40 }),
-            stop_creating: Default::default(),
-        }
-    }
-
-    /// Puts another template in the place of the present one.
-    pub fn set_template(&self, name: &str) {
-        self.host().template = name.into();
-    }
-
-    /// Leaves so much room for the VMs' disks.
-    pub fn set_free_bytes(&self, free_bytes: u64) {
-        self.host().free_bytes = free_bytes;
-    }
-
-    fn host(&self) -> MutexGuard<'_, Host> {
-        self.host.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says what shall go wrong from now on.
-    pub fn set_faults(&self, faults: Faults) {
-        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
-    }
-
-    /// Powers a VM off, as a crash of its guest would. Returns whether there is one.
-    pub fn power_off(&self, vm_name: &str) -> bool {
-        let vms = self.lock();
-        let vm = vms.iter().find(|vm| vm.id.name == vm_name);
-        vm.inspect(|vm| vm.power_off()).is_some()
-    }
-
-    /// Makes a VM disappear, as somebody at the host's console might. Returns whether there was one.
-    pub fn lose(&self, vm_name: &str) -> bool {
-        let mut vms = self.lock();
-        let Some(i) = vms.iter().position(|vm| vm.id.name == vm_name) else { return false };
-        vms.remove(i).power_off();
-        true
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<SimulatedVm>>> {
-        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn strikes(&self, fault: impl Fn(&mut Faults) -> &mut u32) -> bool {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = fault(&mut faults);
-        let strikes = *left > 0;
-        *left = left.saturating_sub(1);
-        strikes
-    }
-}
-
-impl Hypervisor for MockHypervisor {
-    fn create(&self, spec: &VmSpec) -> Result<(), Error> {
-        let (stop, stopped) = &self.stop_creating;
-        let stop = stop.lock().unwrap_or_else(PoisonError::into_inner);
-        let (stop, _) = stopped
-            .wait_timeout_while(stop, self.timing.create, |stop| !*stop)
-            .unwrap_or_else(PoisonError::into_inner);
-        if *stop {
-            return Err(Error("the pool stops: no VM is made".into()));
-        }
-        drop(stop);
-        if self.strikes(|faults| &mut faults.failing_creates) {
-            return Err(Error("a simulated fault: the VM could not be made".into()));
-        }
-        let vm = Arc::new(SimulatedVm {
-            id: spec.id.clone(),
-            notes: Mutex::new(spec.notes.clone()),
-            secret: spec.secret.clone(),
-            started: Instant::now(),
-            guest: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        self.lock().push(Arc::clone(&vm));
-        if self.strikes(|faults| &mut faults.dead_guests) {
-            return Ok(());
-        }
-        let guest =
-            Guest { vm, timing: self.timing, pool_url: self.pool_url.clone(), github: self.github.clone() };
-        std::thread::Builder::new()
-            .name(format!("guest-{}", spec.id.name))
-            .stack_size(256 * 1024)
-            .spawn(move || guest.run())
-            .map_err(|error| Error(format!("cannot start a simulated guest: {error}")))?;
-        Ok(())
-    }
-
-    fn destroy(&self, vm: &VmId) -> Result<(), Error> {
-        if self.strikes(|faults| &mut faults.failing_destroys) {
-            return Err(Error("a simulated fault: the VM could not be destroyed".into()));
-        }
-        self.lock().retain(|simulated| {
-            let stays = simulated.id != *vm;
-            if !stays {
-                simulated.power_off();
-            }
-            stays
-        });
-        Ok(())
-    }
-
-    fn fingerprint(&self) -> Option<String> {
-        Some(self.host().template.clone())
-    }
-
-    fn stop_creating(&self) {
-        let (stop, stopped) = &self.stop_creating;
-        *stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        stopped.notify_all();
-    }
-
-    fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error> {
-        let leave_out = self.strikes(|faults| &mut faults.lists_without_vms);
-        let vms = self.lock();
-        for write in writes {
-            vms.iter().filter(|vm| vm.id == write.vm).for_each(|vm| vm.write(write));
-        }
-        Ok(Inventory {
-            vms: vms.iter().filter(|_| !leave_out).map(|vm| vm.listed()).collect(),
-            disks: vms.iter().map(|vm| vm.id.clone()).collect(),
-            free_bytes: Some(self.host().free_bytes),
-        })
-    }
-}
-
-impl fmt::Debug for MockHypervisor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MockHypervisor").field("timing", &self.timing).finish_non_exhaustive()
-    }
-}
-
+/// What a guest reads of its configuration.
 #[derive(Deserialize)]
 struct GuestConfig {
     token: String,
     name: String,
 }
 
-struct Guest {
-    vm: Arc<SimulatedVm>,
-    timing: Timing,
-    pool_url: String,
-    github: Option<Arc<MockGitHub>>,
-}
+impl SimulatedVm {
+    fn state(&self) -> MutexGuard<'_, VmState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Guest {
+    // --- what the host does ---
+
+    fn power_off(&self) {
+        self.state().off = true;
+        self.changed.notify_all();
+    }
+
+    fn write(&self, write: &VmWrite) {
+        let mut state = self.state();
+        state.notes.job_started = write.job_started.or(state.notes.job_started);
+        state.told_to_retire |= write.retire;
+    }
+
+    fn listed(&self) -> Vm {
+        let state = self.state();
+        Vm {
+            id: self.id.clone(),
+            power: if state.off { Power::Off } else { Power::On },
+            uptime: if state.off { Duration::ZERO } else { self.started.elapsed() },
+            heartbeat: if state.booted && !state.off { Heartbeat::Ok } else { Heartbeat::Unknown },
+            guest: state.booted.then(|| GuestWord {
+                stage: if state.worker { "running a job" } else { "listening" }.into(),
+                last_error: None,
+                worker: state.worker,
+            }),
+            notes: Some(state.notes.clone()),
+        }
+    }
+
+    // --- what the guest does ---
+
     /// From power-on to power-off.
     fn run(&self) {
-        if self.vm.run(self.timing.boot) {
-            self.vm.guest().booted = true;
+        if self.passes(self.timing.boot) {
+            self.state().booted = true;
         }
         if let Some(config) = self.fetch_config() {
             match &self.github {
                 Some(github) => self.work(github, &config),
                 None => {
-                    while self.vm.run(Duration::from_millis(200)) && !self.vm.retires() {}
+                    while self.passes(Duration::from_millis(200)) && !self.retires() {}
                     self.report_end();
                 }
             }
         }
-        self.vm.power_off();
+        self.power_off();
+    }
+
+    /// Lets time pass inside the VM. Returns whether it is still on.
+    fn passes(&self, time: Duration) -> bool {
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.state(), time, |state| !state.off)
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.off
+    }
+
+    /// Whether its idle listener is to end.
+    fn retires(&self) -> bool {
+        let state = self.state();
+        state.told_to_retire && !state.had_worker
     }
 
     /// What `run.cmd --jitconfig` does, and the report after it.
     fn work(&self, github: &MockGitHub, config: &GuestConfig) {
         let Some(runner_id) = github.connect(&config.token) else { return };
         let job_id = loop {
-            if self.vm.is_off() || !github.is_registered(runner_id) || self.vm.retires() {
+            if self.state().off || !github.is_registered(runner_id) || self.retires() {
                 github.disconnect(runner_id);
-                self.report_end();
-                return;
+                return self.report_end();
             }
             if let Some(job_id) = github.take_job(runner_id, Duration::from_millis(200)) {
                 break job_id;
             }
         };
-        (self.vm.guest().worker, self.vm.guest().had_worker) = (true, true);
+        (self.state().worker, self.state().had_worker) = (true, true);
         github.deliver("in_progress", job_id, runner_id, &config.name);
         self.post(
             "runner-started",
             &format!(r#"{{"run_id":"{job_id}","job":"simulated","repository":"simulated"}}"#),
         );
-        if !self.vm.run(self.timing.job) {
-            github.disconnect(runner_id);
-            return;
+        if !self.passes(self.timing.job) {
+            return github.disconnect(runner_id);
         }
         github.end_job(runner_id);
-        self.vm.guest().worker = false;
+        self.state().worker = false;
         self.report_end();
         github.deliver("completed", job_id, runner_id, &config.name);
     }
 
     fn report_end(&self) {
         for _ in 0..5 {
-            if self.vm.is_off() {
-                break;
-            }
-            if self.post("runner-complete", r#"{"exit_code":0}"#) || !self.vm.run(Duration::from_millis(500))
-            {
+            let told = || self.post("runner-complete", r#"{"exit_code":0}"#);
+            if self.state().off || told() || !self.passes(Duration::from_millis(500)) {
                 break;
             }
         }
     }
 
     fn fetch_config(&self) -> Option<GuestConfig> {
-        let url = format!("{}/api/runner-config/{}", self.pool_url, self.vm.id.name);
-        while !self.vm.is_off() {
-            let answer = loopback_agent().get(&url).header("Authorization", self.bearer()).call();
-            match answer {
+        while !self.state().off {
+            match loopback_agent()
+                .get(self.url("runner-config"))
+                .header("Authorization", self.bearer())
+                .call()
+            {
                 Ok(mut answer) if answer.status() == 200 => return answer.body_mut().read_json().ok(),
                 Ok(answer) if answer.status().is_client_error() => return None,
                 // The pool may be busy, or not yet listening.
-                _ => self.vm.run(Duration::from_millis(500)),
+                _ => self.passes(Duration::from_millis(500)),
             };
         }
         None
@@ -360,22 +304,26 @@ impl Guest {
 
     /// Returns whether the pool has taken it.
     fn post(&self, what: &str, body: &str) -> bool {
-        let url = format!("{}/api/{what}/{}", self.pool_url, self.vm.id.name);
-        let request = loopback_agent().post(&url).header("Authorization", self.bearer());
+        let request = loopback_agent().post(self.url(what)).header("Authorization", self.bearer());
         request.content_type("application/json").send(body).is_ok_and(|answer| answer.status() == 200)
     }
 
+    fn url(&self, what: &str) -> String {
+        format!("{}/api/{what}/{}", self.pool_url, self.id.name)
+    }
+
     fn bearer(&self) -> String {
-        format!("Bearer {}", self.vm.secret.expose())
+        format!("Bearer {}", self.secret.expose())
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::github::scope::Scope;
 
     fn host(create: Duration) -> MockHypervisor {
-        let timing = Timing { create, boot: Duration::ZERO, job: Duration::ZERO };
+        let timing = MockTiming { create, boot: Duration::ZERO, job: Duration::ZERO };
         let host = MockHypervisor::new(timing, String::new(), None);
         host.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
         host
@@ -434,7 +382,7 @@ mod tests {
         let vm = host.list(&[]).unwrap().vms.remove(0);
         assert_eq!((vm.power, vm.uptime), (Power::Off, Duration::ZERO));
         let before = host.fingerprint();
-        host.set_template("newer");
+        host.set_faults(Faults { template_replaced: true, ..Faults::default() });
         assert_ne!(host.fingerprint(), before);
     }
 }

@@ -3,15 +3,14 @@
 //! [`Pool`] is the handle that routes and `main` hold. One worker per slot
 //! performs that slot's actions, one call at a time; the monitor asks what the
 //! pure monitor wants to know. Whatever any thread learns takes effect on the
-//! [`PoolState`] at once, under one lock, and the actions that follow go down
-//! the slots' channels under the same lock, so that they are performed in the
-//! order in which they were decided.
+//! [`PoolState`] at once, under one lock. The actions that follow are handed to
+//! the slots' workers under the same lock: a slot never has a second one before
+//! it was told what came of the first.
 //!
-//! Nothing blocks while the lock is held: the state has no I/O, a channel
-//! without a bound takes a message at once, and the one lock taken under it,
-//! that of the log's story, is never held by who waits for it. So there is no
-//! deadlock, and each use of the state is one step. What is left to chance is
-//! the order of these steps, which the simulator tries.
+//! Nothing blocks while the lock is held: the state has no I/O, and the one
+//! lock taken under it, that of the failures told, is never held by who waits for
+//! it. So there is no deadlock, and each use of the state is one step. What is
+//! left to chance is the order of these steps, which the simulator tries.
 
 mod monitor;
 mod slot;
@@ -21,17 +20,17 @@ use crate::config::{GitHubConfig, PoolConfig};
 use crate::date;
 use crate::github::GitHub;
 use crate::hypervisor::Hypervisor;
-use crate::pool::slot::types::{Action, Job, JobEvent, News, Phase, Stop};
-use crate::pool::state::{Outcome, PoolState};
+use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
+use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
+use crate::repeats::Repeats;
 use crate::secret::Keys;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use log::warn;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use story::Story;
 
 /// How long an orderly stop may last. What is not done by then is left to the next start.
 pub const STOP_LIMIT: Duration = Duration::from_secs(180);
@@ -52,32 +51,27 @@ struct Shared {
     registered_with: String,
     epoch: Instant,
     inner: Mutex<Inner>,
-    /// Told when a slot has stopped.
-    slot_stopped: Condvar,
-    /// Asks the monitor to look now.
-    look: Sender<()>,
-    story: Mutex<Story>,
+    /// Told when every slot has stopped.
+    stopped: Condvar,
+    /// Told when the monitor is to look now.
+    look: Condvar,
+    /// The failures that the log has told.
+    told_failures: Mutex<Repeats>,
 }
 
 /// Everything under the lock.
 struct Inner {
     state: PoolState,
     workers: Vec<Worker>,
+    look_now: bool,
 }
 
-/// The state's end of a worker's channel.
+/// The thread of a slot, as others see it.
 struct Worker {
-    work: Sender<Work>,
-    /// The deadline that the worker waits for, as far as it knows.
+    /// What it is to do next; `None` to look at its slot again.
+    work: Sender<Option<Action>>,
+    /// The deadline that it waits for, as far as it knows.
     waits_for: Option<Millis>,
-    ended: bool,
-}
-
-/// What a worker is sent.
-enum Work {
-    Perform(Action),
-    /// Its deadline has changed.
-    Look,
 }
 
 impl Pool {
@@ -95,7 +89,6 @@ impl Pool {
         hypervisor: Arc<dyn Hypervisor>,
         keys: Keys,
     ) -> std::io::Result<Pool> {
-        let (look, looks) = crossbeam_channel::bounded(1);
         let rules = Rules::new(pool, github_config, tag);
         let shared = Arc::new(Shared {
             github,
@@ -104,35 +97,38 @@ impl Pool {
             identity,
             registered_with: format!("{}/{}", github_config.runner_group, github_config.labels.join(",")),
             epoch: Instant::now(),
-            inner: Mutex::new(Inner { state: PoolState::new(rules, random_seed(), 0), workers: Vec::new() }),
-            slot_stopped: Condvar::new(),
-            look,
-            story: Mutex::new(Story::default()),
+            inner: Mutex::new(Inner {
+                state: PoolState::new(rules, random_seed(), 0),
+                workers: Vec::new(),
+                look_now: false,
+            }),
+            stopped: Condvar::new(),
+            look: Condvar::new(),
+            told_failures: Mutex::default(),
         });
         let mut inner = shared.lock();
         for slot in 0..inner.state.slots().count() {
             inner.start_worker(&shared, slot)?;
         }
         drop(inner);
-        monitor::start(Arc::clone(&shared), looks)?;
+        monitor::start(Arc::clone(&shared))?;
         Ok(Pool { shared })
     }
 
     /// Tells every slot to stop. Returns at once; [`Pool::join`] waits.
     pub fn stop(&self, stop: Stop) {
-        self.shared.apply(|state, now, out| state.stop(stop, now, out));
+        self.shared.apply(|state| state.stop(stop));
         self.shared.hypervisor.stop_creating();
     }
 
     /// Waits until every slot has stopped, or `limit` is over. Answers whether all have.
     pub fn join(&self, limit: Duration) -> bool {
-        let running = |inner: &mut Inner| !inner.workers.iter().all(|worker| worker.ended);
         let (inner, _) = self
             .shared
-            .slot_stopped
-            .wait_timeout_while(self.shared.lock(), limit, running)
+            .stopped
+            .wait_timeout_while(self.shared.lock(), limit, |inner| !inner.state.has_stopped())
             .unwrap_or_else(PoisonError::into_inner);
-        let left = inner.workers.iter().filter(|worker| !worker.ended).count();
+        let left = inner.state.slots().filter(|slot| slot.phase() != Phase::Stopped).count();
         drop(inner);
         if left > 0 {
             warn!(
@@ -169,8 +165,8 @@ impl Pool {
         secret: Option<&[u8]>,
         user_agent: &str,
     ) -> Result<RunnerConfig, Refusal> {
-        self.shared.apply(|state, now, out| {
-            let config = state.runner_config(vm_name, |vm| self.is_proven(vm, secret), now, out)?;
+        self.shared.apply(|state| {
+            let config = state.runner_config(vm_name, |vm| self.is_proven(vm, secret))?;
             state.image.seen(user_agent);
             Ok(config)
         })
@@ -181,8 +177,8 @@ impl Pool {
     /// # Errors
     /// When it is not a VM of the pool.
     pub fn job_started(&self, vm_name: &str, secret: Option<&[u8]>, job: Job) -> Result<(), Refusal> {
-        self.shared.apply(|state, now, out| {
-            state.job_started(vm_name, |vm| self.is_proven(vm, secret), job, now, out)
+        self.shared.apply(|state| {
+            state.guest_tells(vm_name, |vm| self.is_proven(vm, secret), Event::JobStarted(job))
         })
     }
 
@@ -196,25 +192,25 @@ impl Pool {
         secret: Option<&[u8]>,
         exit_code: Option<i64>,
     ) -> Result<(), Refusal> {
-        self.shared.apply(|state, now, out| {
-            state.runner_ended(vm_name, |vm| self.is_proven(vm, secret), exit_code, now, out)
+        self.shared.apply(|state| {
+            state.guest_tells(vm_name, |vm| self.is_proven(vm, secret), Event::RunnerEnded { exit_code })
         })
     }
 
     /// A job waits for a runner with these labels. Answers whether this pool
     /// serves it and had not heard of it before.
     pub fn job_queued(&self, job_id: u64, labels: &[String]) -> bool {
-        self.shared.apply(|state, now, out| state.job_queued(job_id, labels, now, out))
+        self.shared.apply(|state| state.job_queued(job_id, labels))
     }
 
     /// A runner, of this pool or another, has got a job.
     pub fn job_in_progress(&self, event: JobEvent) {
-        self.shared.apply(|state, now, out| state.job_in_progress(event, now, out));
+        self.shared.apply(|state| state.job_in_progress(event));
     }
 
     /// A job has ended, wherever it ran.
     pub fn job_completed(&self, event: JobEvent) {
-        self.shared.apply(|state, now, out| state.job_completed(event, now, out));
+        self.shared.apply(|state| state.job_completed(event));
     }
 
     fn is_proven(&self, vm: &crate::hypervisor::VmId, secret: Option<&[u8]>) -> bool {
@@ -245,51 +241,46 @@ impl Shared {
 
     /// Lets a fact take effect: hands the actions that follow to the workers,
     /// and tells what happened in the log.
-    fn apply<T>(self: &Arc<Shared>, fact: impl FnOnce(&mut PoolState, Millis, &mut Outcome) -> T) -> T {
-        let mut out = Outcome::default();
+    fn apply<T>(self: &Arc<Shared>, fact: impl FnOnce(&mut PoolState) -> T) -> T {
         let mut inner = self.lock();
         let now = self.now();
-        let answer = fact(&mut inner.state, now, &mut out);
+        let (answer, mut out) = inner.state.apply(now, fact);
         for slot in inner.workers.len()..inner.state.slots().count() {
             if let Err(err) = inner.start_worker(self, slot) {
                 out.news.push(News::Broken(format!("no thread for slot {}: {err}", slot + 1)));
                 break;
             }
         }
-        for (slot, action) in std::mem::take(&mut out.actions) {
-            inner.send(slot, Work::Perform(action));
+        for (slot, action) in out.actions {
+            if let Some(worker) = inner.workers.get(slot) {
+                // It ends only with its slot, which then has nothing to do.
+                let _ = worker.work.send(Some(action));
+            }
         }
         inner.wake_workers(now);
-        // Taken before the state is let go, so that the log tells things in their order.
-        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(inner);
-        story.tell(out.news, now);
-        drop(story);
-        if out.look_now {
-            // One that is asked for already is enough.
-            let _ = self.look.try_send(());
+        if inner.state.has_stopped() {
+            self.stopped.notify_all();
         }
+        if out.look_now {
+            inner.look_now = true;
+            self.look.notify_all();
+        }
+        // Taken before the state is let go, so that the log tells things in their order.
+        let mut told_failures = self.told_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(inner);
+        story::tell(&mut told_failures, out.news, now);
         answer
     }
 }
 
 impl Inner {
     fn start_worker(&mut self, shared: &Arc<Shared>, slot: usize) -> std::io::Result<()> {
-        let (work, works): (_, Receiver<Work>) = crossbeam_channel::unbounded();
+        let (work, to_do) = crossbeam_channel::unbounded();
         let shared = Arc::clone(shared);
-        std::thread::Builder::new()
-            .name(format!("slot-{}", slot + 1))
-            .stack_size(512 * 1024)
-            .spawn(move || slot::run(slot, &works, &shared))?;
-        self.workers.push(Worker { work, waits_for: None, ended: false });
+        let thread = std::thread::Builder::new().name(format!("slot-{}", slot + 1)).stack_size(512 * 1024);
+        thread.spawn(move || slot::run(slot, &to_do, &shared))?;
+        self.workers.push(Worker { work, waits_for: None });
         Ok(())
-    }
-
-    fn send(&self, slot: usize, work: Work) {
-        if let Some(worker) = self.workers.get(slot) {
-            // A worker that has ended has nothing to do with it any more.
-            let _ = worker.work.send(work);
-        }
     }
 
     /// Wakes the workers whose deadline has become another, or that are to end.
@@ -298,9 +289,9 @@ impl Inner {
             let deadline = self.state.deadline(slot, now);
             let stopped = self.state.slot(slot).phase() == Phase::Stopped;
             let worker = &mut self.workers[slot];
-            if (deadline != worker.waits_for && deadline.is_some() || stopped) && !worker.ended {
+            if stopped || (deadline.is_some() && deadline != worker.waits_for) {
                 worker.waits_for = deadline;
-                let _ = worker.work.send(Work::Look);
+                let _ = worker.work.send(None);
             }
         }
     }

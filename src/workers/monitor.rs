@@ -4,9 +4,8 @@ use super::{Shared, random_seed};
 use crate::date;
 use crate::pool::Millis;
 use crate::pool::monitor::{Answer, Ask, Monitor};
-use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::{info, warn};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// However often a look is asked for, so much time lies between two.
@@ -19,17 +18,17 @@ const AGE_WARNINGS_EVERY: Duration = Duration::from_secs(24 * 3600);
 const TOKEN_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Starts the thread. It ends when every slot has stopped, or with the process.
-pub(super) fn start(shared: Arc<Shared>, looks: Receiver<()>) -> std::io::Result<()> {
+pub(super) fn start(shared: Arc<Shared>) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("monitor".into()).stack_size(512 * 1024);
-    thread.spawn(move || run(&shared, &looks)).map(|_| ())
+    thread.spawn(move || run(&shared)).map(|_| ())
 }
 
-fn run(shared: &Arc<Shared>, looks: &Receiver<()>) {
+fn run(shared: &Arc<Shared>) {
     let mut monitor = Monitor::new(random_seed());
-    let mut answer = Answer::Started;
+    let mut answer = Answer::Paused;
     let mut warned: Option<Instant> = None;
     loop {
-        let ask = shared.apply(|state, now, out| monitor.next(answer, state, now, out));
+        let ask = shared.apply(|state| monitor.next(answer, state));
         answer = match ask {
             Ask::Vms(writes) => Answer::Vms(
                 shared
@@ -54,9 +53,7 @@ fn run(shared: &Arc<Shared>, looks: &Receiver<()>) {
                     warned = Some(Instant::now());
                     warn_of_age(shared);
                 }
-                if !pause(looks, wait) {
-                    return;
-                }
+                pause(shared, wait);
                 Answer::Paused
             }
             Ask::End => return,
@@ -64,12 +61,16 @@ fn run(shared: &Arc<Shared>, looks: &Receiver<()>) {
     }
 }
 
-/// Waits, or less if a look is asked for. Returns whether the pool is still there.
-fn pause(looks: &Receiver<()>, wait: Millis) -> bool {
+/// Waits, or less if a look is asked for.
+fn pause(shared: &Shared, wait: Millis) {
     let wait = Duration::from_millis(u64::try_from(wait).unwrap_or(0));
     let least = wait.min(LEAST_BETWEEN);
     std::thread::sleep(least);
-    !matches!(looks.recv_timeout(wait - least), Err(RecvTimeoutError::Disconnected))
+    let (mut inner, _) = shared
+        .look
+        .wait_timeout_while(shared.lock(), wait - least, |inner| !inner.look_now)
+        .unwrap_or_else(PoisonError::into_inner);
+    inner.look_now = false;
 }
 
 /// Says what is about to be too old: the image, and the token.

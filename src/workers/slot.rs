@@ -1,70 +1,59 @@
 //! The thread of one slot: performs its actions, one call at a time, and feeds
 //! back what came of each.
 
-use super::{Shared, Work};
+use super::Shared;
 use crate::github::{self, Removal};
 use crate::hypervisor::{Notes, VmSpec};
-use crate::pool::millis;
-use crate::pool::slot::types::{Action, Event, Failure, Phase};
+use crate::pool::slot::types::{Action, Event, Instance, Phase};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use log::{debug, info};
+use log::debug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Runs a slot's worker until the slot has stopped.
-pub(super) fn run(index: usize, works: &Receiver<Work>, shared: &Arc<Shared>) {
+pub(super) fn run(index: usize, work: &Receiver<Option<Action>>, shared: &Arc<Shared>) {
     loop {
         let mut inner = shared.lock();
         let now = shared.now();
-        let slot = inner.state.slot(index);
-        if slot.phase() == Phase::Stopped {
-            if let Some(left) = slot.instance() {
-                info!("{}: left as it is for the next start", left.vm);
-            }
-            inner.workers[index].ended = true;
-            drop(inner);
-            shared.slot_stopped.notify_all();
-            return;
-        }
         let deadline = inner.state.deadline(index, now);
         inner.workers[index].waits_for = deadline;
-        drop(inner);
-        let work = match deadline {
-            None => works.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) => works.recv_timeout(Duration::from_millis(u64::try_from(at - now).unwrap_or(0))),
-        };
-        match work {
-            Ok(Work::Perform(action)) => {
-                let answer = perform(shared, index, action);
-                shared.apply(|state, now, out| state.performed(index, answer, now, out));
-            }
-            Ok(Work::Look) => {}
-            Err(RecvTimeoutError::Timeout) => {
-                shared.apply(|state, now, out| state.tick(index, now, out));
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
+        if inner.state.slot(index).phase() == Phase::Stopped && work.is_empty() {
+            return;
         }
+        drop(inner);
+        let next = match deadline {
+            None => work.recv().map_err(RecvTimeoutError::from),
+            Some(at) => work.recv_timeout(Duration::from_millis(at.saturating_sub(now).max(0) as u64)),
+        };
+        let event = match next {
+            Ok(Some(action)) => perform(shared, index, action),
+            Ok(None) => continue,
+            Err(RecvTimeoutError::Timeout) => Event::Tick,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        shared.apply(|state| state.tell(index, event));
     }
 }
 
 fn perform(shared: &Shared, index: usize, action: Action) -> Event {
     let Shared { github, hypervisor, .. } = shared;
     match action {
-        Action::Register { runner_name } => {
-            Event::Registered(github.register(&runner_name).map_err(github_failure))
-        }
-        Action::FindRunner { scope, runner_name } => {
-            let found = github.runner_by_name(&scope, &runner_name);
-            Event::Found(found.map(|runner| runner.map(|runner| runner.id)).map_err(github_failure))
-        }
+        Action::Register { runner_name } => Event::Registered(github.register(&runner_name)),
         Action::RemoveRunner { not_after: Some(limit), .. } if shared.now() > limit => {
             let why = "what was known of the VM is too old".into();
-            Event::RunnerRemoved(Err(Failure { why, retry_after: None }))
+            Event::RunnerRemoved(Err(github::Error::Failed(why)))
         }
-        Action::RemoveRunner { scope, runner_id, .. } => {
-            let removal: Result<Removal, _> = github.remove(&scope, runner_id);
-            debug!("removing runner {runner_id} of the {scope}: {removal:?}");
-            Event::RunnerRemoved(removal.map_err(github_failure))
+        Action::RemoveRunner { instance: Instance { scope, runner_name, runner_id, .. }, .. } => {
+            let runner_id = match runner_id {
+                Some(id) => Ok(Some(id)),
+                None => github.runner_by_name(&scope, &runner_name).map(|found| Some(found?.id)),
+            };
+            let removal = runner_id.and_then(|id| match id {
+                Some(id) => github.remove(&scope, id),
+                None => Ok(Removal::NotThere),
+            });
+            debug!("removing {runner_name} of the {scope}: {removal:?}");
+            Event::RunnerRemoved(removal)
         }
         Action::CreateVm(instance) => {
             let notes = Notes {
@@ -79,25 +68,8 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
                 job_started: None,
             };
             let secret = shared.keys.vm_secret(&instance.vm.name, &instance.vm.incarnation);
-            let created = hypervisor.create(&VmSpec { id: instance.vm, notes, secret });
-            Event::Created(created.map_err(|error| vm_failure(format!("cannot create its VM: {error}"))))
+            Event::Created(hypervisor.create(&VmSpec { id: instance.vm, notes, secret }))
         }
-        Action::DestroyVm(vm) => {
-            let destroyed = hypervisor.destroy(&vm);
-            Event::Destroyed(destroyed.map_err(|error| vm_failure(format!("cannot destroy {vm}: {error}"))))
-        }
+        Action::DestroyVm(vm) => Event::Destroyed(hypervisor.destroy(&vm)),
     }
-}
-
-/// GitHub's errors say themselves what was not done.
-fn github_failure(error: github::Error) -> Failure {
-    let retry_after = match &error {
-        github::Error::RateLimited { retry_after, .. } => Some(millis(*retry_after)),
-        _ => None,
-    };
-    Failure { why: error.to_string(), retry_after }
-}
-
-fn vm_failure(why: String) -> Failure {
-    Failure { why, retry_after: None }
 }

@@ -8,22 +8,13 @@ use crate::pool::slot::types::News;
 use crate::repeats::Repeats;
 use log::{Level, error, info, log, warn};
 
-/// Tells what happened.
-#[derive(Default)]
-pub(super) struct Story {
-    failures: Repeats<String>,
-}
-
-impl Story {
-    pub fn tell(&mut self, news: Vec<News>, now: Millis) {
-        news.into_iter().for_each(|happened| self.say(happened, now));
-    }
-
-    fn say(&mut self, happened: News, now: Millis) {
+/// Tells what happened. `failures` are those that have been told.
+pub(super) fn tell(failures: &mut Repeats, news: Vec<News>, now: Millis) {
+    for happened in news {
         match happened {
             News::Made(vm, took) => info!("{vm}: made in {}", time(took)),
             News::Ready(vm, took) => {
-                self.failures.clear(&vm.name);
+                failures.clear(&vm.name);
                 info!("{vm}: ready after {}", time(took));
             }
             News::Adopted(vm) => info!("{vm}: adopted"),
@@ -43,16 +34,17 @@ impl Story {
             }
             News::Destroyed(vm, took) => info!("{vm}: destroyed in {}", time(took)),
             News::ClearingAway(vm) => info!("{vm}: belongs to no slot and is destroyed"),
+            News::LeftToNextStart(vm) => info!("{vm}: left as it is for the next start"),
             News::Paused(vm) => warn!(
                 "{vm}: Hyper-V has paused it, most likely because its volume is full: free space, and it goes on"
             ),
-            News::Failed(whose, why) => match self.failures.say(whose.clone(), now) {
+            News::Failed { whose, what, why } => match failures.say(&whose, what, now) {
                 Some(1) => warn!("{whose}: {why}"),
                 Some(times) => warn!("{whose}: {why} ({times} times since this was last said)"),
                 None => {}
             },
             News::Works(whose) => {
-                if self.failures.clear(&whose) {
+                if failures.clear(&whose) {
                     info!("{whose}: works again");
                 }
             }

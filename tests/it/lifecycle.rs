@@ -92,7 +92,7 @@ fn a_new_template_replaces_idle_vms_one_at_a_time() {
     let pool = world.start(settings(3, 3));
     pool.wait_for(Phase::Ready, 3);
     let old = world.vms();
-    world.set_template("another template");
+    world.replace_template();
     wait_until("every VM is replaced", || {
         let slots = pool.slots();
         let serving =

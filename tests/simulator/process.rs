@@ -7,10 +7,10 @@ use super::plan::{Config, Fault, MINUTE, SECOND};
 use super::world::{Act, number_of};
 use super::{Action as HookAction, Bug, Ev, Hook, Sim};
 use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
-use hyperv_runner_pool::github::Runner;
-use hyperv_runner_pool::hypervisor::VmId;
+use hyperv_runner_pool::github::{Error, Runner};
+use hyperv_runner_pool::hypervisor::{self, VmId};
 use hyperv_runner_pool::pool::monitor::{Answer, Ask, Monitor};
-use hyperv_runner_pool::pool::slot::types::{Action, Event, Failure, Job, JobEvent, News, Phase, Stop};
+use hyperv_runner_pool::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use hyperv_runner_pool::pool::state::{Outcome, PoolState};
 use hyperv_runner_pool::pool::{Millis, Refusal, Rules, RunnerConfig};
 use hyperv_runner_pool::workers::STOP_LIMIT;
@@ -120,7 +120,7 @@ impl Sim {
             round_began: (0, 0),
             config,
         });
-        self.monitor_goes_on(&mut p, Answer::Started);
+        self.monitor_goes_on(&mut p, Answer::Paused);
         self.process = Some(p);
         // A stop is at its most delicate while the pool does not know yet what is there.
         if !self.quiet && self.plan.disturbed_every > 0 && self.rng.one_in(10) {
@@ -178,7 +178,7 @@ impl Sim {
             self.count(if stop == Stop::Keep { Fault::Stopped } else { Fault::StopDestroys });
             self.known.stop = Some(stop);
             if self.options.bug != Some(Bug::DeafToStop) {
-                self.apply(&mut p, |state, now, out| state.stop(stop, now, out));
+                self.apply(&mut p, |state| state.stop(stop));
             }
             p.stop_creating = true;
             for key in 0..self.ops.len() {
@@ -215,14 +215,9 @@ impl Sim {
     // --- facts ---
 
     /// Lets a fact take effect, as `workers` does.
-    fn apply<T>(
-        &mut self,
-        p: &mut Process,
-        fact: impl FnOnce(&mut PoolState, Millis, &mut Outcome) -> T,
-    ) -> T {
+    fn apply<T>(&mut self, p: &mut Process, fact: impl FnOnce(&mut PoolState) -> T) -> T {
         let now = self.clock() - p.epoch;
-        let mut out = Outcome::default();
-        let answer = fact(&mut p.state, now, &mut out);
+        let (answer, out) = p.state.apply(now, fact);
         self.follow(p, out);
         answer
     }
@@ -279,7 +274,7 @@ impl Sim {
                 p.workers[slot].timer = None;
                 let due = p.state.deadline(slot, self.clock() - p.epoch);
                 if due.is_some_and(|at| at <= self.clock() - p.epoch) {
-                    self.apply(&mut p, |state, now, out| state.tick(slot, now, out));
+                    self.apply(&mut p, |state| state.tell(slot, Event::Tick));
                 } else {
                     self.follow(&mut p, Outcome::default());
                 }
@@ -332,16 +327,17 @@ impl Sim {
         let now = self.clock() - p.epoch;
         let act = match action {
             Action::Register { runner_name } => Act::Register(runner_name, p.state.rules().scope.clone()),
-            Action::FindRunner { scope, runner_name } => Act::Find(runner_name, scope),
             Action::RemoveRunner { not_after: Some(limit), .. } if now > limit => {
-                let failure = Failure { why: "too old".into(), retry_after: None };
-                let late = Brought::ToSlot(Event::RunnerRemoved(Err(failure)));
+                let late = Brought::ToSlot(Event::RunnerRemoved(Err(Error::Failed("too old".into()))));
                 return self.bring(p, Some(slot), late);
             }
-            Action::RemoveRunner { scope, runner_id, .. } => Act::Remove(runner_id, scope),
+            Action::RemoveRunner { instance, .. } => match instance.runner_id {
+                Some(id) => Act::Remove(id, instance.scope),
+                None => Act::RemoveByName(instance.runner_name, instance.scope),
+            },
             Action::CreateVm(_) if p.stop_creating => {
-                let failure = Failure { why: "the pool stops".into(), retry_after: None };
-                return self.bring(p, Some(slot), Brought::ToSlot(Event::Created(Err(failure))));
+                let error = hypervisor::Error("the pool stops".into());
+                return self.bring(p, Some(slot), Brought::ToSlot(Event::Created(Err(error))));
             }
             Action::CreateVm(mut instance) => {
                 let worker = &mut p.workers[slot];
@@ -376,7 +372,7 @@ impl Sim {
             (Some(slot), Brought::ToSlot(event)) => {
                 self.trace(|_| format!("    slot {slot} brings {event:?}"));
                 p.workers[slot].performing = false;
-                self.apply(p, |state, now, out| state.performed(slot, event, now, out));
+                self.apply(p, |state| state.tell(slot, event));
                 self.perform_next(p, slot);
             }
             (None, Brought::ToMonitor(answer)) => self.monitor_goes_on(p, answer),
@@ -388,11 +384,15 @@ impl Sim {
 
     fn monitor_goes_on(&mut self, p: &mut Process, answer: Answer) {
         let now = self.clock() - p.epoch;
-        let mut out = Outcome::default();
-        let mut ask = p.monitor.next(self.planted(p, answer), &mut p.state, now, &mut out);
-        while let Ask::NewestRunner = ask {
-            ask = p.monitor.next(Answer::NewestRunner(Ok(None), 0), &mut p.state, now, &mut out);
-        }
+        let answer = self.planted(p, answer);
+        let Process { monitor, state, .. } = &mut *p;
+        let (ask, out) = state.apply(now, |state| {
+            let mut ask = monitor.next(answer, state);
+            while let Ask::NewestRunner = ask {
+                ask = monitor.next(Answer::NewestRunner(Ok(None), 0), state);
+            }
+            ask
+        });
         self.follow(p, out);
         let act = match ask {
             Ask::Vms(writes) => {
@@ -503,16 +503,16 @@ impl Sim {
         // The secret is a keyed hash of name and incarnation, so whoever has it is that VM.
         let is_proven = |its: &VmId| unchecked || its.incarnation == vm.incarnation;
         let answer = match call {
-            Call::Config => self
-                .apply(&mut p, |state, now, out| state.runner_config(&vm.name, is_proven, now, out))
-                .map(Some),
+            Call::Config => self.apply(&mut p, |state| state.runner_config(&vm.name, is_proven)).map(Some),
             Call::Started => self
-                .apply(&mut p, |state, now, out| {
-                    state.job_started(&vm.name, is_proven, Job::default(), now, out)
+                .apply(&mut p, |state| {
+                    state.guest_tells(&vm.name, is_proven, Event::JobStarted(Job::default()))
                 })
                 .map(|()| None),
             Call::Ended => self
-                .apply(&mut p, |state, now, out| state.runner_ended(&vm.name, is_proven, Some(0), now, out))
+                .apply(&mut p, |state| {
+                    state.guest_tells(&vm.name, is_proven, Event::RunnerEnded { exit_code: Some(0) })
+                })
                 .map(|()| None),
         };
         if forged && answer.is_ok() {
@@ -529,15 +529,13 @@ impl Sim {
         match hook.action {
             HookAction::Queued => {
                 let label = if hook.ours { "self-hosted" } else { "gpu" };
-                self.apply(&mut p, |state, now, out| {
-                    state.job_queued(hook.job_id, &[label.into()], now, out)
-                });
+                self.apply(&mut p, |state| state.job_queued(hook.job_id, &[label.into()]));
             }
             HookAction::InProgress => {
-                self.apply(&mut p, |state, now, out| state.job_in_progress(event, now, out));
+                self.apply(&mut p, |state| state.job_in_progress(event));
             }
             HookAction::Completed => {
-                self.apply(&mut p, |state, now, out| state.job_completed(event, now, out));
+                self.apply(&mut p, |state| state.job_completed(event));
             }
         }
         self.put_back(p);
@@ -551,7 +549,7 @@ impl Sim {
             !matches!(phase, Phase::Empty | Phase::Ready | Phase::Stopped) || slot.retiring().is_some()
         });
         if let Some(slot) = odd {
-            return Some(format!("slot {} is {:?} {:?}", slot.number(), slot.phase(), slot.retiring()));
+            return Some(format!("slot {} is {:?} {:?}", slot.number, slot.phase(), slot.retiring()));
         }
         let ready = p.state.slots().filter(|slot| slot.phase() == Phase::Ready).count();
         // Jobs whose end it has not heard of may keep one VM ready for a day.

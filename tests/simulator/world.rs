@@ -5,9 +5,11 @@ use super::process::{Brought, Call, Process};
 use super::{Action, Bug, Ev, Hook, Sim, VmEv};
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::github::{Error, QueuedJob, Registration, Removal, Runner};
-use hyperv_runner_pool::hypervisor::{GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite};
+use hyperv_runner_pool::hypervisor::{
+    self, GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite,
+};
 use hyperv_runner_pool::pool::monitor::Answer;
-use hyperv_runner_pool::pool::slot::types::{Event, Failure, Instance, Stop};
+use hyperv_runner_pool::pool::slot::types::{Event, Instance, Stop};
 use hyperv_runner_pool::pool::{Millis, Refusal};
 use hyperv_runner_pool::secret::Secret;
 use std::rc::Rc;
@@ -124,8 +126,8 @@ pub struct Job {
 #[derive(Clone, Debug)]
 pub enum Act {
     Register(String, Scope),
-    Find(String, Scope),
     Remove(u64, Scope),
+    RemoveByName(String, Scope),
     Create(Instance, u32),
     Destroy(VmId),
     ListVms(Vec<VmWrite>),
@@ -256,9 +258,10 @@ impl Sim {
         let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::ListVms(_));
         let own_scope = super::process::rules(&self.known.config).scope;
         let elsewhere = match &act {
-            Act::Register(_, scope) | Act::Find(_, scope) | Act::Remove(_, scope) | Act::ById(_, scope) => {
-                *scope != own_scope
-            }
+            Act::Register(_, scope)
+            | Act::Remove(_, scope)
+            | Act::RemoveByName(_, scope)
+            | Act::ById(_, scope) => *scope != own_scope,
             _ => false,
         };
         let outcome = match &act {
@@ -368,7 +371,7 @@ impl Sim {
             _ => 1,
         };
         let local = matches!(op.act, Act::Create(..) | Act::Destroy(_) | Act::ListVms(_));
-        let failure = |retry_after| Failure { why: "it broke".into(), retry_after };
+        let broke = || Error::Failed("it broke".into());
         let mut failed = None;
         match op.outcome {
             Outcome::FailsClean(at) if op.stage == at => {
@@ -376,12 +379,14 @@ impl Sim {
                     let made = made.vm.clone();
                     self.remove_vm(&op, &made, 0..3);
                 }
-                failed = Some(failure(None));
+                failed = Some(broke());
             }
-            Outcome::FailsDirty(at) if op.stage == at => failed = Some(failure(None)),
-            Outcome::Refused => failed = Some(failure(None)),
+            Outcome::FailsDirty(at) if op.stage == at => failed = Some(broke()),
+            Outcome::Refused => failed = Some(Error::Refused("no".into())),
             Outcome::RateLimited => {
-                failed = Some(failure(Some((self.rate_limited_until - self.now).max(0) + SECOND)));
+                let wait = (self.rate_limited_until - self.now).max(0) + SECOND;
+                let retry_after = Duration::from_millis(wait as u64);
+                failed = Some(Error::RateLimited { retry_after, why: "too many".into() });
             }
             Outcome::Hangs(at) if op.stage == at => {
                 let deadline = match op.act {
@@ -394,7 +399,7 @@ impl Sim {
                     self.after(left, Ev::Op(key));
                     return;
                 }
-                self.answer(&mut op, Some(failure(None)));
+                self.answer(&mut op, Some(broke()));
                 // The process was killed at its deadline. What it had asked of the hypervisor may go on.
                 if op.stage < stages && self.fault(Fault::CreateGoesOn) {
                     op.outcome = Outcome::Good;
@@ -414,13 +419,13 @@ impl Sim {
             return;
         }
         if op.stage == stages {
-            let lost = (op.outcome == Outcome::AnswerLost).then(|| failure(None));
+            let lost = (op.outcome == Outcome::AnswerLost).then(broke);
             self.answer(&mut op, lost);
             self.free_ops.push(key);
             return;
         }
         if !self.op_stage(&mut op) {
-            self.answer(&mut op, Some(failure(None)));
+            self.answer(&mut op, Some(broke()));
             self.free_ops.push(key);
             return;
         }
@@ -433,23 +438,25 @@ impl Sim {
         self.after(wait, Ev::Op(key));
     }
 
-    fn answer(&mut self, op: &mut Op, failed: Option<Failure>) {
+    fn answer(&mut self, op: &mut Op, failed: Option<Error>) {
         if !std::mem::replace(&mut op.awaited, false) {
             return;
         }
-        let refused = op.outcome == Outcome::Refused;
-        let error = || if refused { Error::Refused("no".into()) } else { Error::Failed("it broke".into()) };
+        let broke = || hypervisor::Error("it broke".into());
         let brought = match (&op.act, failed) {
-            (Act::Register(..), Some(f)) => Brought::ToSlot(Event::Registered(Err(f))),
-            (Act::Find(..), Some(f)) => Brought::ToSlot(Event::Found(Err(f))),
-            (Act::Remove(..), Some(f)) if op.slot.is_some() => Brought::ToSlot(Event::RunnerRemoved(Err(f))),
-            (Act::Create(..), Some(f)) => Brought::ToSlot(Event::Created(Err(f))),
-            (Act::Destroy(_), Some(f)) => Brought::ToSlot(Event::Destroyed(Err(f))),
-            (Act::ListVms(_), Some(f)) => Brought::ToMonitor(Answer::Vms(Err(f.why))),
-            (Act::ListRunners(_), Some(_)) => Brought::ToMonitor(Answer::Runners(Err(error()))),
-            (Act::ById(..), Some(_)) => Brought::ToMonitor(Answer::Runner(Err(error()))),
-            (Act::Remove(..), Some(_)) => Brought::ToMonitor(Answer::Removed(Err(error()))),
-            (Act::QueuedJobs, Some(_)) => Brought::ToMonitor(Answer::QueuedJobs(Err(error()))),
+            (Act::Register(..), Some(error)) => Brought::ToSlot(Event::Registered(Err(error))),
+            (Act::Remove(..) | Act::RemoveByName(..), Some(error)) if op.slot.is_some() => {
+                Brought::ToSlot(Event::RunnerRemoved(Err(error)))
+            }
+            (Act::Create(..), Some(_)) => Brought::ToSlot(Event::Created(Err(broke()))),
+            (Act::Destroy(_), Some(_)) => Brought::ToSlot(Event::Destroyed(Err(broke()))),
+            (Act::ListVms(_), Some(error)) => Brought::ToMonitor(Answer::Vms(Err(error.to_string()))),
+            (Act::ListRunners(_), Some(error)) => Brought::ToMonitor(Answer::Runners(Err(error))),
+            (Act::ById(..), Some(error)) => Brought::ToMonitor(Answer::Runner(Err(error))),
+            (Act::Remove(..) | Act::RemoveByName(..), Some(error)) => {
+                Brought::ToMonitor(Answer::Removed(Err(error)))
+            }
+            (Act::QueuedJobs, Some(error)) => Brought::ToMonitor(Answer::QueuedJobs(Err(error))),
             (Act::Create(..), None) => Brought::ToSlot(Event::Created(Ok(()))),
             (Act::Destroy(_), None) => Brought::ToSlot(Event::Destroyed(Ok(()))),
             (_, None) => match op.answer.take() {
@@ -477,16 +484,21 @@ impl Sim {
                 let registered = if !op.jit {
                     Ok(Registration { runner_id: None, credential: Secret::new("token") })
                 } else if self.runners.iter().any(|r| r.name == name && r.scope == scope) {
-                    Err(Failure { why: "the name is taken".into(), retry_after: None })
+                    Err(Error::NameTaken)
                 } else {
                     let id = self.register(name, scope);
                     Ok(Registration { runner_id: Some(id), credential: Secret::new(format!("jit-{id}")) })
                 };
                 op.answer = Some(Brought::ToSlot(Event::Registered(registered)));
             }
-            Act::Find(name, scope) => {
-                let found = self.runners.iter().find(|r| r.name == *name && r.scope == *scope);
-                op.answer = Some(Brought::ToSlot(Event::Found(Ok(found.map(|r| r.id)))));
+            Act::RemoveByName(name, scope) => {
+                let (scope, found) =
+                    (scope.clone(), self.runners.iter().find(|r| r.name == *name && r.scope == *scope));
+                let removal = match found.map(|runner| runner.id) {
+                    Some(id) => self.remove_runner(id, &scope, true),
+                    None => Removal::NotThere,
+                };
+                op.answer = Some(Brought::ToSlot(Event::RunnerRemoved(Ok(removal))));
             }
             Act::Remove(id, scope) => {
                 let (id, scope) = (*id, scope.clone());

@@ -1,8 +1,9 @@
 //! The end of a VM: what is made of it, and how VM, disk and registration go.
 
-use super::types::{Action, Cause, Failure, Instance, Job, News, OrphanVm, Phase, RetireReason, Stop};
-use super::{Awaiting, Slot, State};
-use crate::github::Removal;
+use super::types::{Action, Cause, Instance, Job, News, OrphanVm, Phase, RetireReason, Stop};
+use super::{Awaiting, Context, Slot, State};
+use crate::github::{self, Removal};
+use crate::hypervisor;
 use crate::pool::back_off;
 use crate::pool::{Millis, Rules};
 
@@ -30,7 +31,7 @@ pub(super) struct Destroying {
 
 impl Slot {
     /// The VM, if there is one, is of no further use.
-    pub(super) fn end(&mut self, cause: Cause, rules: &Rules, now: Millis, news: &mut Vec<News>) {
+    pub(super) fn end(&mut self, cause: Cause, cx: &mut Context) {
         let from = self.phase();
         let Some(live) = self.take_live() else { return };
         // A guest that ends when asked to retire does as it is told.
@@ -41,9 +42,9 @@ impl Slot {
         let had_job = live.job.is_some();
         let job = live.job.map(|job| {
             let started = live.evidence.started_at.unwrap_or(live.since) + live.job_started.unwrap_or(0);
-            (job, (now - started).max(0))
+            (job, (cx.now - started).max(0))
         });
-        news.push(News::Ended {
+        cx.news.push(News::Ended {
             vm: live.instance.vm.clone(),
             was_ready: from != Phase::Booting,
             cause: cause.clone(),
@@ -60,7 +61,7 @@ impl Slot {
                 let why = match (cause, from) {
                     (Cause::BootTimeout, _) => format!(
                         "the guest did not fetch its configuration within {} s of starting (see C:\\actions-runner\\pool-guest.log in the image)",
-                        rules.boot_timeout() / 1000
+                        cx.rules.boot_timeout() / 1000
                     ),
                     (Cause::PoweredOff, Phase::Booting) => {
                         "the VM powered off before its guest fetched its configuration".into()
@@ -70,30 +71,29 @@ impl Slot {
                     }
                     (cause, _) => format!("the VM ended without a job: {cause}"),
                 };
-                self.count_failure(Failure { why, retry_after: None }, now)
+                self.count_failure(why, 0, cx.now)
             }
         };
-        self.enter(State::Destroying(Destroying { retry_after, ..Destroying::new(live.instance, now) }), now);
+        self.enter(
+            State::Destroying(Destroying { retry_after, ..Destroying::new(live.instance, cx.now) }),
+            cx.now,
+        );
     }
 
     /// Destroys an orphan as this slot's own VM, so that nothing is created before it is gone.
     pub(super) fn clear_away(&mut self, orphan: OrphanVm, rules: &Rules, now: Millis) {
-        let known = orphan.notes.as_ref().map(|notes| Instance::of_notes(&orphan.vm, notes));
-        let deregistered = known.is_none();
-        let instance = known.unwrap_or_else(|| Instance {
-            vm: orphan.vm,
-            scope: rules.scope.clone(),
-            runner_name: String::new(),
-            runner_id: None,
-        });
-        let may_stay = orphan.is_disk;
+        let (deregistered, may_stay) = (orphan.notes.is_none(), orphan.power.is_none());
+        let instance = match &orphan.notes {
+            Some(notes) => Instance::of_notes(&orphan.vm, notes),
+            None => Instance::new(orphan.vm, rules.scope.clone()),
+        };
         self.enter(
             State::Destroying(Destroying { deregistered, may_stay, ..Destroying::new(instance, now) }),
             now,
         );
     }
 
-    pub(super) fn destroyed(&mut self, answer: Result<(), Failure>, now: Millis, news: &mut Vec<News>) {
+    pub(super) fn destroyed(&mut self, answer: Result<(), hypervisor::Error>, cx: &mut Context) {
         if self.awaiting.take() == Some(Awaiting::Orphan) {
             // The monitor finds it again if it is still there.
             return;
@@ -103,45 +103,35 @@ impl Slot {
         match answer {
             Ok(()) if d.look_again => {
                 d.look_again = false;
-                d.retry_at = now + SECOND_LOOK_AFTER;
+                d.retry_at = cx.now + SECOND_LOOK_AFTER;
             }
             Ok(()) => {
                 d.vm_gone = true;
-                news.push(News::Destroyed(d.instance.vm.clone(), now - since));
-                self.finish_if_gone(now);
+                cx.news.push(News::Destroyed(d.instance.vm.clone(), cx.now - since));
             }
-            Err(failure) if d.may_stay => {
+            Err(error) if d.may_stay => {
                 // The monitor finds it again, and it is tried again then.
                 d.vm_gone = true;
-                news.push(News::Failed(d.instance.vm.to_string(), failure.why));
-                self.finish_if_gone(now);
+                let why = format!("cannot destroy it: {error}");
+                cx.news.push(News::Failed { whose: d.instance.vm.to_string(), what: "destroy", why });
             }
-            Err(failure) => {
+            Err(error) => {
                 d.attempts = d.attempts.saturating_add(1);
-                let attempts = d.attempts;
-                news.push(News::Failed(self.vm_name.clone(), failure.why.clone()));
-                self.reason = Some(failure.why);
-                self.failed_at = now;
-                let wait = back_off::SLOT.wait(attempts, &mut self.random);
-                if let State::Destroying(d) = &mut self.state {
-                    d.retry_at = now + wait;
-                }
+                d.retry_at = cx.now + back_off::wait(d.attempts, &mut self.random);
+                let why = format!("cannot destroy {}: {error}", d.instance.vm);
+                self.tell_failure("destroy", &why, cx.news);
+                self.reason = Some(why);
+                self.failed_at = cx.now;
             }
         }
     }
 
-    pub(super) fn runner_removed(
-        &mut self,
-        answer: Result<Removal, Failure>,
-        now: Millis,
-        news: &mut Vec<News>,
-    ) {
+    pub(super) fn runner_removed(&mut self, answer: Result<Removal, github::Error>, cx: &mut Context) {
         self.awaiting = None;
         match (&mut self.state, answer) {
             // What cannot be removed now is swept later.
             (State::Destroying(d), _) => {
                 d.deregistered = true;
-                self.finish_if_gone(now);
             }
             (State::Ready(live), Ok(Removal::Removed | Removal::NotThere)) => {
                 if let Some(retire) = &mut live.retire {
@@ -149,7 +139,7 @@ impl Slot {
                 }
                 live.evidence.runner_gone();
             }
-            (State::Ready(_), Ok(Removal::Busy)) => self.job_starts(Job::default(), now, news),
+            (State::Ready(_), Ok(Removal::Busy)) => self.job_starts(Job::default(), cx),
             // The next list is the occasion for the next try.
             _ => {}
         }
@@ -169,37 +159,29 @@ impl Slot {
 
     // --- stopping ---
 
-    pub(super) fn obey_stop(&mut self, rules: &Rules, now: Millis, news: &mut Vec<News>) {
+    pub(super) fn obey_stop(&mut self, cx: &mut Context) {
         let Some(stop) = self.stop else { return };
-        match (&mut self.state, stop) {
-            (State::Stopped { .. }, _) => {}
-            (State::Recovering | State::Empty { .. }, _) => self.enter(State::Stopped { left: None }, now),
-            (State::Creating { registered: false, .. }, _) => {
-                self.enter(State::Stopped { left: None }, now);
-            }
-            (State::Creating { instance, registered: true }, _) => {
+        let left = match (&self.state, stop) {
+            (State::Stopped { .. }, _) => return,
+            (State::Creating { instance, credential: Some(_) }, _) if instance.runner_id.is_some() => {
                 // No VM was begun for this registration.
-                let gone = Destroying { vm_gone: true, ..Destroying::new(instance.clone(), now) };
-                match instance.runner_id {
-                    Some(_) => self.enter(State::Destroying(gone), now),
-                    None => self.enter(State::Stopped { left: None }, now),
-                }
+                let gone = Destroying { vm_gone: true, ..Destroying::new(instance.clone(), cx.now) };
+                return self.enter(State::Destroying(gone), cx.now);
             }
+            (State::Recovering | State::Empty { .. } | State::Creating { .. }, _) => None,
             (State::Booting(_), _) | (State::Ready(_) | State::Running(_), Stop::Destroy) => {
-                self.end(Cause::Stop, rules, now, news);
+                return self.end(Cause::Stop, cx);
             }
-            (State::Ready(_), Stop::Keep) => self.retire(RetireReason::Stop, news),
-            (State::Running(live), Stop::Keep) => {
-                let left = Some(live.instance.clone());
-                self.enter(State::Stopped { left }, now);
-            }
+            (State::Ready(_), Stop::Keep) => return self.retire(RetireReason::Stop, cx.news),
+            (State::Running(live), Stop::Keep) => Some(live.instance.clone()),
             // What cannot be removed now, the next start finds and removes.
             (State::Destroying(d), _) if d.attempts >= TRIES_AT_STOP => {
-                let left = (!d.vm_gone).then(|| d.instance.clone());
-                self.enter(State::Stopped { left }, now);
+                (!d.vm_gone).then(|| d.instance.clone())
             }
-            (State::Destroying(_), _) => {}
-        }
+            (State::Destroying(_), _) => return,
+        };
+        cx.news.extend(left.iter().map(|left| News::LeftToNextStart(left.vm.clone())));
+        self.enter(State::Stopped { left }, cx.now);
     }
 }
 
@@ -221,10 +203,6 @@ impl Destroying {
         if !self.vm_gone {
             return Action::DestroyVm(self.instance.vm.clone());
         }
-        let scope = self.instance.scope.clone();
-        match self.instance.runner_id {
-            Some(runner_id) => Action::RemoveRunner { scope, runner_id, not_after: None },
-            None => Action::FindRunner { scope, runner_name: self.instance.runner_name.clone() },
-        }
+        Action::RemoveRunner { instance: self.instance.clone(), not_after: None }
     }
 }

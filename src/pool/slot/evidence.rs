@@ -7,9 +7,9 @@
 //! whether the guest names a Runner.Worker), or after GitHub itself has given
 //! up the runner's job.
 
-use super::types::{ObservedPower, ObservedRunner, ObservedVm};
-use crate::hypervisor::{GuestWord, Heartbeat};
-use crate::pool::Millis;
+use crate::github::Runner;
+use crate::hypervisor::{GuestWord, Heartbeat, Power, Vm};
+use crate::pool::{Millis, millis};
 
 const MINUTE: Millis = 60_000;
 
@@ -66,25 +66,26 @@ impl Evidence {
         Evidence { uptime: Some(0), started_at: Some(now), ..Evidence::default() }
     }
 
-    /// Takes in a list. Answers whether it says that the VM is gone from the host.
-    pub fn vm_observed(&mut self, vm: &ObservedVm) -> bool {
-        if vm.power == ObservedPower::Missing {
-            let (lists, first) = self.missing.unwrap_or((0, vm.asked_at));
+    /// Takes in what a list says of the VM, if it names it. Answers whether the VM is gone from the host.
+    pub fn vm_observed(&mut self, vm: Option<&Vm>, asked_at: Millis) -> bool {
+        let Some(vm) = vm else {
+            let (lists, first) = self.missing.unwrap_or((0, asked_at));
             let lists = lists.saturating_add(1);
             self.missing = Some((lists, first));
-            return lists >= MISSING_LISTS && vm.asked_at - first >= MISSING_TIME;
-        }
+            return lists >= MISSING_LISTS && asked_at - first >= MISSING_TIME;
+        };
+        let uptime = millis(vm.uptime);
         self.missing = None;
-        self.paused = vm.power == ObservedPower::Paused;
+        self.paused = vm.power == Power::Paused;
         self.heartbeat_lost = vm.heartbeat == Heartbeat::Lost;
         self.word.clone_from(&vm.guest);
-        self.uptime = Some(vm.uptime);
-        self.started_at = Some(vm.asked_at - vm.uptime);
+        self.uptime = Some(uptime);
+        self.started_at = Some(asked_at - uptime);
         // A clock that was off can have put it into the VM's future.
         if let Some((sign, at)) = &mut self.last_sign
-            && vm.asked_at > *at
+            && asked_at > *at
         {
-            *sign = vm.uptime.min(*sign);
+            *sign = uptime.min(*sign);
         }
         let Some(word) = &vm.guest else { return false };
         self.word_seen = true;
@@ -92,14 +93,14 @@ impl Evidence {
             (self.no_worker, self.found_idle_at) = (None, None);
         } else if !self.heartbeat_lost {
             // (What a guest said before its heartbeat was lost may no longer hold.)
-            self.no_worker = Some((self.no_worker.map_or(vm.uptime, |(first, _)| first), vm.uptime));
-            self.found_idle_at = Some(vm.asked_at);
+            self.no_worker = Some((self.no_worker.map_or(uptime, |(first, _)| first), uptime));
+            self.found_idle_at = Some(asked_at);
         }
         false
     }
 
-    /// Takes in what GitHub says.
-    pub fn runner_observed(&mut self, runner: &ObservedRunner) {
+    /// Takes in what GitHub, asked at this time, says.
+    pub fn runner_observed(&mut self, runner: &Runner, asked_at: Millis) {
         (self.gone, self.hidden) = (false, false);
         if !runner.online && !runner.busy {
             return self.is_away();
@@ -108,7 +109,7 @@ impl Evidence {
         if !runner.busy {
             self.idle = self.uptime;
             if self.is_mute() {
-                self.found_idle_at = Some(runner.asked_at);
+                self.found_idle_at = Some(asked_at);
             }
         }
     }
@@ -196,25 +197,30 @@ impl Evidence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
-    fn list(asked_at: Millis, worker: Option<bool>, heartbeat: Heartbeat) -> ObservedVm {
+    fn vm(uptime: Millis, worker: Option<bool>, heartbeat: Heartbeat) -> Vm {
         let guest = worker.map(|worker| GuestWord { stage: "listening".into(), last_error: None, worker });
-        let power = ObservedPower::On;
-        ObservedVm { power, uptime: asked_at, heartbeat, guest, notes: None, asked_at }
+        let uptime = Duration::from_millis(uptime as u64);
+        Vm { uptime, heartbeat, guest, ..crate::pool::tests::vm(1, Power::On) }
     }
 
-    fn heard(worker: bool, asked_at: Millis) -> ObservedVm {
-        list(asked_at, Some(worker), Heartbeat::Ok)
+    fn list(evidence: &mut Evidence, at: Millis, worker: Option<bool>, heartbeat: Heartbeat) {
+        assert!(!evidence.vm_observed(Some(&vm(at, worker, heartbeat)), at));
     }
 
-    fn offline(asked_at: Millis) -> ObservedRunner {
-        ObservedRunner { id: 1, online: false, busy: false, asked_at }
+    fn heard(evidence: &mut Evidence, worker: bool, at: Millis) {
+        list(evidence, at, Some(worker), Heartbeat::Ok);
+    }
+
+    fn runner(online: bool) -> Runner {
+        Runner { id: 1, name: "runner-1".into(), online, busy: false, labels: Vec::new() }
     }
 
     /// GitHub says it in the round of a list at this time.
     fn away_at(evidence: &mut Evidence, at: Millis, heartbeat: Heartbeat, worker: Option<bool>) {
-        evidence.vm_observed(&list(at, worker, heartbeat));
-        evidence.runner_observed(&offline(at));
+        list(evidence, at, worker, heartbeat);
+        evidence.runner_observed(&runner(false), at);
     }
 
     #[test]
@@ -222,7 +228,7 @@ mod tests {
         let mut evidence = Evidence::of_new_vm(0);
         evidence.job_sign(10);
         evidence.runner_gone();
-        evidence.vm_observed(&heard(true, 5 * LEASE));
+        heard(&mut evidence, true, 5 * LEASE);
         evidence.runner_gone();
         assert!(!evidence.runner_is_dead(0));
     }
@@ -230,10 +236,10 @@ mod tests {
     #[test]
     fn a_list_counts_only_if_it_was_asked_for_after_the_reason_arose() {
         let mut evidence = Evidence::of_new_vm(0);
-        evidence.vm_observed(&heard(false, MINUTE));
+        heard(&mut evidence, false, MINUTE);
         evidence.runner_gone();
         assert!(!evidence.runner_is_dead(0));
-        evidence.vm_observed(&heard(false, 2 * MINUTE));
+        heard(&mut evidence, false, 2 * MINUTE);
         assert!(evidence.runner_is_dead(0));
     }
 
@@ -242,9 +248,9 @@ mod tests {
         let mut evidence = Evidence::of_new_vm(0);
         evidence.job_sign(10_000);
         evidence.runner_gone();
-        evidence.vm_observed(&heard(false, 30_000));
+        heard(&mut evidence, false, 30_000);
         assert!(!evidence.runner_is_dead(0));
-        evidence.vm_observed(&heard(false, 10_001 + WORD_LAG));
+        heard(&mut evidence, false, 10_001 + WORD_LAG);
         assert!(evidence.runner_is_dead(0));
     }
 
@@ -266,9 +272,9 @@ mod tests {
         let mut evidence = Evidence::of_new_vm(0);
         away_at(&mut evidence, MINUTE, Heartbeat::Unknown, None);
         // Seven hours later by the pool's clock, a minute by the VM's.
-        let jumped = ObservedVm { asked_at: 7 * 60 * MINUTE, ..list(2 * MINUTE, None, Heartbeat::Unknown) };
-        evidence.vm_observed(&jumped);
-        evidence.runner_observed(&offline(jumped.asked_at));
+        let jumped = 7 * 60 * MINUTE;
+        evidence.vm_observed(Some(&vm(2 * MINUTE, None, Heartbeat::Unknown)), jumped);
+        evidence.runner_observed(&runner(false), jumped);
         assert!(!evidence.runner_is_dead(0));
     }
 
@@ -276,34 +282,33 @@ mod tests {
     fn a_lost_heartbeat_alone_ends_nothing() {
         let mut evidence = Evidence::of_new_vm(0);
         for at in [MINUTE, 100 * LEASE] {
-            evidence.vm_observed(&list(at, Some(false), Heartbeat::Lost));
-            evidence.runner_observed(&ObservedRunner { online: true, ..offline(at) });
+            list(&mut evidence, at, Some(false), Heartbeat::Lost);
+            evidence.runner_observed(&runner(true), at);
         }
         assert!(!evidence.runner_is_dead(0));
     }
 
     #[test]
     fn a_vm_is_gone_when_three_lists_over_a_minute_leave_it_out() {
-        let missing = |at| ObservedVm { power: ObservedPower::Missing, ..heard(false, at) };
         let mut evidence = Evidence::of_new_vm(0);
-        assert!(!evidence.vm_observed(&missing(0)));
-        assert!(!evidence.vm_observed(&missing(1_000)));
-        assert!(!evidence.vm_observed(&missing(2_000)), "three lists within two seconds");
-        assert!(evidence.vm_observed(&missing(MINUTE)));
-        evidence.vm_observed(&heard(false, 2 * MINUTE));
-        assert!(!evidence.vm_observed(&missing(9 * MINUTE)), "it was there in between");
+        assert!(!evidence.vm_observed(None, 0));
+        assert!(!evidence.vm_observed(None, 1_000));
+        assert!(!evidence.vm_observed(None, 2_000), "three lists within two seconds");
+        assert!(evidence.vm_observed(None, MINUTE));
+        heard(&mut evidence, false, 2 * MINUTE);
+        assert!(!evidence.vm_observed(None, 9 * MINUTE), "it was there in between");
     }
 
     #[test]
     fn a_job_that_no_worker_ever_ran_was_not_taken() {
         let mut evidence = Evidence::of_new_vm(0);
         evidence.job_sign(0);
-        evidence.vm_observed(&heard(false, 1_000));
-        evidence.runner_observed(&ObservedRunner { online: true, ..offline(2_000) });
+        heard(&mut evidence, false, 1_000);
+        evidence.runner_observed(&runner(true), 2_000);
         assert!(!evidence.job_was_not_taken());
-        evidence.vm_observed(&heard(false, 1_000 + WORD_LAG));
+        heard(&mut evidence, false, 1_000 + WORD_LAG);
         assert!(evidence.job_was_not_taken());
-        evidence.vm_observed(&heard(true, 200_000));
+        heard(&mut evidence, true, 200_000);
         assert!(!evidence.job_was_not_taken());
     }
 }

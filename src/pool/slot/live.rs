@@ -1,11 +1,12 @@
 //! A VM that was started: what is heard of it, its job, and when it is of no further use.
 
 use super::evidence::{Evidence, LEASE};
-use super::types::{
-    Action, Cause, Instance, Job, News, ObservedPower, ObservedRunner, ObservedVm, Phase, RetireReason,
-};
-use super::{Slot, State};
-use crate::pool::{Millis, Rules};
+use super::types::{Action, Cause, Instance, Job, News, Phase, RetireReason};
+use super::{Context, Slot, State};
+use crate::github::Runner;
+use crate::hypervisor::{Power, Vm};
+use crate::pool::{Millis, Refusal, Rules, RunnerConfig, millis};
+use crate::secret::Secret;
 
 /// How long a guest may take to obey when it is asked to retire.
 const RETIRE_TIMEOUT: Millis = 5 * 60_000;
@@ -33,6 +34,10 @@ pub(super) struct Live {
     pub(super) job_seen_at: Millis,
     /// The uptime at the first sign as its Notes have it, in seconds.
     pub(super) noted: Option<u64>,
+    /// What it was made of, by its Notes.
+    pub(super) made_of: Option<String>,
+    /// What its guest gets to start its runner with. An adopted VM's is not known.
+    pub(super) credential: Option<Secret>,
     pub(super) retire: Option<Retirement>,
     /// Its JIT configuration was removed from its key-values.
     pub(super) jit_config_forgotten: bool,
@@ -50,6 +55,19 @@ pub(super) struct Retirement {
 }
 
 impl Slot {
+    /// What its guest gets when it asks for its configuration.
+    pub(in crate::pool) fn runner_config(&mut self, jit: bool) -> Result<RunnerConfig, Refusal> {
+        let live = match &mut self.state {
+            State::Creating { .. } => return Err(Refusal::NotReady),
+            State::Booting(live) | State::Ready(live) => live,
+            _ => return Err(Refusal::Answered),
+        };
+        // A token makes a runner each time it is used, so that it is given once.
+        let credential = if jit { live.credential.clone() } else { live.credential.take() };
+        let credential = credential.ok_or(Refusal::Answered)?;
+        Ok(RunnerConfig { runner_name: live.instance.runner_name.clone(), credential })
+    }
+
     /// A runner that registers itself is known by its name, which is unique.
     pub(super) fn learn_runner_id(&mut self, runner_id: Option<u64>) {
         if let Some(live) = self.live_mut() {
@@ -58,15 +76,15 @@ impl Slot {
     }
 
     /// A job starts: what was said of the VM before does not know of it.
-    pub(super) fn job_starts(&mut self, job: Job, now: Millis, news: &mut Vec<News>) {
+    pub(super) fn job_starts(&mut self, job: Job, cx: &mut Context) {
         if let Some(live) = self.live_mut() {
-            live.evidence.job_sign(now);
+            live.evidence.job_sign(cx.now);
         }
-        self.job_runs(job, now, news);
+        self.job_runs(job, cx);
     }
 
     /// A job is, or was, on the VM.
-    pub(super) fn job_runs(&mut self, job: Job, now: Millis, news: &mut Vec<News>) {
+    pub(super) fn job_runs(&mut self, job: Job, cx: &mut Context) {
         if let Some(live) = self.live_mut() {
             let vm = live.instance.vm.clone();
             match &mut live.job {
@@ -74,109 +92,104 @@ impl Slot {
                     // The one before was not taken. If the guest has said that its job runs, that is this one.
                     *known = job.clone();
                     if !live.job_certain {
-                        (live.job_started, live.job_seen_at) = (live.uptime(now), now);
+                        (live.job_started, live.job_seen_at) = (live.uptime(cx.now), cx.now);
                     }
-                    news.push(News::JobNamed(vm, job));
+                    cx.news.push(News::JobNamed(vm, job));
                 }
                 Some(known) => {
                     let nameless = known.name.is_none();
                     known.learn(job);
                     if nameless && known.name.is_some() {
-                        news.push(News::JobNamed(vm, known.clone()));
+                        cx.news.push(News::JobNamed(vm, known.clone()));
                     }
                 }
                 None => {
                     if live.job_started.is_none() {
-                        (live.job_started, live.job_seen_at) = (live.uptime(now), now);
+                        (live.job_started, live.job_seen_at) = (live.uptime(cx.now), cx.now);
                     }
                     live.job = Some(job.clone());
                     live.retire = None;
-                    news.push(News::Job(vm, job));
+                    cx.news.push(News::Job(vm, job));
                 }
             }
         }
         if matches!(self.phase(), Phase::Booting | Phase::Ready)
-            && let Some(live) = self.take_live()
+            && let Some(mut live) = self.take_live()
         {
-            self.enter(State::Running(live), now);
+            live.credential = None;
+            self.enter(State::Running(live), cx.now);
         }
     }
 
-    pub(super) fn vm_observed(&mut self, vm: &ObservedVm, rules: &Rules, now: Millis, news: &mut Vec<News>) {
-        let Some(live) = self.live_mut().filter(|live| vm.asked_at > live.since) else { return };
+    pub(super) fn vm_observed(&mut self, vm: Option<&Vm>, asked_at: Millis, cx: &mut Context) {
+        let Some(live) = self.live_mut().filter(|live| asked_at > live.since) else { return };
         let was_paused = live.evidence.paused;
-        if live.evidence.vm_observed(vm) {
-            return self.end(Cause::Vanished, rules, now, news);
+        if live.evidence.vm_observed(vm, asked_at) {
+            return self.end(Cause::Vanished, cx);
         }
+        let Some(vm) = vm else { return };
+        let uptime = millis(vm.uptime);
         match vm.power {
-            ObservedPower::Missing => return,
-            ObservedPower::Off => return self.end(Cause::PoweredOff, rules, now, news),
-            ObservedPower::Paused if !was_paused => news.push(News::Paused(live.instance.vm.clone())),
+            Power::Off => return self.end(Cause::PoweredOff, cx),
+            Power::Paused if !was_paused => cx.news.push(News::Paused(live.instance.vm.clone())),
             _ => {}
         }
         if let Some(notes) = &vm.notes {
             live.noted = notes.job_started;
+            live.made_of.clone_from(&notes.fingerprint);
         }
         // A clock that was off can have put the job's start into the VM's future.
-        if live.job.is_some() && vm.asked_at > live.job_seen_at {
-            live.job_started = Some(live.job_started.map_or(vm.uptime, |started| started.min(vm.uptime)));
+        if live.job.is_some() && asked_at > live.job_seen_at {
+            live.job_started = Some(live.job_started.map_or(uptime, |started| started.min(uptime)));
         }
-        if live.job_started.is_some_and(|started| vm.uptime - started >= rules.job_timeout()) {
-            return self.end(Cause::JobTimeout, rules, now, news);
+        if live.job_started.is_some_and(|started| uptime - started >= cx.rules.job_timeout()) {
+            return self.end(Cause::JobTimeout, cx);
         }
         if live.evidence.names_worker() {
             let first = live.job.is_none();
             live.job_certain = true;
             if first {
-                self.job_starts(Job::default(), now, news);
+                self.job_starts(Job::default(), cx);
             }
         }
-        self.judge(rules, now, news);
+        self.judge(cx);
     }
 
-    pub(super) fn runner_observed(
-        &mut self,
-        runner: ObservedRunner,
-        rules: &Rules,
-        now: Millis,
-        news: &mut Vec<News>,
-    ) {
-        let Some(live) = self.live_mut().filter(|live| runner.asked_at > live.since) else { return };
+    pub(super) fn runner_observed(&mut self, runner: &Runner, asked_at: Millis, cx: &mut Context) {
+        let Some(live) = self.live_mut().filter(|live| asked_at > live.since) else { return };
         live.instance.runner_id.get_or_insert(runner.id);
-        live.evidence.runner_observed(&runner);
+        live.evidence.runner_observed(runner, asked_at);
         if runner.busy && live.job.is_none() {
-            self.job_starts(Job::default(), now, news);
+            self.job_starts(Job::default(), cx);
         }
-        self.judge(rules, now, news);
+        self.judge(cx);
     }
 
     /// What follows from all that is known of a VM, now that more is known or time has passed.
-    pub(super) fn judge(&mut self, rules: &Rules, now: Millis, news: &mut Vec<News>) {
+    pub(super) fn judge(&mut self, cx: &mut Context) {
         match &self.state {
-            State::Booting(_) if now >= self.since + rules.boot_timeout() => {
-                self.end(Cause::BootTimeout, rules, now, news);
+            State::Booting(_) if cx.now >= self.since + cx.rules.boot_timeout() => {
+                self.end(Cause::BootTimeout, cx);
             }
-            State::Ready(live) if live.evidence.runner_is_dead(live.idle_patience(rules)) => {
-                self.end(Cause::RunnerGone, rules, now, news);
+            State::Ready(live) if live.evidence.runner_is_dead(live.idle_patience(cx.rules)) => {
+                self.end(Cause::RunnerGone, cx);
             }
             State::Running(live) if live.evidence.runner_is_dead(live.evidence.patience_with_job()) => {
-                self.end(Cause::RunnerGone, rules, now, news);
+                self.end(Cause::RunnerGone, cx);
             }
-            State::Ready(live) if live.is_given_up(rules, now) => {
-                self.end(Cause::RunnerGone, rules, now, news)
-            }
+            State::Ready(live) if live.is_given_up(cx.rules, cx.now) => self.end(Cause::RunnerGone, cx),
             State::Running(live) if !live.job_certain && live.evidence.job_was_not_taken() => {
                 if let Some(mut live) = self.take_live() {
                     (live.job, live.job_started) = (None, None);
-                    news.push(News::JobNotTaken(live.instance.vm.clone()));
-                    self.enter(State::Ready(live), now);
+                    cx.news.push(News::JobNotTaken(live.instance.vm.clone()));
+                    self.enter(State::Ready(live), cx.now);
                 }
             }
             _ => {}
         }
         // An hour of life clears a failure, and so does an hour without need of a VM.
         let calm = self.live().map_or(self.failed_at, |live| live.since.max(self.failed_at));
-        if self.reason.is_some() && now - calm >= HEALED_AFTER {
+        if self.reason.is_some() && cx.now - calm >= HEALED_AFTER {
             self.clear_failure();
         }
     }
@@ -204,6 +217,8 @@ impl Live {
             job_started: None,
             job_seen_at: now,
             noted: None,
+            made_of: None,
+            credential: None,
             retire: None,
             jit_config_forgotten: false,
         }
@@ -238,14 +253,13 @@ impl Live {
     pub(super) fn deregistration_due(&mut self, now: Millis) -> Option<Action> {
         let overdue_at = if self.evidence.is_mute() { 0 } else { RETIRE_TIMEOUT };
         let idle_at = self.evidence.found_idle_at()?;
-        let runner_id = self.instance.runner_id?;
+        self.instance.runner_id?;
         let retire = self.retire.as_mut().filter(|retire| !retire.deregistered)?;
         let due =
             now - retire.told_at? >= overdue_at && now <= idle_at + FRESH && retire.tried_on < Some(idle_at);
         due.then(|| {
             retire.tried_on = Some(idle_at);
-            let scope = self.instance.scope.clone();
-            Action::RemoveRunner { scope, runner_id, not_after: Some(idle_at + FRESH) }
+            Action::RemoveRunner { instance: self.instance.clone(), not_after: Some(idle_at + FRESH) }
         })
     }
 }

@@ -23,22 +23,21 @@ mod live;
 pub mod types;
 
 use super::back_off::{self, Random};
-use super::{Millis, Rules};
-use crate::hypervisor::{VmId, VmWrite};
+use super::{Millis, Rules, millis};
+use crate::github;
+use crate::hypervisor::{self, VmId, VmWrite};
+use crate::secret::Secret;
 use ending::Destroying;
 use evidence::Evidence;
 use live::Live;
 use std::collections::VecDeque;
-use types::{
-    Action, Assignment, Cause, Event, Failure, Instance, Job, News, OrphanVm, Phase, RetireReason,
-    SlotSnapshot, Stop,
-};
+use types::{Action, Cause, Event, Instance, Job, News, OrphanVm, Phase, RetireReason, SlotSnapshot, Stop};
 
 #[derive(Clone, Debug)]
 enum State {
     Recovering,
     Empty { retry_at: Millis },
-    Creating { instance: Instance, registered: bool },
+    Creating { instance: Instance, credential: Option<Secret> },
     Booting(Live),
     Ready(Live),
     Running(Live),
@@ -55,19 +54,32 @@ enum Awaiting {
     Orphan,
 }
 
+/// What a step goes by, and where it tells what happened.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// What the pool goes by.
+    pub rules: &'a Rules,
+    /// When it happens.
+    pub now: Millis,
+    /// What happened.
+    pub news: &'a mut Vec<News>,
+}
+
 /// One slot of the pool. See the module's head.
 #[derive(Clone, Debug)]
 pub struct Slot {
-    number: u32,
+    /// The slot's number, from 1.
+    pub number: u32,
     vm_name: String,
     past_size: bool,
     random: Random,
     state: State,
     /// When the state was entered.
-    since: Millis,
+    pub since: Millis,
     awaiting: Option<Awaiting>,
     orphans: VecDeque<OrphanVm>,
-    failures: u32,
+    /// Failures in a row.
+    pub failures: u32,
     reason: Option<String>,
     failed_at: Millis,
     stop: Option<Stop>,
@@ -111,7 +123,6 @@ impl Slot {
             guest: live.and_then(|live| live.evidence.word.clone()),
             failures: self.failures,
             reason: self.reason.clone(),
-            past_size: self.past_size,
             jobs_completed: self.jobs_completed,
         }
     }
@@ -130,19 +141,14 @@ impl Slot {
         }
     }
 
-    /// Whether it may be told to make a VM, once its back-off is over: it has none, and nothing to destroy.
-    pub fn is_free(&self) -> bool {
-        matches!(&self.state, State::Empty { .. })
-            && !self.past_size
-            && self.stop.is_none()
-            && !self.has_orphans()
-    }
-
-    /// When a free slot may try again.
-    pub fn retry_at(&self) -> Millis {
-        match &self.state {
-            State::Empty { retry_at } => *retry_at,
-            _ => 0,
+    /// From when on it may be told to make a VM. `None` while it has one, or
+    /// something to destroy, or is to make none.
+    pub fn free_at(&self) -> Option<Millis> {
+        match self.state {
+            State::Empty { retry_at } if !self.past_size && self.stop.is_none() && !self.has_orphans() => {
+                Some(retry_at)
+            }
+            _ => None,
         }
     }
 
@@ -154,21 +160,6 @@ impl Slot {
     /// Whether it knows of this orphan.
     pub fn has_orphan(&self, vm: &VmId) -> bool {
         self.orphans.iter().any(|orphan| orphan.vm == *vm)
-    }
-
-    /// The slot's number, from 1.
-    pub fn number(&self) -> u32 {
-        self.number
-    }
-
-    /// Failures in a row.
-    pub fn failures(&self) -> u32 {
-        self.failures
-    }
-
-    /// Since when it has been in its present state.
-    pub fn since(&self) -> Millis {
-        self.since
     }
 
     /// Why its VM has been asked to retire, if it has.
@@ -190,6 +181,11 @@ impl Slot {
             State::Stopped { left } => left.as_ref(),
             State::Recovering | State::Empty { .. } => None,
         }
+    }
+
+    /// What its VM was made of, by the last list.
+    pub(super) fn made_of(&self) -> Option<&String> {
+        self.live()?.made_of.as_ref()
     }
 
     /// Whether the job with this id was seen in progress on its VM.
@@ -240,56 +236,49 @@ impl Slot {
 
     /// Takes in what happened and says what to do next. While an action is
     /// out, further events are taken in, but the next action comes only after
-    /// its answer. What happened is added to `news`.
-    pub fn step(&mut self, event: Event, rules: &Rules, now: Millis, news: &mut Vec<News>) -> Option<Action> {
+    /// its answer.
+    pub fn step(&mut self, event: Event, cx: &mut Context) -> Option<Action> {
         match event {
-            Event::Recovered(assignment) => self.recovered(assignment, now, news),
+            Event::Recovered(found) => self.recovered(found, cx),
             Event::Provision(incarnation) => {
-                if self.is_free() && now >= self.retry_at() {
+                if self.free_at().is_some_and(|at| at <= cx.now) {
                     let vm = VmId { name: self.vm_name.clone(), incarnation };
-                    // Unique, so that the name is free and tells by itself whose runner it is.
-                    let runner_name = format!("{}-{}", vm.name, vm.incarnation);
-                    let scope = rules.scope.clone();
-                    let instance = Instance { vm, scope, runner_name, runner_id: None };
-                    self.enter(State::Creating { instance, registered: false }, now);
+                    let instance = Instance::new(vm, cx.rules.scope.clone());
+                    self.enter(State::Creating { instance, credential: None }, cx.now);
                 }
             }
-            Event::Tick => self.judge(rules, now, news),
+            Event::Tick => self.judge(cx),
             Event::Registered(answer) => {
                 self.awaiting = None;
-                let State::Creating { instance, registered } = &mut self.state else { return None };
+                let State::Creating { instance, credential } = &mut self.state else { return None };
                 match answer {
                     Ok(registration) => {
                         instance.runner_id = registration.runner_id;
-                        *registered = true;
+                        *credential = Some(registration.credential);
                     }
-                    Err(failure) => {
-                        let wait = self.failed(failure, now, news);
-                        self.enter(State::Empty { retry_at: now + wait }, now);
+                    Err(error) => {
+                        let retry_after = match &error {
+                            github::Error::RateLimited { retry_after, .. } => millis(*retry_after),
+                            _ => 0,
+                        };
+                        // GitHub's errors say themselves what was not done.
+                        let why = error.to_string();
+                        self.tell_failure("register", &why, cx.news);
+                        let wait = self.count_failure(why, retry_after, cx.now);
+                        self.enter(State::Empty { retry_at: cx.now + wait }, cx.now);
                     }
                 }
             }
-            Event::Created(answer) => self.created(answer, now, news),
-            Event::Destroyed(answer) => self.destroyed(answer, now, news),
-            Event::Found(answer) => {
-                self.awaiting = None;
-                if let State::Destroying(d) = &mut self.state {
-                    match answer {
-                        Ok(Some(id)) => d.instance.runner_id = Some(id),
-                        // What cannot be asked or removed now is swept later.
-                        Ok(None) | Err(_) => d.deregistered = true,
-                    }
-                    self.finish_if_gone(now);
-                }
-            }
-            Event::RunnerRemoved(answer) => self.runner_removed(answer, now, news),
+            Event::Created(answer) => self.created(answer, cx),
+            Event::Destroyed(answer) => self.destroyed(answer, cx),
+            Event::RunnerRemoved(answer) => self.runner_removed(answer, cx),
             Event::Answered => {
                 if self.phase() == Phase::Booting
                     && let Some(mut live) = self.take_live()
                 {
                     live.evidence.forget_away();
-                    news.push(News::Ready(live.instance.vm.clone(), now - self.since));
-                    self.enter(State::Ready(live), now);
+                    cx.news.push(News::Ready(live.instance.vm.clone(), cx.now - self.since));
+                    self.enter(State::Ready(live), cx.now);
                 }
             }
             Event::JobStarted(job) => {
@@ -297,95 +286,99 @@ impl Slot {
                     && !std::mem::replace(&mut live.job_certain, true)
                 {
                     // An earlier sign may have been of a job that was not taken.
-                    (live.job_started, live.job_seen_at) = (live.uptime(now), now);
+                    (live.job_started, live.job_seen_at) = (live.uptime(cx.now), cx.now);
                 }
-                self.job_starts(job, now, news);
+                self.job_starts(job, cx);
             }
             Event::RunnerEnded { exit_code } => {
-                self.end(Cause::RunnerEnded { exit_code }, rules, now, news);
+                self.end(Cause::RunnerEnded { exit_code }, cx);
             }
             Event::JobInProgress(event) => {
                 self.learn_runner_id(event.runner_id);
-                self.job_starts(event.job, now, news);
+                self.job_starts(event.job, cx);
             }
             Event::JobCompleted(event) => {
                 // A reason to look, which the monitor does at once; no evidence.
                 self.learn_runner_id(event.runner_id);
                 if let Some(live) = self.live_mut().filter(|live| live.job.is_none()) {
                     live.evidence.forget_away();
-                    self.job_runs(event.job, now, news);
+                    self.job_runs(event.job, cx);
                 }
             }
-            Event::VmObserved(vm) => self.vm_observed(&vm, rules, now, news),
-            Event::RunnerObserved(runner) => self.runner_observed(runner, rules, now, news),
+            Event::VmObserved(vm, asked_at) => self.vm_observed(vm.as_deref(), asked_at, cx),
+            Event::RunnerObserved(runner, asked_at) => self.runner_observed(&runner, asked_at, cx),
             Event::RunnerGone => {
                 if let Some(live) = self.live_mut() {
                     live.evidence.runner_gone();
                 }
-                self.judge(rules, now, news);
+                self.judge(cx);
             }
             Event::RunnerHidden => {
                 if let Some(live) = self.live_mut() {
                     live.evidence.hidden = true;
                 }
-                self.judge(rules, now, news);
+                self.judge(cx);
             }
             Event::Orphan(orphan) => {
                 if !matches!(self.state, State::Stopped { .. }) {
-                    news.push(News::ClearingAway(orphan.vm.clone()));
+                    cx.news.push(News::ClearingAway(orphan.vm.clone()));
                     self.orphans.push_back(orphan);
                 }
             }
-            Event::Retire(reason) => self.retire(reason, news),
+            Event::Retire(reason) => self.retire(reason, cx.news),
             Event::StayIfNotTold => {
-                if let State::Ready(live) = &mut self.state
+                if self.stop.is_none()
+                    && let State::Ready(live) = &mut self.state
                     && live.retire.as_ref().is_some_and(|retire| retire.told_at.is_none())
                 {
                     live.retire = None;
                 }
             }
-            Event::Written { retire, forgot_jit_config, at } => {
+            Event::ToldToRetire => {
+                if let Some(retire) = self.live_mut().and_then(|live| live.retire.as_mut()) {
+                    retire.told_at.get_or_insert(cx.now);
+                }
+            }
+            Event::JitConfigForgotten => {
                 if let Some(live) = self.live_mut() {
-                    live.jit_config_forgotten |= forgot_jit_config;
-                    if let Some(retirement) = live.retire.as_mut().filter(|_| retire) {
-                        retirement.told_at.get_or_insert(at);
-                    }
+                    live.jit_config_forgotten = true;
                 }
             }
             Event::Stop(stop) => {
                 self.stop = Some(stop);
                 // A stop does not wait out a back-off, nor a rate limit of an hour.
                 if let State::Destroying(d) = &mut self.state {
-                    d.retry_at = now;
+                    d.retry_at = cx.now;
                 }
             }
         }
-        self.next(rules, now, news)
+        self.next(cx)
     }
 
     /// The next action, which follows from the state alone.
-    fn next(&mut self, rules: &Rules, now: Millis, news: &mut Vec<News>) -> Option<Action> {
+    fn next(&mut self, cx: &mut Context) -> Option<Action> {
         if self.awaiting.is_some() {
             return None;
         }
-        self.obey_stop(rules, now, news);
+        self.finish_if_gone(cx.now);
+        self.obey_stop(cx);
         if let State::Empty { retry_at } = self.state {
-            if now < retry_at {
+            if cx.now < retry_at {
                 return None;
             }
             if let Some(orphan) = self.orphans.pop_front() {
-                self.clear_away(orphan, rules, now);
+                self.clear_away(orphan, cx.rules, cx.now);
             } else if self.past_size {
-                self.enter(State::Stopped { left: None }, now);
+                self.enter(State::Stopped { left: None }, cx.now);
             }
         }
         let action = match &mut self.state {
-            State::Creating { instance, registered: false } => {
+            State::Creating { instance, credential: None } => {
                 Some(Action::Register { runner_name: instance.runner_name.clone() })
             }
-            State::Creating { instance, registered: true } => Some(Action::CreateVm(instance.clone())),
-            State::Ready(live) => live.deregistration_due(now),
-            State::Destroying(d) if now >= d.retry_at => Some(d.next_action()),
+            State::Creating { instance, .. } => Some(Action::CreateVm(instance.clone())),
+            State::Ready(live) => live.deregistration_due(cx.now),
+            State::Destroying(d) if cx.now >= d.retry_at => Some(d.next_action()),
             _ => None,
         };
         if action.is_some() {
@@ -400,45 +393,48 @@ impl Slot {
 
     // --- the beginning ---
 
-    fn recovered(&mut self, assignment: Assignment, now: Millis, news: &mut Vec<News>) {
+    fn recovered(&mut self, found: Vec<OrphanVm>, cx: &mut Context) {
         if !matches!(self.state, State::Recovering) {
             return;
         }
-        news.extend(assignment.orphans.iter().map(|orphan| News::ClearingAway(orphan.vm.clone())));
-        self.orphans = assignment.orphans.into();
-        let Some(OrphanVm { vm, notes: Some(notes), .. }) = assignment.adopt else {
-            return self.enter(State::Empty { retry_at: now }, now);
+        let (mut to_adopt, orphans): (Vec<_>, Vec<_>) = found.into_iter().partition(OrphanVm::may_have_job);
+        self.orphans = orphans.into();
+        cx.news.extend(self.orphans.iter().map(|orphan| News::ClearingAway(orphan.vm.clone())));
+        let Some(OrphanVm { vm, notes: Some(notes), .. }) = to_adopt.pop() else {
+            return self.enter(State::Empty { retry_at: cx.now }, cx.now);
         };
-        news.push(News::Adopted(vm.clone()));
+        cx.news.push(News::Adopted(vm.clone()));
         let live = Live {
             job_started: notes.job_started.map(|seconds| seconds as Millis * 1000),
             noted: notes.job_started,
             job: notes.job_started.map(|_| Job::default()),
-            ..Live::new(Instance::of_notes(&vm, &notes), now)
+            ..Live::new(Instance::of_notes(&vm, &notes), cx.now)
         };
         // It counts as answered: whether it has a job, the first lists tell.
         let state = if live.job.is_some() { State::Running(live) } else { State::Ready(live) };
-        self.enter(state, now);
+        self.enter(state, cx.now);
     }
 
-    fn created(&mut self, answer: Result<(), Failure>, now: Millis, news: &mut Vec<News>) {
+    fn created(&mut self, answer: Result<(), hypervisor::Error>, cx: &mut Context) {
         self.awaiting = None;
-        let State::Creating { instance, .. } = &self.state else { return };
-        let instance = instance.clone();
+        let State::Creating { instance, credential } = &mut self.state else { return };
+        let (instance, credential) = (instance.clone(), credential.take());
         match answer {
             Ok(()) => {
-                news.push(News::Made(instance.vm.clone(), now - self.since));
+                cx.news.push(News::Made(instance.vm.clone(), cx.now - self.since));
                 // It started since then. Too early a start only makes JOB_TIMEOUT a little longer.
                 let evidence = Evidence::of_new_vm(self.since);
-                let live = Live { evidence, ..Live::new(instance, now) };
-                self.enter(State::Booting(live), now);
+                let live = Live { evidence, credential, ..Live::new(instance, cx.now) };
+                self.enter(State::Booting(live), cx.now);
             }
-            Err(failure) => {
+            Err(error) => {
                 // The creation has undone itself as far as it could; this makes sure.
-                let retry_after = self.failed(failure, now, news);
+                let why = format!("cannot create its VM: {error}");
+                self.tell_failure("create", &why, cx.news);
+                let retry_after = self.count_failure(why, 0, cx.now);
                 let look_again = self.stop.is_some();
-                let remains = Destroying { retry_after, look_again, ..Destroying::new(instance, now) };
-                self.enter(State::Destroying(remains), now);
+                let remains = Destroying { retry_after, look_again, ..Destroying::new(instance, cx.now) };
+                self.enter(State::Destroying(remains), cx.now);
             }
         }
     }
@@ -459,18 +455,16 @@ impl Slot {
         self.since = now;
     }
 
-    /// A try failed. Answers how long to wait before the next.
-    fn failed(&mut self, failure: Failure, now: Millis, news: &mut Vec<News>) -> Millis {
-        news.push(News::Failed(self.vm_name.clone(), failure.why.clone()));
-        self.count_failure(failure, now)
+    fn tell_failure(&self, what: &'static str, why: &str, news: &mut Vec<News>) {
+        news.push(News::Failed { whose: self.vm_name.clone(), what, why: why.into() });
     }
 
-    /// The same for a failure that is told otherwise.
-    fn count_failure(&mut self, failure: Failure, now: Millis) -> Millis {
+    /// A try failed. Answers how long to wait before the next.
+    fn count_failure(&mut self, why: String, retry_after: Millis, now: Millis) -> Millis {
         self.failures = self.failures.saturating_add(1);
-        self.reason = Some(failure.why);
+        self.reason = Some(why);
         self.failed_at = now;
-        back_off::SLOT.wait_at_least(self.failures, failure.retry_after.unwrap_or(0), &mut self.random)
+        back_off::wait_at_least(self.failures, retry_after, &mut self.random)
     }
 
     fn clear_failure(&mut self) {

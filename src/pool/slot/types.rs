@@ -1,8 +1,8 @@
 //! The words of a slot: what it is told, what it asks for, what it shows.
 
 use crate::github::scope::Scope;
-use crate::github::{Registration, Removal};
-use crate::hypervisor::{GuestWord, Heartbeat, Notes, VmId};
+use crate::github::{self, Registration, Removal, Runner};
+use crate::hypervisor::{self, GuestWord, Notes, Power, Vm, VmId};
 use crate::pool::Millis;
 use std::fmt;
 
@@ -15,19 +15,11 @@ pub enum Action {
         /// The name to register.
         runner_name: String,
     },
-    /// Look a runner up by its name. Brings [`Event::Found`].
-    FindRunner {
-        /// Where it is registered.
-        scope: Scope,
-        /// The exact name.
-        runner_name: String,
-    },
-    /// Remove a registration. Brings [`Event::RunnerRemoved`].
+    /// Remove the registration of a VM's runner, which is looked up by its name
+    /// if its id is not known. Brings [`Event::RunnerRemoved`].
     RemoveRunner {
-        /// Where it is registered.
-        scope: Scope,
-        /// GitHub's id.
-        runner_id: u64,
+        /// Whose.
+        instance: Instance,
         /// Not to be sent after this moment: what was known of the VM is too old by then.
         not_after: Option<Millis>,
     },
@@ -35,15 +27,6 @@ pub enum Action {
     CreateVm(Instance),
     /// Remove a VM and its disk. Brings [`Event::Destroyed`].
     DestroyVm(VmId),
-}
-
-/// Why an action failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// One sentence, for the log and the status page.
-    pub why: String,
-    /// The earliest sensible retry, in milliseconds from now, if known.
-    pub retry_after: Option<Millis>,
 }
 
 /// A VM that a slot makes, made or adopted, with its registration.
@@ -60,6 +43,13 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// A VM that is not registered. The name of its runner is unique, so that
+    /// it is free and tells by itself whose runner it is.
+    pub fn new(vm: VmId, scope: Scope) -> Instance {
+        let runner_name = format!("{}-{}", vm.name, vm.incarnation);
+        Instance { vm, scope, runner_name, runner_id: None }
+    }
+
     /// What the Notes of a VM say of it.
     pub fn of_notes(vm: &VmId, notes: &Notes) -> Instance {
         Instance {
@@ -100,14 +90,11 @@ impl Job {
 
 impl fmt::Display for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name.as_deref().unwrap_or("(not named)");
-        write!(f, "{name}")?;
-        match (&self.repository, self.run_id) {
-            (Some(repository), Some(run)) => write!(f, " of {repository}, run {run}"),
-            (Some(repository), None) => write!(f, " of {repository}"),
-            (None, Some(run)) => write!(f, ", run {run}"),
-            (None, None) => Ok(()),
+        f.write_str(self.name.as_deref().unwrap_or("(not named)"))?;
+        if let Some(repository) = &self.repository {
+            write!(f, " of {repository}")?;
         }
+        self.run_id.map_or(Ok(()), |run| write!(f, ", run {run}"))
     }
 }
 
@@ -122,67 +109,22 @@ pub struct JobEvent {
     pub runner_name: Option<String>,
 }
 
-/// What a list of VMs says of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedVm {
-    /// Whether it is there and runs.
-    pub power: ObservedPower,
-    /// For how long it has been running, in milliseconds.
-    pub uptime: Millis,
-    /// Whether Hyper-V hears its guest.
-    pub heartbeat: Heartbeat,
-    /// What its guest says.
-    pub guest: Option<GuestWord>,
-    /// What its Notes say.
-    pub notes: Option<Notes>,
-    /// When the list was asked for: a list older than the VM says nothing about it.
-    pub asked_at: Millis,
-}
-
-/// Whether a VM is there and runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObservedPower {
-    /// It runs.
-    On,
-    /// The host has paused it.
-    Paused,
-    /// It is off.
-    Off,
-    /// It is not there.
-    Missing,
-}
-
-/// What GitHub says of a slot's runner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObservedRunner {
-    /// GitHub's id.
-    pub id: u64,
-    /// Whether it is connected.
-    pub online: bool,
-    /// Whether it has a job.
-    pub busy: bool,
-    /// When GitHub was asked.
-    pub asked_at: Millis,
-}
-
 /// A VM or disk of this pool that no slot has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrphanVm {
-    /// What to destroy.
+    /// Its identity.
     pub vm: VmId,
     /// What its Notes say of it.
     pub notes: Option<Notes>,
-    /// Whether only a disk is left of it.
-    pub is_disk: bool,
+    /// Whether it runs. `None` if only a disk is left of it.
+    pub power: Option<Power>,
 }
 
-/// What a starting pool gives a slot to begin with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Assignment {
-    /// The VM to adopt.
-    pub adopt: Option<OrphanVm>,
-    /// What to destroy first.
-    pub orphans: Vec<OrphanVm>,
+impl OrphanVm {
+    /// Whether it may have a job, so that it is adopted and not destroyed.
+    pub fn may_have_job(&self) -> bool {
+        self.notes.is_some() && matches!(self.power, Some(Power::On | Power::Paused))
+    }
 }
 
 /// How the pool is stopped.
@@ -230,22 +172,21 @@ impl RetireReason {
 /// What a slot is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The pool knows what was there before it.
-    Recovered(Assignment),
+    /// The pool knows what was there before it, and what of it is this slot's:
+    /// a VM to adopt at most, and what to destroy first.
+    Recovered(Vec<OrphanVm>),
     /// Make a VM now. Holds the incarnation to give it.
     Provision(String),
     /// The clock has reached [`Slot::deadline`](super::Slot::deadline).
     Tick,
     /// What came of [`Action::Register`].
-    Registered(Result<Registration, Failure>),
-    /// What came of [`Action::FindRunner`]: the runner's id, if it is there.
-    Found(Result<Option<u64>, Failure>),
+    Registered(Result<Registration, github::Error>),
     /// What came of [`Action::RemoveRunner`].
-    RunnerRemoved(Result<Removal, Failure>),
+    RunnerRemoved(Result<Removal, github::Error>),
     /// What came of [`Action::CreateVm`].
-    Created(Result<(), Failure>),
+    Created(Result<(), hypervisor::Error>),
     /// What came of [`Action::DestroyVm`].
-    Destroyed(Result<(), Failure>),
+    Destroyed(Result<(), hypervisor::Error>),
     /// The guest was given its configuration.
     Answered,
     /// The guest says that a job starts.
@@ -259,10 +200,11 @@ pub enum Event {
     JobInProgress(JobEvent),
     /// GitHub's webhook says that the job of this slot's runner has ended.
     JobCompleted(JobEvent),
-    /// What a list of VMs says of this slot's VM.
-    VmObserved(Box<ObservedVm>),
-    /// What GitHub says of this slot's runner.
-    RunnerObserved(ObservedRunner),
+    /// What a list of VMs, asked for at this time, says of this slot's VM. `None`
+    /// if it names no such VM. A list older than the VM says nothing about it.
+    VmObserved(Option<Box<Vm>>, Millis),
+    /// What GitHub, asked at this time, says of this slot's runner.
+    RunnerObserved(Runner, Millis),
     /// GitHub, asked for this slot's registration, does not know it.
     RunnerGone,
     /// GitHub does not let the token see this slot's registration.
@@ -273,15 +215,10 @@ pub enum Event {
     Retire(RetireReason),
     /// A job waits for it after all: it retires only if it was told already.
     StayIfNotTold,
-    /// What the pool had to write to the VM went out with a list that began at this time.
-    Written {
-        /// Asked it to retire.
-        retire: bool,
-        /// Removed its JIT configuration from its key-values.
-        forgot_jit_config: bool,
-        /// When.
-        at: Millis,
-    },
+    /// The VM is being told that it is to retire.
+    ToldToRetire,
+    /// The JIT configuration was removed from the VM's key-values.
+    JitConfigForgotten,
     /// The pool stops.
     Stop(Stop),
 }
@@ -417,8 +354,17 @@ pub enum News {
     ClearingAway(VmId),
     /// The host has paused the VM.
     Paused(VmId),
-    /// A try failed: whose (a slot by its VM's name, GitHub, Hyper-V), and why.
-    Failed(String, String),
+    /// The pool stops and leaves it, or what is left of it, to the next start.
+    LeftToNextStart(VmId),
+    /// A try failed.
+    Failed {
+        /// Whose: a slot, by its VM's name, or GitHub, or Hyper-V.
+        whose: String,
+        /// What it was that failed, in a word.
+        what: &'static str,
+        /// Why.
+        why: String,
+    },
     /// What failed works again.
     Works(String),
     /// An invariant does not hold: a defect of this program.
@@ -450,8 +396,6 @@ pub struct SlotSnapshot {
     pub failures: u32,
     /// Why the last of them failed.
     pub reason: Option<String>,
-    /// Whether it is past `POOL_SIZE`, and so never makes another VM.
-    pub past_size: bool,
     /// Jobs that this slot has seen to their end.
     pub jobs_completed: u64,
 }

@@ -6,7 +6,7 @@
 use super::delivery::{self, LABELS};
 use super::http::{self, Connection, Response};
 use super::wait_until;
-use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::config::{GitHubConfig, MockTiming, PoolConfig, RegistrationMode, Shutdown};
 use hyperv_runner_pool::github::{GitHub, Runner};
 use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
 use hyperv_runner_pool::http::{Api, JobListener};
@@ -15,7 +15,7 @@ use hyperv_runner_pool::pool::slot::types::{Instance, SlotSnapshot};
 pub use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
 use hyperv_runner_pool::sim::github::MockGitHub;
-use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor, Timing};
+use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor};
 use hyperv_runner_pool::workers::{Pool, STOP_LIMIT};
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ impl MockWorld {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let github = mock_github(&url, &Keys::new(&Secret::new(SECRET)));
-        let timing = Timing { create: Duration::ZERO, boot: Duration::ZERO, job };
+        let timing = MockTiming { create: Duration::ZERO, boot: Duration::ZERO, job };
         let hypervisor = Arc::new(MockHypervisor::new(timing, url, Some(Arc::clone(&github))));
         MockWorld { github, hypervisor, listener, gives_jobs: true }
     }
@@ -145,12 +145,12 @@ impl MockWorld {
     }
 
     /// Puts another template in the place of the present one.
-    pub fn set_template(&self, name: &str) {
-        self.hypervisor.set_template(name);
+    pub fn replace_template(&self) {
+        self.hypervisor.set_faults(Faults { template_replaced: true, ..Faults::default() });
     }
 
     pub fn set_free_bytes(&self, free_bytes: u64) {
-        self.hypervisor.set_free_bytes(free_bytes);
+        self.hypervisor.set_faults(Faults { free_bytes: Some(free_bytes), ..Faults::default() });
     }
 
     /// Registers a runner with GitHub, and returns its id.
