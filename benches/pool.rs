@@ -12,7 +12,7 @@ mod support;
 use hyperv_runner_pool::config::{MockTiming, PoolConfig};
 use hyperv_runner_pool::date;
 use hyperv_runner_pool::http::Api;
-use hyperv_runner_pool::http::gate::{self, Limits, Request};
+use hyperv_runner_pool::http::server::{self, Limits, Request, Server};
 use hyperv_runner_pool::hypervisor::{Error, Hypervisor, Inventory, VmId, VmSpec};
 use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
@@ -201,7 +201,7 @@ struct Inside {
     keys: Keys,
     destroys: Receiver<Instant>,
     lists: Receiver<Instant>,
-    gate: gate::Gate,
+    server: Server,
 }
 
 fn inside(slots: u32, poll: Duration) -> Inside {
@@ -220,16 +220,16 @@ fn inside(slots: u32, poll: Duration) -> Inside {
     let pool = Arc::new(pool.unwrap());
     let api = Api::new(pool.clone(), keys.clone(), github_config(), None);
     let answer = Arc::new(move |request: &Request| api.answer(request));
-    let gate = gate::serve(listener, Limits::default(), answer).unwrap();
+    let server = server::serve(listener, Limits::default(), answer).unwrap();
     wait_until("the VMs boot", || pool.snapshot().count(Phase::Booting) == slots as usize);
-    Inside { pool, url, keys, destroys: destroyed, lists: listed, gate }
+    Inside { pool, url, keys, destroys: destroyed, lists: listed, server }
 }
 
 impl Inside {
     fn stop(self) {
         self.pool.stop(Stop::Destroy);
         assert!(self.pool.join(STOP_LIMIT));
-        self.gate.stop();
+        self.server.stop();
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::config::{Config, Shutdown, Source};
 use crate::github::GitHub;
 use crate::github::client::Client;
-use crate::http::gate::{self, Gate, Limits};
+use crate::http::server::{self, Limits, Server};
 use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::host_check::{self, Finding, Severity};
@@ -26,7 +26,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct App {
     pool: Arc<Pool>,
-    gate: Gate,
+    server: Server,
     stop: Stop,
     /// Held as long as the pool runs: two pools on one storage folder would destroy each other's VMs.
     _lock: Option<File>,
@@ -87,10 +87,10 @@ impl App {
             })
         });
         let api = Api::new(Arc::clone(&pool), keys, config.github.clone(), jobs);
-        let gate = gate::serve(
+        let server = server::serve(
             listener,
             Limits::default(),
-            Arc::new(move |request: &gate::Request| api.answer(request)),
+            Arc::new(move |request: &server::Request| api.answer(request)),
         )
         .map_err(|err| format!("cannot start the HTTP server: {err}"))?;
         let stop = match config.pool.shutdown {
@@ -99,12 +99,12 @@ impl App {
         };
         let kind = if config.mock { "simulated VMs" } else { "VMs" };
         info!("pool of {} {kind} for {}, listening on {address}", config.pool.size, config.github.scope());
-        Ok(App { pool, gate, stop, _lock: lock })
+        Ok(App { pool, server, stop, _lock: lock })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.gate.local_addr()
+        self.server.local_addr()
     }
 
     /// The pool.
@@ -116,7 +116,7 @@ impl App {
     pub fn stop(self) {
         self.pool.stop(self.stop);
         self.pool.join(STOP_LIMIT);
-        self.gate.stop();
+        self.server.stop();
     }
 }
 

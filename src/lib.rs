@@ -5,7 +5,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`app`] | the parts put together: what `main` runs |
-//! | [`http`] | webhooks from GitHub, calls from the VMs, health; [`http::gate`] owns the connections |
+//! | [`http`] | webhooks from GitHub, calls from the VMs, health; [`http::server`] speaks HTTP |
 //! | [`workers`] | the threads around the pool's state: one per slot, and the monitor |
 //! | [`pool`] | what decides, without I/O, threads or a clock |
 //! | [`sim`] | the simulated GitHub and VMs of `USE_MOCK`, the tests and the benches |

@@ -1,7 +1,7 @@
 //! What the VMs ask and tell: their configuration, a job's start, the runner's end.
 
 use super::Api;
-use super::gate::{Reply, Request};
+use super::server::{Reply, Request};
 use crate::config::RegistrationMode;
 use crate::pool::Refusal;
 use crate::pool::slot::types::Job;
@@ -37,8 +37,8 @@ struct Ended {
 }
 
 pub(super) fn config(api: &Api, request: &Request, vm_name: &str) -> Reply {
-    let agent = request.headers.get("user-agent").map(String::from_utf8_lossy).unwrap_or_default();
-    let config = match api.pool.runner_config(vm_name, bearer(request), &agent) {
+    let agent = request.headers.get("user-agent").unwrap_or_default();
+    let config = match api.pool.runner_config(vm_name, bearer(request), agent) {
         Ok(config) => config,
         Err(refusal) => return refused(api, refusal, vm_name),
     };
@@ -88,7 +88,7 @@ pub(super) fn complete(api: &Api, request: &Request, vm_name: &str) -> Reply {
 fn bearer<'a>(request: &Request<'a>) -> Option<&'a [u8]> {
     let value = request.headers.get("authorization")?;
     let (scheme, secret) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| secret.trim_ascii())
+    scheme.eq_ignore_ascii_case("bearer ").then(|| secret.trim().as_bytes())
 }
 
 fn refused(api: &Api, refusal: Refusal, vm_name: &str) -> Reply {

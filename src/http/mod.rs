@@ -1,10 +1,12 @@
 //! The HTTP server: what may be asked, by whom.
 //!
-//! [`gate`] owns connections and limits; here a request becomes a reply. A
-//! handler never waits for a VM, for PowerShell or for GitHub.
+//! `tiny_http` parses and answers ([`server`]), behind a guard that bounds what
+//! a client may use; here a request becomes a reply. A handler never waits for a
+//! VM, for PowerShell or for GitHub.
 
 mod callback;
-pub mod gate;
+mod guard;
+pub mod server;
 mod status;
 mod webhook;
 
@@ -13,14 +15,13 @@ use crate::pool::millis;
 use crate::repeats::PerMinute;
 use crate::secret::Keys;
 use crate::workers::Pool;
-use gate::{Reply, Request};
 use log::warn;
 use serde::Serialize;
+use server::{Method, Reply, Request};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use tiny_http::Method;
 use webhook::Deliveries;
 
 /// Told of each job that a webhook speaks of: the action, the job's id and its labels.
@@ -84,7 +85,7 @@ impl Api {
             return Reply::text(403, "Only /webhook and /health can be reached through a proxy");
         }
         let local = request.peer.ip().to_canonical().is_loopback();
-        let mut segments = request.path.split('/').skip(1);
+        let mut segments = request.path.strip_prefix('/').unwrap_or("*").split('/');
         let route = (segments.next(), segments.next(), segments.next(), segments.next());
         match route {
             (Some("webhook"), None, ..) => only(request, Method::Post, || webhook::handle(self, request)),
@@ -115,8 +116,8 @@ impl fmt::Debug for Api {
 }
 
 fn only(request: &Request, method: Method, answer: impl FnOnce() -> Reply) -> Reply {
-    let head_for_get = request.method == Method::Head && method == Method::Get;
-    if request.method == method || head_for_get {
+    let head_for_get = *request.method == Method::Head && method == Method::Get;
+    if *request.method == method || head_for_get {
         return answer();
     }
     let allowed = if method == Method::Get { "GET, HEAD" } else { "POST" };
@@ -129,7 +130,7 @@ fn came_through_a_proxy(request: &Request) -> bool {
     let starts_with = |name: &str, prefix: &str| {
         name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
-    request.headers.iter().any(|(name, _)| {
+    request.headers.names().any(|name| {
         ["forwarded", "via", "x-real-ip"].iter().any(|whole| name.eq_ignore_ascii_case(whole))
             || ["x-forwarded-", "tailscale-", "cf-"].iter().any(|prefix| starts_with(name, prefix))
     })

@@ -1,7 +1,7 @@
 //! `/health`, `/metrics` and `/api/status`: the pool's snapshot for machines.
 
 use super::Api;
-use super::gate::Reply;
+use super::server::Reply;
 use crate::date;
 use crate::pool::health::{Reach, Trouble};
 use crate::pool::slot::types::{Phase, SlotSnapshot};

@@ -1,7 +1,7 @@
 //! `POST /webhook`: GitHub's deliveries, from signature to pool event.
 
 use super::Api;
-use super::gate::{Reply, Request};
+use super::server::{Reply, Request};
 use crate::pool::slot::types::{Job, JobEvent};
 use log::{debug, info};
 use serde::Deserialize;
@@ -52,7 +52,7 @@ pub(super) struct Deliveries {
 
 impl Deliveries {
     /// Whether this id has not been seen, which it has from now on.
-    fn is_new(&mut self, id: &[u8]) -> bool {
+    fn is_new(&mut self, id: &str) -> bool {
         let hash = self.hasher.hash_one(id);
         if !self.seen.insert(hash) {
             return false;
@@ -71,21 +71,21 @@ pub(super) fn handle(api: &Api, request: &Request) -> Reply {
     let Some(signature) = request.headers.get("x-hub-signature-256") else {
         return refuse(api, 401, "Missing signature");
     };
-    if !api.keys.webhook_signature_is_valid(request.body, signature) {
+    if !api.keys.webhook_signature_is_valid(request.body, signature.as_bytes()) {
         return refuse(api, 401, "Invalid signature");
     }
     let Some(json) = payload(request.body) else {
         return refuse(api, 400, "The form has no payload");
     };
     // GitHub names the event in a header. A sender that leaves it out is taken at its body.
-    let event = request.headers.get("x-github-event").unwrap_or(b"workflow_job");
-    if event != b"workflow_job" {
+    let event = request.headers.get("x-github-event").unwrap_or("workflow_job");
+    if event != "workflow_job" {
         return match serde_json::from_slice::<IgnoredAny>(&json) {
             Ok(_) => {
-                if event == b"ping" {
+                if event == "ping" {
                     info!("webhook: GitHub's ping came through, with the right signature");
                 }
-                debug!("webhook: ignoring event {}", String::from_utf8_lossy(event).escape_debug());
+                debug!("webhook: ignoring event {}", event.escape_debug());
                 accept(api, "Ignored")
             }
             Err(_) => refuse(api, 400, "The body is not valid JSON"),
@@ -192,12 +192,12 @@ mod tests {
     #[test]
     fn a_delivery_is_new_once_and_the_oldest_is_forgotten_first() {
         let mut deliveries = Deliveries::default();
-        assert!(deliveries.is_new(b"first"));
-        assert!(!deliveries.is_new(b"first"));
+        assert!(deliveries.is_new("first"));
+        assert!(!deliveries.is_new("first"));
         for i in 0..REMEMBERED {
-            assert!(deliveries.is_new(&i.to_le_bytes()));
+            assert!(deliveries.is_new(&i.to_string()));
         }
-        assert!(deliveries.is_new(b"first"));
+        assert!(deliveries.is_new("first"));
         assert_eq!(deliveries.seen.len(), deliveries.order.len());
     }
 

@@ -75,7 +75,7 @@ fn no_spelling_of_a_vms_name_leads_anywhere_else() {
         "%zz",
         "*",
         "$(whoami)",
-        "r\u{fc}nner-1",
+        "r%c3%bcnner-1",
         &long,
     ];
     let mut connection = Connection::open(&pool.url);

@@ -316,19 +316,17 @@ fn receive(stream: &mut TcpStream, received: &mut Vec<u8>) -> Option<Seen> {
 
 /// The first request in the bytes received, and how many of them it takes.
 fn parse(received: &[u8]) -> Option<(Seen, usize)> {
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut request = httparse::Request::new(&mut headers);
-    let httparse::Status::Complete(head) = request.parse(received).unwrap() else {
-        return None;
-    };
-    let headers: BTreeMap<String, String> = request
-        .headers
-        .iter()
-        .map(|h| (h.name.to_lowercase(), String::from_utf8_lossy(h.value).into_owned()))
+    let head = received.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let text = String::from_utf8_lossy(&received[..head]);
+    let mut lines = text.lines();
+    let mut request_line = lines.next().unwrap().split(' ').map(str::to_owned);
+    let headers: BTreeMap<String, String> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
         .collect();
     let length: usize = headers.get("content-length").map_or(0, |v| v.parse().unwrap());
     let body = received.get(head..head + length)?.to_vec();
-    let (method, target) = (request.method.unwrap().to_owned(), request.path.unwrap().to_owned());
+    let (method, target) = (request_line.next().unwrap(), request_line.next().unwrap());
     Some((Seen { method, target, headers, body }, head + length))
 }
 

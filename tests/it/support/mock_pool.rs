@@ -8,7 +8,7 @@ use super::http::{self, Connection, Response};
 use super::wait_until;
 use hyperv_runner_pool::config::{GitHubConfig, MockTiming, PoolConfig, RegistrationMode, Shutdown};
 use hyperv_runner_pool::github::{GitHub, Runner};
-use hyperv_runner_pool::http::gate::{self, Gate, Limits, Request};
+use hyperv_runner_pool::http::server::{self, Limits, Request, Server};
 use hyperv_runner_pool::http::{Api, JobListener};
 use hyperv_runner_pool::hypervisor::{Error, Hypervisor, Inventory, VmId, VmSpec, VmWrite};
 use hyperv_runner_pool::pool::slot::types::{Instance, SlotSnapshot};
@@ -180,9 +180,12 @@ impl MockWorld {
         let api = Api::new(pool.clone(), keys.clone(), github, listener);
         let listener = self.listener.try_clone().unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let server =
-            gate::serve(listener, Limits::default(), Arc::new(move |request: &Request| api.answer(request)))
-                .unwrap();
+        let server = server::serve(
+            listener,
+            Limits::default(),
+            Arc::new(move |request: &Request| api.answer(request)),
+        )
+        .unwrap();
         MockPool { pool, url, keys, server }
     }
 }
@@ -192,7 +195,7 @@ pub struct MockPool {
     pool: Arc<Pool>,
     pub url: String,
     pub keys: Keys,
-    server: Gate,
+    server: Server,
 }
 
 impl MockPool {
