@@ -14,7 +14,7 @@
 //! deadlines. A client's bytes are forwarded up to [`Limits::request_bytes`];
 //! more must be granted by the handler, which knows how long the body is and
 //! whether there is memory for it. The one thing it does read is how long a body
-//! claims to be, see [`LengthWatch`].
+//! claims to be, see [`length_watch`].
 //!
 //! What a connection is doing, and since when, is one atomic word ([`State`]),
 //! changed by compare-and-swap. To cut a connection is to mark that word and to
@@ -23,33 +23,23 @@
 //! with a timed `peek`, which loses nothing when it times out, and looks at the
 //! word in between.
 
-use super::server::{Limits, Requests, unpoisoned};
+mod connection;
+mod length_watch;
+
+pub(super) use connection::Connection;
+
+use super::server::{Limits, unpoisoned};
+use connection::{Allowance, LINGER, Phase, SLOW, State, micros, wait};
 use std::collections::HashMap;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How many bytes are copied at a time.
-const BUFFER: usize = 16 * 1024;
-
 /// The virtual size of a thread's stack. Only touched pages cost memory.
 const STACK: usize = 128 * 1024;
-
-/// How long the last answer stays readable for a client that still sends: a
-/// socket that is closed with unread bytes resets the connection, and the
-/// client may never see its answer.
-/// <https://www.rfc-editor.org/rfc/rfc9112#section-9.6>
-const LINGER: Duration = Duration::from_secs(2);
-
-/// How many bytes of a refused request are received and forgotten for the same reason.
-const FORGOTTEN: usize = 32 * 1024 * 1024;
-
-/// How long an answer may stay untaken before its connection may be cut for a
-/// new one, in microseconds.
-const SLOW: u64 = 250_000;
 
 /// How long a thread on Windows waits for bytes before it looks whether its connection was cut.
 const WINDOWS_TICK: Duration = Duration::from_millis(100);
@@ -79,281 +69,6 @@ pub(super) struct Guard {
 }
 
 type Table = HashMap<u16, Arc<Connection>>;
-
-/// One client's connection.
-pub(super) struct Connection {
-    /// The client's address.
-    pub(super) peer: SocketAddr,
-    /// How many bytes of its request's body are in memory, beyond those that everyone may have.
-    pub(super) held: AtomicUsize,
-    /// Its requests that are being answered.
-    pub(super) requests: Mutex<Requests>,
-    client: TcpStream,
-    inner: TcpStream,
-    /// Whom it counts for, see [`owner_of`].
-    owner: u128,
-    epoch: Instant,
-    state: AtomicU64,
-    /// An answer is being written to the client.
-    writing: AtomicBool,
-    /// `tiny_http` has given a request of it to a handler.
-    seen: AtomicBool,
-    allowance: Mutex<Allowance>,
-    granted: Condvar,
-}
-
-/// How much of a request is forwarded.
-struct Allowance {
-    used: usize,
-    most: usize,
-    /// Nothing more is: what follows can't be trusted.
-    finished: bool,
-}
-
-/// What a connection is doing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    /// It waits for a request's first byte.
-    Idle,
-    /// It sends a request.
-    Request,
-    /// It sends a request with a large body.
-    LargeRequest,
-    /// The request is whole, and its handler runs.
-    Handling,
-    /// It is sent an answer.
-    Answer,
-    /// It was sent its last answer.
-    Closing,
-    /// It was cut; its threads are about to end.
-    Cut,
-}
-
-/// What a connection is doing, and since when, in microseconds after [`Guard::epoch`].
-#[derive(Clone, Copy)]
-struct State {
-    phase: Phase,
-    since: u64,
-}
-
-impl State {
-    fn word(self) -> u64 {
-        self.since << 3 | self.phase as u64
-    }
-
-    fn of(word: u64) -> State {
-        let phase = match word & 7 {
-            0 => Phase::Idle,
-            1 => Phase::Request,
-            2 => Phase::LargeRequest,
-            3 => Phase::Handling,
-            4 => Phase::Answer,
-            5 => Phase::Closing,
-            _ => Phase::Cut,
-        };
-        State { phase, since: word >> 3 }
-    }
-
-    fn may_be_evicted(self, now: u64) -> bool {
-        match self.phase {
-            Phase::Idle | Phase::Request | Phase::LargeRequest | Phase::Closing => true,
-            Phase::Answer => now.saturating_sub(self.since) >= SLOW,
-            Phase::Handling | Phase::Cut => false,
-        }
-    }
-}
-
-impl Connection {
-    fn state(&self) -> State {
-        State::of(self.state.load(Ordering::SeqCst))
-    }
-
-    /// Changes what it is doing, unless it was cut or `next` says no. Answers whether it was not cut.
-    fn change(&self, next: impl Fn(State) -> Option<Phase>) -> bool {
-        let change = |word| {
-            let state = State::of(word);
-            if state.phase == Phase::Cut {
-                return None;
-            }
-            let phase = next(state)?;
-            // A request's time runs on from its first byte.
-            let goes_on = matches!(phase, Phase::LargeRequest | Phase::Handling);
-            let since = if goes_on { state.since } else { micros(self.epoch) };
-            Some(State { phase, since }.word())
-        };
-        _ = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
-        self.state().phase != Phase::Cut
-    }
-
-    /// A handler has its whole request, and from now on it is not cut until its answer is sent.
-    pub(super) fn handling(&self) {
-        self.change(|_| Some(Phase::Handling));
-    }
-
-    /// A request of it has come out of `tiny_http`.
-    pub(super) fn seen(&self) {
-        self.seen.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether its client takes its answers, so that to write one cannot block for long.
-    pub(super) fn takes_answers(&self) -> bool {
-        !self.writing.load(Ordering::SeqCst)
-    }
-
-    /// Lets the client send `more` bytes of its request, and gives it the longer deadline.
-    pub(super) fn grant(&self, more: usize) {
-        unpoisoned(&self.allowance).most += more;
-        self.change(|state| (state.phase == Phase::Request).then_some(Phase::LargeRequest));
-        self.granted.notify_all();
-    }
-
-    /// A request of it is answered: the next one may be as long as the first.
-    pub(super) fn answered(&self, limits: &Limits) {
-        let mut allowance = unpoisoned(&self.allowance);
-        (allowance.used, allowance.most) = (0, limits.request_bytes);
-        drop(allowance);
-        self.granted.notify_all();
-    }
-
-    /// Nothing that the client sends from now on is forwarded. `tiny_http` then closes after its last answer.
-    pub(super) fn finish(&self) {
-        unpoisoned(&self.allowance).finished = true;
-        _ = self.inner.shutdown(Shutdown::Write);
-        self.granted.notify_all();
-    }
-
-    /// Whether [`Connection::finish`] was called, or it was cut.
-    pub(super) fn is_finished(&self) -> bool {
-        self.state().phase == Phase::Cut || unpoisoned(&self.allowance).finished
-    }
-
-    /// Waits until `bytes` more may be forwarded. False if nothing is any more.
-    fn may_forward(&self, bytes: usize) -> bool {
-        let mut allowance = unpoisoned(&self.allowance);
-        while allowance.used + bytes > allowance.most && !allowance.finished {
-            if self.state().phase == Phase::Cut {
-                return false;
-            }
-            allowance = wait(&self.granted, allowance, Duration::from_millis(250));
-        }
-        allowance.used += bytes;
-        !allowance.finished
-    }
-
-    /// Cuts the connection, unless its state is no longer `word`.
-    fn cut_if(&self, word: u64) -> bool {
-        let cut = State { phase: Phase::Cut, since: 0 }.word();
-        let won = self.state.compare_exchange(word, cut, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        if won {
-            self.cut();
-        }
-        won
-    }
-
-    /// Cuts the connection, whatever it is doing.
-    pub(super) fn cut(&self) {
-        self.state.store(State { phase: Phase::Cut, since: 0 }.word(), Ordering::SeqCst);
-        _ = self.client.shutdown(Shutdown::Both);
-        _ = self.inner.shutdown(Shutdown::Both);
-        self.granted.notify_all();
-    }
-
-    /// Copies what the client sends, until it is done or has sent its last request.
-    fn copy_requests(&self) {
-        let mut buffer = [0; BUFFER];
-        let mut watch = LengthWatch::Name(0);
-        let (mut forwards, mut forgotten) = (true, 0);
-        while let Some(received @ 1..) = self.receive(&self.client, &mut buffer) {
-            let bytes = &buffer[..received];
-            if !watch.allows(bytes) {
-                return self.cut();
-            }
-            self.change(|state| matches!(state.phase, Phase::Idle | Phase::Answer).then_some(Phase::Request));
-            forwards = forwards && self.may_forward(received) && (&self.inner).write_all(bytes).is_ok();
-            if !forwards {
-                forgotten += received;
-                if forgotten > FORGOTTEN {
-                    return self.cut();
-                }
-            }
-        }
-        _ = self.inner.shutdown(Shutdown::Write);
-    }
-
-    /// Copies the answers, until `tiny_http` closes.
-    fn copy_answers(&self) {
-        let mut buffer = [0; BUFFER];
-        while let Some(received @ 1..) = self.receive(&self.inner, &mut buffer) {
-            self.writing.store(true, Ordering::SeqCst);
-            let sent =
-                self.change(|_| Some(Phase::Answer)) && (&self.client).write_all(&buffer[..received]).is_ok();
-            self.writing.store(false, Ordering::SeqCst);
-            if !sent {
-                return self.cut();
-            }
-            self.change(|state| (state.phase == Phase::Answer).then_some(Phase::Idle));
-        }
-        self.change(|_| Some(Phase::Closing));
-        _ = self.client.shutdown(Shutdown::Write);
-    }
-
-    /// Receives at least one byte, or 0 at the end. `None` when the connection is no more.
-    fn receive(&self, mut stream: &TcpStream, room: &mut [u8]) -> Option<usize> {
-        while self.state().phase != Phase::Cut {
-            let received = if cfg!(windows) {
-                stream.peek(&mut [0]).and_then(|_| stream.read(room))
-            } else {
-                stream.read(room)
-            };
-            match received.map_err(|error| error.kind()) {
-                Ok(received) => return Some(received),
-                Err(ErrorKind::Interrupted) => {}
-                Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) if cfg!(windows) => {}
-                Err(_) => return None,
-            }
-        }
-        None
-    }
-}
-
-/// Watches for a body that claims to be 100 MB or longer. When a request is
-/// given up, `tiny_http` sets aside as many bytes as its body lacks: one header
-/// field could end the program (`EqualReader::drop`, tiny_http 0.12). So no such
-/// field passes; real limits are the handler's.
-enum LengthWatch {
-    /// So much of a line is the field's name.
-    Name(usize),
-    /// It is, and so many digits of its value have come.
-    Digits(usize),
-    Elsewhere,
-}
-
-impl LengthWatch {
-    const NAME: &[u8] = b"content-length:";
-    const MOST_DIGITS: usize = 8;
-
-    fn allows(&mut self, bytes: &[u8]) -> bool {
-        let is_space = |byte: u8| byte.is_ascii_whitespace() || byte == b'\x0b';
-        for &byte in bytes {
-            *self = match *self {
-                _ if byte == b'\n' => LengthWatch::Name(0),
-                LengthWatch::Elsewhere => continue,
-                LengthWatch::Name(0) if is_space(byte) => continue,
-                LengthWatch::Name(at) if byte.eq_ignore_ascii_case(&LengthWatch::NAME[at]) => {
-                    match at + 1 == LengthWatch::NAME.len() {
-                        true => LengthWatch::Digits(0),
-                        false => LengthWatch::Name(at + 1),
-                    }
-                }
-                LengthWatch::Digits(0) if is_space(byte) || b"+0".contains(&byte) => continue,
-                LengthWatch::Digits(LengthWatch::MOST_DIGITS) if byte.is_ascii_digit() => return false,
-                LengthWatch::Digits(digits) if byte.is_ascii_digit() => LengthWatch::Digits(digits + 1),
-                _ => LengthWatch::Elsewhere,
-            };
-        }
-        true
-    }
-}
 
 impl Guard {
     /// Lets clients of `listener` through to `inner`.
@@ -719,50 +434,5 @@ pub(super) fn join(thread: JoinHandle<()>, patience: Duration) {
         _ = thread.join();
     } else {
         log::warn!("HTTP: a thread did not end in time and is left behind");
-    }
-}
-
-fn micros(epoch: Instant) -> u64 {
-    u64::try_from(epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-fn wait<'a, T>(signal: &Condvar, guard: MutexGuard<'a, T>, most: Duration) -> MutexGuard<'a, T> {
-    signal.wait_timeout(guard, most).unwrap_or_else(PoisonError::into_inner).0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::LengthWatch;
-
-    fn passes(text: &str, piece: usize) -> bool {
-        let mut watch = LengthWatch::Name(0);
-        text.as_bytes().chunks(piece).all(|bytes| watch.allows(bytes))
-    }
-
-    #[test]
-    fn a_length_of_100_mb_does_not_pass_however_it_is_written_and_cut() {
-        for field in [
-            "Content-Length: 100000000",
-            "content-LENGTH:99999999999999999999999",
-            "Content-Length:\t +00000000000000123456789",
-            "  Content-Length: 123456789",
-            "\x0bContent-Length:\x0b\x0c123456789",
-        ] {
-            for piece in [1, 2, 3, 7, 1000] {
-                assert!(!passes(&format!("POST / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n"), piece), "{field}");
-            }
-        }
-    }
-
-    #[test]
-    fn everything_else_passes() {
-        for text in [
-            "POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: 0000000000000012\r\nX-Job: 123456789012\r\n\r\n",
-            "POST / HTTP/1.1\r\nX-Content-Length: 123456789012\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\n{\"title\":\"Content-Length: 123456789012\"}",
-        ] {
-            assert!(passes(text, 5), "{text}");
-        }
     }
 }
