@@ -256,7 +256,8 @@ pub struct Sim {
     pub(crate) vms: Vec<SimVm>,
     pub(crate) disks: Vec<VmId>,
     pub(crate) foreign_vms: Vec<String>,
-    pub(crate) used_disks: std::collections::HashSet<u64>,
+    /// By file name: among thousands of VMs two incarnations can have the same 32 random bits.
+    pub(crate) used_disks: std::collections::HashSet<String>,
     pub(crate) runners: Vec<SimRunner>,
     /// By scope.
     pub(crate) last_runner: std::collections::HashMap<Scope, u64>,

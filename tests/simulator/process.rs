@@ -40,6 +40,8 @@ struct Worker {
     queue: VecDeque<(Action, Millis)>,
     performing: bool,
     timer: Option<Millis>,
+    /// The VM that it destroys, and when that was decided.
+    destroying: Option<(VmId, Millis)>,
     last_disk: Option<VmId>,
 }
 
@@ -238,7 +240,16 @@ impl Sim {
         p.workers.resize_with(p.state.slots().count(), Worker::default);
         for (slot, action) in out.actions {
             self.trace(|_| format!("    slot {slot}: {action:?}"));
-            p.workers[slot].queue.push_back((action, self.now));
+            let worker = &mut p.workers[slot];
+            let mut decided = self.now;
+            if let Action::DestroyVm(vm) = &action {
+                // To destroy is final: another try is not a new decision.
+                match &worker.destroying {
+                    Some((same, first)) if same == vm => decided = *first,
+                    _ => worker.destroying = Some((vm.clone(), decided)),
+                }
+            }
+            worker.queue.push_back((action, decided));
             self.perform_next(p, slot);
         }
         for slot in 0..p.workers.len() {

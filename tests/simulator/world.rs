@@ -543,7 +543,7 @@ impl Sim {
         let at = self.vms.iter().position(|vm| vm.number == number);
         match op.stage {
             0 => {
-                if !self.used_disks.insert(number) {
+                if !self.used_disks.insert(made.vm.disk_file_name()) {
                     self.violate(1, format!("disk {} is used twice", made.vm.disk_file_name()));
                 }
                 self.disks.push(made.vm.clone());
@@ -637,7 +637,7 @@ impl Sim {
         // Nobody can tell anything of a mute guest where the token has no access.
         let own = super::process::rules(&self.known.config).scope;
         let unknowable = unheard && vm.told_to_retire && vm.scope != own && self.scope_refused;
-        // GitHub lied of a runner without a job, which got one when that was decided.
+        // GitHub lied of a runner without a job, which got one when its VM's end was decided, or while that failed.
         let began = self.jobs[job as usize].began;
         let lied =
             self.runner_of(vm).is_some_and(|at| self.runners[at].lied) && began >= op.decided - 5 * SECOND;
