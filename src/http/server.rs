@@ -1,4 +1,4 @@
-//! `tiny_http` behind the [`guard`](super::guard): its requests become calls of
+//! `tiny_http` behind the guard: its requests become calls of
 //! a handler, and the handler's replies its responses.
 //!
 //! A few threads take turns in `tiny_http::Server::recv()`, and none of them

@@ -233,7 +233,7 @@ struct VmFact {
     notes: String,
     disks: Vec<String>,
     heartbeat: Option<Heartbeat>,
-    /// A [`GuestWord`](super::GuestWord), if it is in order.
+    /// A [`GuestWord`], if it is in order.
     #[serde(default)]
     guest: Value,
 }

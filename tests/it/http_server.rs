@@ -36,6 +36,21 @@ fn start_with(limits: Limits, handler: impl Fn(&Request<'_>) -> Reply + Send + S
     server::serve(listener, limits, Arc::new(handler)).unwrap()
 }
 
+/// A server whose handler says when it begins with `/slow`, and then waits to be told to go on.
+fn start_with_slow(limits: Limits) -> (Server, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (entered, running) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    let released = std::sync::Mutex::new(released);
+    let server = start_with(limits, move |request| {
+        if request.path == "/slow" {
+            entered.send(()).unwrap();
+            _ = released.lock().unwrap().recv_timeout(HANDLER_WAIT);
+        }
+        echo(request)
+    });
+    (server, running, release)
+}
+
 /// Short deadlines that a busy machine still meets where they must not pass.
 fn brisk() -> Limits {
     Limits {
@@ -324,16 +339,7 @@ fn a_head_without_an_end_takes_no_more_than_a_requests_share() {
 
 #[test]
 fn who_sends_many_requests_and_reads_no_answer_is_cut_and_holds_up_nobody() {
-    let (entered, running) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
-    let released = std::sync::Mutex::new(released);
-    let server = start_with(Limits::default(), move |request| {
-        if request.path == "/slow" {
-            entered.send(()).unwrap();
-            _ = released.lock().unwrap().recv_timeout(HANDLER_WAIT);
-        }
-        echo(request)
-    });
+    let (server, running, release) = start_with_slow(Limits::default());
     let mut greedy = connect(&server);
     greedy.write_all(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     running.recv_timeout(HANDLER_WAIT).unwrap();
@@ -599,16 +605,7 @@ fn one_address_has_only_so_many_connections_and_loopback_is_exempt() {
 
 #[test]
 fn a_connection_whose_handler_runs_keeps_its_place() {
-    let (entered, running) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
-    let released = std::sync::Mutex::new(released);
-    let server = start_with(Limits { max_connections: 2, ..Limits::default() }, move |request| {
-        if request.path == "/slow" {
-            entered.send(()).unwrap();
-            released.lock().unwrap().recv_timeout(HANDLER_WAIT).unwrap();
-        }
-        echo(request)
-    });
+    let (server, running, release) = start_with_slow(Limits { max_connections: 2, ..Limits::default() });
     let mut slow = connect(&server);
     slow.write_all(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     running.recv_timeout(HANDLER_WAIT).unwrap();
@@ -636,16 +633,7 @@ fn the_longest_waiting_connection_goes_first() {
 
 #[test]
 fn stop_cuts_what_waits_and_finishes_what_is_answered() {
-    let (entered, running) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
-    let released = std::sync::Mutex::new(released);
-    let server = start_with(Limits::default(), move |request| {
-        if request.path == "/slow" {
-            entered.send(()).unwrap();
-            released.lock().unwrap().recv_timeout(HANDLER_WAIT).unwrap();
-        }
-        echo(request)
-    });
+    let (server, running, release) = start_with_slow(Limits::default());
     let address: SocketAddr = server.local_addr();
     let mut idle = connect(&server);
     assert_eq!(idle.get("/").status, 200);
@@ -675,17 +663,10 @@ fn stop_cuts_what_waits_and_finishes_what_is_answered() {
 
 #[test]
 fn stop_does_not_wait_for_a_handler_for_ever() {
-    let (entered, running) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
-    let released = std::sync::Mutex::new(released);
     let limits = Limits { stop_grace: Duration::from_millis(100), ..Limits::default() };
-    let server = start_with(limits, move |request| {
-        entered.send(()).unwrap();
-        _ = released.lock().unwrap().recv_timeout(HANDLER_WAIT);
-        echo(request)
-    });
+    let (server, running, release) = start_with_slow(limits);
     let mut stuck = connect(&server);
-    stuck.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    stuck.write_all(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     running.recv_timeout(HANDLER_WAIT).unwrap();
     let start = Instant::now();
     server.stop();

@@ -35,7 +35,7 @@ pub(in crate::http) struct Connection {
     pub(in crate::http) requests: Mutex<Requests>,
     pub(super) client: TcpStream,
     pub(super) inner: TcpStream,
-    /// Whom it counts for, see [`owner_of`].
+    /// Whom it counts for, see `owner_of`.
     pub(super) owner: u128,
     pub(super) epoch: Instant,
     pub(super) state: AtomicU64,
@@ -74,7 +74,7 @@ pub(super) enum Phase {
     Cut,
 }
 
-/// What a connection is doing, and since when, in microseconds after [`Guard::epoch`].
+/// What a connection is doing, and since when, in microseconds after the guard's epoch.
 #[derive(Clone, Copy)]
 pub(super) struct State {
     pub(super) phase: Phase,
