@@ -221,6 +221,28 @@ fn three_thousand_half_sent_requests_are_cut_in_time_and_do_not_pile_up() {
     assert_unmoved(pool, &before);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn clients_that_leave_before_their_answer_leave_nothing_behind() {
+    let pool = one_ready();
+    let before = pool.slot(1);
+    let threads = pool.fact("Threads");
+    let body = "x".repeat(2_000);
+    let request = format!("POST /webhook HTTP/1.1\r\nHost: h\r\nContent-Length: 2000\r\n\r\n{body}");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let mut client = pool.connect();
+                    client.write_all(request.repeat(3).as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    wait_until("their threads are gone", || pool.fact("Threads") <= threads + 1);
+    assert_unmoved(pool, &before);
+}
+
 #[test]
 fn what_never_ends_is_refused_or_cut() {
     let pool = one_ready();

@@ -192,7 +192,7 @@ impl Connection {
     pub(in crate::http) fn cut(&self) {
         self.state.store(State { phase: Phase::Cut, since: 0 }.word(), Ordering::SeqCst);
         _ = self.client.shutdown(Shutdown::Both);
-        _ = self.inner.shutdown(Shutdown::Both);
+        _ = self.inner.shutdown(Shutdown::Write);
         self.granted.notify_all();
     }
 
@@ -218,21 +218,40 @@ impl Connection {
         _ = self.inner.shutdown(Shutdown::Write);
     }
 
-    /// Copies the answers, until `tiny_http` closes.
+    /// Copies the answers, until `tiny_http` closes. Until then a request of
+    /// this connection may still come out of it, whatever happened to its client.
     pub(super) fn copy_answers(&self) {
         let mut buffer = [0; BUFFER];
-        while let Some(received @ 1..) = self.receive(&self.inner, &mut buffer) {
+        if self.deliver(&mut buffer) {
+            self.change(|_| Some(Phase::Closing));
+            _ = self.client.shutdown(Shutdown::Write);
+            return;
+        }
+        self.cut();
+        while match (&self.inner).read(&mut buffer) {
+            Ok(received) => received > 0,
+            Err(error) => {
+                matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut)
+            }
+        } {}
+    }
+
+    /// False if the client is gone or was cut.
+    fn deliver(&self, buffer: &mut [u8]) -> bool {
+        while let Some(received) = self.receive(&self.inner, buffer) {
+            if received == 0 {
+                return true;
+            }
             self.writing.store(true, Ordering::SeqCst);
             let sent =
                 self.change(|_| Some(Phase::Answer)) && (&self.client).write_all(&buffer[..received]).is_ok();
             self.writing.store(false, Ordering::SeqCst);
             if !sent {
-                return self.cut();
+                return false;
             }
             self.change(|state| (state.phase == Phase::Answer).then_some(Phase::Idle));
         }
-        self.change(|_| Some(Phase::Closing));
-        _ = self.client.shutdown(Shutdown::Write);
+        false
     }
 
     /// Receives at least one byte, or 0 at the end. `None` when the connection is no more.

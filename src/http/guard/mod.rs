@@ -313,9 +313,9 @@ impl Guard {
                 let state = State::of(word);
                 if self.deadline(state).is_some_and(|deadline| deadline <= now) {
                     connection.cut_if(word);
-                } else if state.phase == Phase::Request && !connection.seen.load(Ordering::Relaxed) {
-                    unseen += 1;
                 }
+                let may_be_queued = matches!(state.phase, Phase::Request | Phase::Cut);
+                unseen += usize::from(may_be_queued && !connection.seen.load(Ordering::Relaxed));
             }
             if unseen > 0 {
                 self.nudge();
