@@ -33,5 +33,6 @@ pub mod pool;
 pub mod repeats;
 pub mod secret;
 pub mod sim;
+mod sync;
 mod text;
 pub mod workers;

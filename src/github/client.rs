@@ -19,11 +19,12 @@ use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
 use crate::config::{GitHubConfig, RegistrationMode};
 use crate::date::parse_time;
 use crate::secret::Secret;
+use crate::sync::unpoisoned;
 use crate::text::one_line;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::Method;
 
@@ -199,7 +200,7 @@ impl Client {
         // GitHub does not document how it refuses a group that is gone (deleted
         // and made again, say); 404 and 422 are what it can be.
         if matches!(response.status, 404 | 422) && group != DEFAULT_GROUP {
-            *lock(&self.group_id) = None;
+            *unpoisoned(&self.group_id) = None;
             let present = self.group_id(&what)?;
             if present != group {
                 (request, response) = self.post_jit(&what, name, present)?;
@@ -228,13 +229,13 @@ impl Client {
         if self.scope.repository.is_some() || name.eq_ignore_ascii_case("Default") {
             return Ok(DEFAULT_GROUP);
         }
-        if let Some(id) = *lock(&self.group_id) {
+        if let Some(id) = *unpoisoned(&self.group_id) {
             return Ok(id);
         }
         let groups: Vec<Group> =
             self.list(&self.scope, what, "/runner-groups", self.http.listing_deadline())?;
         if let Some(group) = groups.iter().find(|group| group.name == *name) {
-            *lock(&self.group_id) = Some(group.id);
+            *unpoisoned(&self.group_id) = Some(group.id);
             return Ok(group.id);
         }
         let names: Vec<&str> = groups.iter().take(10).map(|group| group.name.as_str()).collect();
@@ -250,7 +251,7 @@ impl Client {
     /// that is about to expire.
     fn registration_token(&self) -> Result<Registration, Error> {
         let clock = self.http.clock();
-        let shared = lock(&self.token).clone().filter(|(_, until)| clock.now() < *until);
+        let shared = unpoisoned(&self.token).clone().filter(|(_, until)| clock.now() < *until);
         if let Some((credential, _)) = shared {
             return Ok(Registration { runner_id: None, credential });
         }
@@ -263,7 +264,7 @@ impl Client {
         let expires = token.expires_at.as_deref().and_then(parse_time);
         let now = response.date.unwrap_or_else(|| clock.utc());
         let life = expires.and_then(|expires| expires.duration_since(now + TOKEN_MARGIN).ok());
-        *lock(&self.token) = life.map(|life| (credential.clone(), clock.now() + life));
+        *unpoisoned(&self.token) = life.map(|life| (credential.clone(), clock.now() + life));
         Ok(Registration { runner_id: None, credential })
     }
 
@@ -274,10 +275,6 @@ impl Client {
         let request = Request::new(scope, what, Method::GET, "/runners?per_page=1");
         self.ask::<Page<Id>>(&request, deadline).map(|_| ())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl GitHub for Client {

@@ -3,7 +3,8 @@
 
 use crate::date::parse_time;
 use crate::secret::Secret;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::sync::unpoisoned;
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 use ureq::http::HeaderMap;
 
@@ -60,6 +61,6 @@ impl CurrentPat {
     }
 
     fn lock(&self) -> MutexGuard<'_, (Secret, Option<SystemTime>)> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.current)
     }
 }

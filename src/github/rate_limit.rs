@@ -6,7 +6,8 @@
 use super::Error;
 use super::clock::Clock;
 use crate::date::timestamp;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::unpoisoned;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ureq::http::HeaderMap;
 
@@ -112,7 +113,7 @@ impl RateLimit {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.state)
     }
 }
 

@@ -14,13 +14,14 @@ use crate::config::GitHubConfig;
 use crate::pool::millis;
 use crate::repeats::PerMinute;
 use crate::secret::Keys;
+use crate::sync::unpoisoned;
 use crate::workers::Pool;
 use log::warn;
 use serde::Serialize;
 use server::{Method, Reply, Request};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use webhook::Deliveries;
 
@@ -72,7 +73,7 @@ impl Api {
     /// in a VM nor anyone else must be able to fill the log.
     fn note_refusal(&self, why: String) {
         let now = millis(self.started.elapsed());
-        let tally = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).note(why, now);
+        let tally = unpoisoned(&self.refusals).note(why, now);
         if let Some(tally) = tally {
             warn!("refused: {tally}");
         }

@@ -8,12 +8,13 @@
 //! body, or does not read, holds up nobody but itself.
 
 use super::guard::{Connection, Guard, join};
+use crate::sync::unpoisoned;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Cursor, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tiny_http::{Header, Response, StatusCode};
@@ -518,12 +519,6 @@ fn declared_length(headers: Headers<'_>) -> Result<Option<usize>, Reply> {
             _ => Err(Reply::text(400, "Content-Length is not a number")),
         },
     }
-}
-
-/// Locks, also after a thread died with the lock: every change under it is one
-/// step, so what it guards is whole.
-pub(super) fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use crate::date;
 use crate::pool::health::{Reach, Trouble};
 use crate::pool::slot::types::{Phase, SlotSnapshot};
 use crate::pool::{Snapshot, image_age};
+use crate::sync::unpoisoned;
 use serde::Serialize;
 use std::fmt::Write;
-use std::sync::PoisonError;
 use std::time::UNIX_EPOCH;
 
 /// Public through a tunnel, so it says nothing of the host: no path, no name, no error's text.
@@ -96,7 +96,7 @@ pub(super) fn status(api: &Api) -> Reply {
             free_bytes: snapshot.free_bytes,
             token_expires: api.pool.token_expires().map(date::timestamp),
             image: api.pool.image_report(),
-            webhooks: api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            webhooks: unpoisoned(&api.webhooks).clone(),
             slots: snapshot.slots.iter().map(|slot| slot_status(slot, snapshot.now)).collect(),
         },
     )
@@ -137,7 +137,7 @@ fn error(reach: &Reach) -> Option<&str> {
 /// The Prometheus text format: <https://prometheus.io/docs/instrumenting/exposition_formats/>
 pub(super) fn metrics(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
-    let webhooks = api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let webhooks = unpoisoned(&api.webhooks).clone();
     let mut text = String::with_capacity(4096);
     use Phase::{Booting, Creating, Destroying, Empty, Ready, Recovering, Running};
     let phases = [Recovering, Empty, Creating, Booting, Ready, Running, Destroying];

@@ -3,13 +3,13 @@
 use super::Api;
 use super::server::{Reply, Request};
 use crate::pool::slot::types::{Job, JobEvent};
+use crate::sync::unpoisoned;
 use log::{debug, info};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::PoisonError;
 
 /// How many deliveries are remembered as seen.
 const REMEMBERED: usize = 8192;
@@ -101,7 +101,7 @@ pub(super) fn handle(api: &Api, request: &Request) -> Reply {
     };
     if let Some(id) = request.headers.get("x-github-delivery") {
         // Nothing after this can fail, so a delivery that GitHub sends again because of an error is not taken for a repeat.
-        let mut deliveries = api.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deliveries = unpoisoned(&api.deliveries);
         if !deliveries.is_new(id) {
             return accept(api, "Repeated delivery, ignored");
         }
@@ -111,12 +111,12 @@ pub(super) fn handle(api: &Api, request: &Request) -> Reply {
 }
 
 fn accept(api: &Api, text: &'static str) -> Reply {
-    api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).accepted += 1;
+    unpoisoned(&api.webhooks).accepted += 1;
     Reply::text(200, text)
 }
 
 fn refuse(api: &Api, status: u16, why: &'static str) -> Reply {
-    *api.webhooks.lock().unwrap_or_else(PoisonError::into_inner).refused.entry(why).or_default() += 1;
+    *unpoisoned(&api.webhooks).refused.entry(why).or_default() += 1;
     api.note_refusal(format!("webhook: {why}"));
     Reply::text(status, why)
 }

@@ -5,6 +5,7 @@
 use crate::github::scope::Scope;
 use crate::github::{Error, GitHub, QueuedJob, Registration, Removal, Runner};
 use crate::secret::{Keys, Secret};
+use crate::sync::unpoisoned;
 use log::debug;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -125,7 +126,7 @@ impl MockGitHub {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.inner)
     }
 }
 

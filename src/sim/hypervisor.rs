@@ -9,6 +9,7 @@ use crate::hypervisor::{
     Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };
 use crate::secret::Secret;
+use crate::sync::unpoisoned;
 use serde::Deserialize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,7 +69,7 @@ impl MockHypervisor {
     }
 
     fn host(&self) -> MutexGuard<'_, Host> {
-        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.host)
     }
 }
 
@@ -184,7 +185,7 @@ struct GuestConfig {
 
 impl SimulatedVm {
     fn state(&self) -> MutexGuard<'_, VmState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.state)
     }
 
     // --- what the host does ---

@@ -25,6 +25,7 @@ use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::repeats::Repeats;
 use crate::secret::Keys;
+use crate::sync::unpoisoned;
 use crossbeam_channel::Sender;
 use log::warn;
 use std::fmt;
@@ -226,8 +227,7 @@ impl fmt::Debug for Pool {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A thread that panicked while it held the lock leaves plain values behind, so its panic is not spread.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.inner)
     }
 
     /// What a VM made now would be made of, and registered with.
@@ -266,7 +266,7 @@ impl Shared {
             self.look.notify_all();
         }
         // Taken before the state is let go, so that the log tells things in their order.
-        let mut told_failures = self.told_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told_failures = unpoisoned(&self.told_failures);
         drop(inner);
         story::tell(&mut told_failures, out.news, now);
         answer

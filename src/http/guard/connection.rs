@@ -2,7 +2,8 @@
 //! the two copies.
 
 use super::length_watch::LengthWatch;
-use crate::http::server::{Limits, Requests, unpoisoned};
+use crate::http::server::{Limits, Requests};
+use crate::sync::unpoisoned;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

@@ -28,7 +28,8 @@ mod length_watch;
 
 pub(super) use connection::Connection;
 
-use super::server::{Limits, unpoisoned};
+use super::server::Limits;
+use crate::sync::unpoisoned;
 use connection::{Allowance, LINGER, Phase, SLOW, State, micros, wait};
 use std::collections::HashMap;
 use std::io;
@@ -44,8 +45,8 @@ const STACK: usize = 128 * 1024;
 /// How long a thread on Windows waits for bytes before it looks whether its connection was cut.
 const WINDOWS_TICK: Duration = Duration::from_millis(100);
 
-/// How long a request may be in `tiny_http` unseen before [`Guard::nudge`].
-const UNSEEN: Duration = Duration::from_millis(50);
+/// How often [`Guard::nudge`] is called while a connection may be in `tiny_http`'s queue.
+const NUDGE_EVERY: Duration = Duration::from_millis(50);
 
 /// How many file descriptors must be free before a connection is let in:
 /// `tiny_http` clones the accepted socket, and panics when it cannot.
@@ -320,7 +321,7 @@ impl Guard {
             if unseen > 0 {
                 self.nudge();
             }
-            pause = if unseen > 0 { UNSEEN.min(tick) } else { tick };
+            pause = if unseen > 0 { NUDGE_EVERY.min(tick) } else { tick };
         }
     }
 
@@ -330,7 +331,7 @@ impl Guard {
     /// other ends (`TaskPool::spawn`, tiny_http 0.12). A connection that comes
     /// and goes frees it.
     fn nudge(&self) {
-        drop(TcpStream::connect_timeout(&self.inner, UNSEEN));
+        drop(TcpStream::connect_timeout(&self.inner, NUDGE_EVERY));
     }
 
     /// Stops: no more connections are accepted, those that wait or are not

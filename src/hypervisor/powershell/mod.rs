@@ -26,6 +26,7 @@ mod script_dir;
 
 use super::{Error, NOT_WINDOWS};
 use crate::secret::Secret;
+use crate::sync::unpoisoned;
 use process::{STDOUT_LIMIT, run_process};
 use reply::{ascii_json, find_answer, quote, redact};
 use script_dir::ScriptDir;
@@ -33,8 +34,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Settings of the pool that no script has any business to inherit.
@@ -133,7 +134,7 @@ impl PowerShell {
         cancel: Option<&AtomicBool>,
     ) -> Result<A, Error> {
         let failed = |why: String| Error(redact(format!("{} failed: {why}", script.name), secrets));
-        let path = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).verified(script)?;
+        let path = unpoisoned(&self.scripts).verified(script)?;
 
         let mut command = Command::new(&self.program);
         command
