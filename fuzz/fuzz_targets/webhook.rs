@@ -2,7 +2,7 @@
 //! that there are, and 200 or 400 only for the right signature.
 #![no_main]
 
-use hyperv_runner_pool::config::{GitHubConfig, MockTiming, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::config::{MockTiming, PoolConfig, Source};
 use hyperv_runner_pool::http::Api;
 use hyperv_runner_pool::http::server::{self, Limits, Request};
 use hyperv_runner_pool::pool::slot::types::Phase;
@@ -24,33 +24,15 @@ struct Running {
 
 static SERVER: LazyLock<Running> = LazyLock::new(|| {
     let keys = Keys::new(&Secret::new("fuzz"));
-    let github_config = GitHubConfig {
-        api_url: "https://api.github.com".into(),
-        pat: None,
-        org: "octo".into(),
-        repo: None,
-        registration: RegistrationMode::Jit,
-        runner_group: "Default".into(),
-        labels: vec!["windows".into()],
-    };
+    let source = Source::new([], std::env::temp_dir());
+    let usual = source.load_with(b"USE_MOCK=true").expect("nothing else is required").config;
+    let github_config = usual.github;
     let github = MockGitHub::new(github_config.scope(), &github_config.labels, String::new(), keys.clone());
     let timing = MockTiming { create: Duration::ZERO, boot: Duration::ZERO, job: Duration::ZERO };
     let hypervisor = Arc::new(MockHypervisor::new(timing, String::new(), None));
     hypervisor.set_faults(Faults { dead_guests: u32::MAX, ..Faults::default() });
     let day = Duration::from_secs(86_400);
-    let settings = PoolConfig {
-        name_prefix: "runner-".into(),
-        size: 1,
-        warm: 1,
-        boot_timeout: day,
-        job_timeout: day,
-        poll: day,
-        shutdown: Shutdown::Keep,
-        surplus_after: day,
-        max_idle: day,
-        min_free_bytes: 0,
-        max_concurrent_creates: 1,
-    };
+    let settings = PoolConfig { size: 1, warm: 1, boot_timeout: day, poll: day, ..usual.pool };
     let identity = ("7a9e0001".into(), "fuzz".into());
     let pool = Pool::start(&settings, &github_config, identity, Arc::new(github), hypervisor, keys.clone());
     let pool = Arc::new(pool.expect("threads"));

@@ -183,31 +183,14 @@ impl Snapshot {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config::Source;
     use crate::hypervisor::{Heartbeat, Notes, Power, Vm, VmId};
 
     pub fn rules(size: u32, warm: u32) -> Rules {
-        let github = GitHubConfig {
-            api_url: "https://api.github.com".into(),
-            pat: None,
-            org: "octo".into(),
-            repo: None,
-            registration: RegistrationMode::Jit,
-            runner_group: "Default".into(),
-            labels: vec!["self-hosted".into(), "Windows".into()],
-        };
-        let pool = PoolConfig {
-            name_prefix: "runner-".into(),
-            size,
-            warm,
-            boot_timeout: Duration::from_secs(600),
-            job_timeout: Duration::from_secs(6 * 3600),
-            poll: Duration::from_secs(30),
-            shutdown: crate::config::Shutdown::Keep,
-            surplus_after: Duration::from_secs(600),
-            max_idle: Duration::from_secs(24 * 3600),
-            min_free_bytes: 10 << 30,
-            max_concurrent_creates: size.max(2),
-        };
+        let usual = Source::new([], std::env::temp_dir()).load_with(b"USE_MOCK=true").unwrap().config;
+        let labels = vec!["self-hosted".into(), "Windows".into()];
+        let github = GitHubConfig { org: "octo".into(), labels, ..usual.github };
+        let pool = PoolConfig { size, warm, max_concurrent_creates: size.max(2), ..usual.pool };
         Rules::new(&pool, &github, "7a9e0001".into())
     }
 

@@ -6,7 +6,7 @@
 use super::delivery::{self, LABELS};
 use super::http::{self, Connection, Response};
 use super::wait_until;
-use hyperv_runner_pool::config::{GitHubConfig, MockTiming, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::config::{Config, GitHubConfig, MockTiming, PoolConfig, Source};
 use hyperv_runner_pool::github::{GitHub, Runner};
 use hyperv_runner_pool::http::server::{self, Limits, Request, Server};
 use hyperv_runner_pool::http::{Api, JobListener};
@@ -25,33 +25,18 @@ pub const SECRET: &str = "test-webhook-secret";
 /// How the incarnations of this pool's VMs begin.
 pub const TAG: &str = "7a9e0001";
 
+fn usual() -> Config {
+    Source::new([], std::env::temp_dir()).load_with(b"USE_MOCK=true").unwrap().config
+}
+
 pub fn settings(size: u32, warm: u32) -> PoolConfig {
-    PoolConfig {
-        name_prefix: "runner-".into(),
-        size,
-        warm,
-        boot_timeout: Duration::from_secs(600),
-        job_timeout: Duration::from_secs(21_600),
-        poll: Duration::from_millis(20),
-        shutdown: Shutdown::Keep,
-        surplus_after: Duration::from_secs(600),
-        max_idle: Duration::from_secs(86_400),
-        min_free_bytes: 10 << 30,
-        max_concurrent_creates: size,
-    }
+    let poll = Duration::from_millis(20);
+    PoolConfig { size, warm, poll, max_concurrent_creates: size, ..usual().pool }
 }
 
 /// JIT runners of the organization `octo`.
 pub fn github_config() -> GitHubConfig {
-    GitHubConfig {
-        api_url: "https://api.github.com".into(),
-        pat: None,
-        org: "octo".into(),
-        repo: None,
-        registration: RegistrationMode::Jit,
-        runner_group: "Default".into(),
-        labels: LABELS.map(String::from).to_vec(),
-    }
+    GitHubConfig { org: "octo".into(), labels: LABELS.map(String::from).to_vec(), ..usual().github }
 }
 
 /// A simulated GitHub for the pool at `url`.
