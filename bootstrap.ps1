@@ -15,6 +15,7 @@ $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
 
 $FirewallRule = 'hyperv-runner-pool'
+$EnvironmentKey = 'HKLM:\SYSTEM\CurrentControlSet\Control\Session Manager\Environment'
 $script:rebootNeeded = $false
 $script:hints = [System.Collections.Generic.List[string]]::new()
 
@@ -43,10 +44,14 @@ function Get-Download([string]$Address, [string]$Name) {
     return $path
 }
 
-function Assert-Signature([string]$Path) {
+# Signer: the organization in the certificate.
+function Assert-Signature([string]$Path, [string]$Signer) {
     $signature = Get-AuthenticodeSignature -LiteralPath $Path
     if ([string]$signature.Status -ne 'Valid') {
         throw "The download $Path is not validly signed ($($signature.Status)); nothing of it was run."
+    }
+    if ($signature.SignerCertificate.Subject -notlike "*O=*$Signer*") {
+        throw "The download $Path is signed by $($signature.SignerCertificate.Subject), not by $Signer; nothing of it was run."
     }
 }
 
@@ -70,13 +75,26 @@ function Test-Program([string]$Name) {
     return @(Get-Command -Name $Name -CommandType Application -ErrorAction SilentlyContinue).Count -gt 0
 }
 
+# Takes over what was added to the machine's PATH since this window was opened, so
+# that a program which an earlier run installed is found.
+function Update-SessionPath {
+    $machine = [string](Get-Item -LiteralPath $EnvironmentKey).GetValue('Path', '')
+    foreach ($folder in @($machine -split ';')) {
+        if ($folder -ne '' -and @($env:Path -split ';') -notcontains $folder) {
+            $env:Path = $env:Path.TrimEnd(';') + ';' + $folder
+        }
+    }
+}
+
 # Adds a folder to the machine's PATH, and to this process's. Through the
 # registry, because %VARIABLES% in the value must stay as they are.
 function Add-ToPath([string]$Folder) {
-    $key = 'HKLM:\SYSTEM\CurrentControlSet\Control\Session Manager\Environment'
-    $value = [string](Get-Item -LiteralPath $key).GetValue('Path', '', 'DoNotExpandEnvironmentNames')
+    $value = [string](Get-Item -LiteralPath $EnvironmentKey).GetValue('Path', '', 'DoNotExpandEnvironmentNames')
     if (@($value -split ';') -notcontains $Folder) {
-        Set-ItemProperty -LiteralPath $key -Name Path -Value ($value.TrimEnd(';') + ';' + $Folder) -Type ExpandString
+        Set-ItemProperty -LiteralPath $EnvironmentKey -Name Path -Value ($value.TrimEnd(';') + ';' + $Folder) -Type ExpandString
+        # A registry write tells nobody; clearing a variable that is not set makes .NET
+        # broadcast WM_SETTINGCHANGE, so that new windows from Explorer see the folder.
+        [System.Environment]::SetEnvironmentVariable('HYPERV_RUNNER_POOL', $null, 'User')
         $script:hints.Add("PATH has a new folder, $Folder. Windows that are open already do not see it: open a new one (and reboot for scheduled tasks).")
     }
     if (@($env:Path -split ';') -notcontains $Folder) {
@@ -144,7 +162,11 @@ function Install-Git {
         throw 'The newest release of Git for Windows has no 64-bit installer. Install Git by hand from https://gitforwindows.org.'
     }
     $installer = Get-Download $assets[0].browser_download_url 'git-setup.exe'
-    Assert-Signature $installer
+    $digest = [string]$assets[0].digest
+    if (-not $digest.StartsWith('sha256:')) {
+        throw 'The newest release of Git for Windows lists no SHA-256. Install Git by hand from https://gitforwindows.org.'
+    }
+    Assert-Hash $installer ($digest.Substring(7))
     Invoke-Installer $installer @('/VERYSILENT', '/NORESTART', '/NOCANCEL', '/SP-', '/SUPPRESSMSGBOXES')
     Add-ToPath (Join-Path -Path $env:ProgramFiles -ChildPath 'Git\cmd')
     Write-Done 'Git'
@@ -162,7 +184,7 @@ function Install-Linker {
     }
     Write-Doing 'installing the Visual Studio C++ build tools (some gigabytes, some minutes)'
     $installer = Get-Download 'https://aka.ms/vs/17/release/vs_BuildTools.exe' 'vs_BuildTools.exe'
-    Assert-Signature $installer
+    Assert-Signature $installer 'Microsoft Corporation'
     Invoke-Installer $installer @('--quiet', '--wait', '--norestart', '--nocache', '--add', 'Microsoft.VisualStudio.Workload.VCTools', '--includeRecommended')
     Write-Done 'the C++ build tools'
 }
@@ -220,7 +242,7 @@ function Install-Oscdimg {
         Write-Doing 'installing oscdimg (Windows ADK, Deployment Tools)'
         # The Windows ADK of December 2024 (10.1.26100).
         $installer = Get-Download 'https://go.microsoft.com/fwlink/?linkid=2289980' 'adksetup.exe'
-        Assert-Signature $installer
+        Assert-Signature $installer 'Microsoft Corporation'
         Invoke-Installer $installer @('/quiet', '/norestart', '/ceip', 'off', '/features', 'OptionId.DeploymentTools')
         if (-not (Test-Path -LiteralPath $program -PathType Leaf)) {
             throw "The Windows ADK was installed, but there is no $program."
@@ -317,7 +339,9 @@ if (-not (Test-Elevated)) {
 $script:envFile = Join-Path -Path $PSScriptRoot -ChildPath '.env'
 $script:downloads = Join-Path -Path ([System.IO.Path]::GetTempPath()) -ChildPath ('runner-pool-' + [guid]::NewGuid().ToString())
 New-Item -Path $script:downloads -ItemType Directory -Force | Out-Null
+$failed = $false
 try {
+    Update-SessionPath
     Enable-HyperVFeature 'Microsoft-Hyper-V'
     Enable-HyperVFeature 'Microsoft-Hyper-V-Management-PowerShell'
     if (-not $HostOnly) {
@@ -333,14 +357,21 @@ try {
     Add-FirewallRule
 } catch {
     Write-Host "[failed]  $($_.Exception.Message)"
-    Write-Host 'Mend that and run this script again; what is done already is skipped.'
-    exit 1
+    Write-Host 'Fix that and run this script again; what is done already is skipped.'
+    $failed = $true
 } finally {
     Remove-Item -LiteralPath $script:downloads -Recurse -Force -ErrorAction SilentlyContinue
 }
 
+# After a failure too: what was done before it still wants them.
 foreach ($hint in $script:hints) {
     Write-Host "* $hint"
+}
+if ($failed) {
+    if ($script:rebootNeeded) {
+        Write-Host 'REBOOT this machine as well.'
+    }
+    exit 1
 }
 if ($script:rebootNeeded) {
     Write-Host 'REBOOT this machine now, and run this script once more after it.'

@@ -50,12 +50,21 @@ function Test-Setting([string]$Name) {
     if (-not (Test-Path -LiteralPath $file -PathType Leaf)) {
         return $false
     }
-    $pattern = '^\s*(export\s+)?' + [regex]::Escape($Name) + '\s*=\s*\S'
-    return @([System.IO.File]::ReadAllLines($file) | Where-Object { $_ -match $pattern }).Count -gt 0
+    # Names match by case and the last line counts, as for the pool. Neither empty
+    # quotes nor a comment alone is a value.
+    $pattern = '^\s*(export\s+)?' + [regex]::Escape($Name) + '\s*=(?<value>.*)$'
+    $given = $false
+    foreach ($line in [System.IO.File]::ReadAllLines($file)) {
+        $found = [regex]::Match($line, $pattern)
+        if ($found.Success) {
+            $given = $found.Groups['value'].Value -notmatch '^\s*(""|'''')?\s*(\s#.*)?$'
+        }
+    }
+    return $given
 }
 
 function Get-PoolTask {
-    return @(Get-ScheduledTask | Where-Object { $_.TaskName -eq $TaskName -and $_.TaskPath -eq '\' })
+    return @(Get-ScheduledTask -ErrorAction Stop | Where-Object { $_.TaskName -eq $TaskName -and $_.TaskPath -eq '\' })
 }
 
 function Install-PoolTask {

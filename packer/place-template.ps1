@@ -106,7 +106,9 @@ $StoragePath = Get-FullPath -Path $StoragePath
 if ($Image) {
     $Image = Get-FullPath -Path $Image
 } else {
-    $built = Get-ChildItem -Path (Join-Path $PSScriptRoot 'output-*') -Filter '*.vhdx' -Recurse -File |
+    # In two steps: with a wildcard, -Filter and -Recurse together never enter the folders.
+    $built = Get-ChildItem -Path (Join-Path $PSScriptRoot 'output-*') -Directory |
+        Get-ChildItem -Filter '*.vhdx' -Recurse -File |
         Sort-Object -Property LastWriteTimeUtc -Descending | Select-Object -First 1
     if (-not $built) { throw "There is no built image below $PSScriptRoot\output-*. Build one with: packer build -only=hyperv-iso.windows-runner ." }
     $Image = $built.FullName

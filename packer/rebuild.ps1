@@ -49,13 +49,15 @@ function Invoke-Packer {
     if ($exitCode -ne 0) { throw "packer $($Arguments[0]) ended with exit code $exitCode." }
 }
 
-if ($VarFile) { $VarFile = (Resolve-Path -LiteralPath $VarFile).ProviderPath }
 $logs = Join-Path (Split-Path -Parent $PSScriptRoot) 'logs'
 New-Item -ItemType Directory -Force -Path $logs | Out-Null
 Start-Transcript -Path (Join-Path $logs 'rebuild-image.log') | Out-Null
-Push-Location -LiteralPath $PSScriptRoot
+$place = Get-Location
 $exitCode = 1
 try {
+    # While relative paths still count from the caller's folder.
+    if ($VarFile) { $VarFile = (Resolve-Path -LiteralPath $VarFile).ProviderPath }
+    Set-Location -LiteralPath $PSScriptRoot
     Get-Command -Name packer -CommandType Application | Out-Null
     $runner = Get-NewestRunner
     Write-Host "The newest runner is $($runner.Version)."
@@ -78,7 +80,7 @@ try {
 } catch {
     Write-Host "Failed: $($_.Exception.Message)"
 } finally {
-    Pop-Location
+    Set-Location -LiteralPath $place
     Stop-Transcript | Out-Null
 }
 exit $exitCode

@@ -10,7 +10,11 @@ try {
     $pool = Get-PoolIdentity
     if ($null -ne $pool) {
         $answer = Send-RunnerStarted -Pool $pool -RunId $env:GITHUB_RUN_ID -Job $env:GITHUB_JOB -Repository $env:GITHUB_REPOSITORY
-        Write-Output "Reported the start of this job to the runner pool: status $($answer.Status)."
+        if ($answer.Status -eq 200) {
+            Write-Output 'Reported the start of this job to the runner pool.'
+        } else {
+            Write-Output "Could not report the start of this job to the runner pool: status $($answer.Status)."
+        }
     }
 } catch {
     Write-Output "Could not report the start of this job to the runner pool: $($_.Exception.Message)"

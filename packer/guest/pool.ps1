@@ -14,13 +14,13 @@
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
-# Windows PowerShell draws the progress of each request otherwise, which is slow.
-$ProgressPreference = 'SilentlyContinue'
+Add-Type -AssemblyName System.Net.Http
 
 # Without this, .NET announces each body with `Expect: 100-continue` and waits.
 [System.Net.ServicePointManager]::Expect100Continue = $false
 
 $script:ValuesKey = 'HKLM:\SOFTWARE\Microsoft\Virtual Machine\External'
+$script:RequestMilliseconds = 15000
 $script:ImageFile = Join-Path $PSScriptRoot 'image.json'
 
 # Returns who this VM is, or $null while the values are not all there.
@@ -42,33 +42,33 @@ function Get-GuestUserAgent {
     return $agent
 }
 
-# Sends one request. Returns the status (0 where no answer came) and the body.
+# Sends one request. Returns the status (0 where no answer came) and the body of a good
+# answer. By HttpClient, whose limit here holds for the whole answer: that of
+# Invoke-WebRequest ends with the head in PowerShell 7. And JSON is UTF-8, which
+# Invoke-WebRequest in 5.1 reads as Latin-1.
 function Invoke-PoolRequest {
     param([string] $Method, [string] $Uri, [string] $Secret, [hashtable] $Body)
-    $request = @{
-        Method          = $Method
-        Uri             = $Uri
-        Headers         = @{ Authorization = "Bearer $Secret" }
-        UserAgent       = Get-GuestUserAgent
-        TimeoutSec      = 15
-        UseBasicParsing = $true
-    }
-    if ($null -ne $Body) {
-        $request.ContentType = 'application/json'
-        # As bytes, since Windows PowerShell would send a string as Latin-1.
-        $request.Body = [System.Text.Encoding]::UTF8.GetBytes((ConvertTo-Json -InputObject $Body -Compress))
-    }
+    $client = [System.Net.Http.HttpClient]::new()
     try {
-        $answer = Invoke-WebRequest @request
-        $content = $answer.Content
-        if ($content -is [byte[]]) { $content = [System.Text.Encoding]::UTF8.GetString($content) }
-        return @{ Status = [int] $answer.StatusCode; Body = [string] $content }
-    } catch {
-        # A refusal (4xx, 5xx) is an exception with an answer in it; a connection
-        # that fails is one without.
-        $property = $_.Exception.PSObject.Properties['Response']
-        if ($null -eq $property -or $null -eq $property.Value) { return @{ Status = 0; Body = '' } }
-        return @{ Status = [int] $property.Value.StatusCode; Body = '' }
+        $request = [System.Net.Http.HttpRequestMessage]::new([System.Net.Http.HttpMethod]::new($Method), $Uri)
+        $request.Headers.TryAddWithoutValidation('Authorization', "Bearer $Secret") | Out-Null
+        $request.Headers.TryAddWithoutValidation('User-Agent', (Get-GuestUserAgent)) | Out-Null
+        if ($null -ne $Body) {
+            $bytes = [System.Text.Encoding]::UTF8.GetBytes((ConvertTo-Json -InputObject $Body -Compress))
+            $request.Content = [System.Net.Http.ByteArrayContent]::new($bytes)
+            $request.Content.Headers.ContentType = [System.Net.Http.Headers.MediaTypeHeaderValue]::new('application/json')
+        }
+        $sending = $client.SendAsync($request)
+        if (-not $sending.Wait($script:RequestMilliseconds)) { return @{ Status = 0; Body = '' } }
+        $answer = $sending.Result
+        $content = ''
+        if ($answer.IsSuccessStatusCode) { $content = [System.Text.Encoding]::UTF8.GetString($answer.Content.ReadAsByteArrayAsync().Result) }
+        return @{ Status = [int] $answer.StatusCode; Body = $content }
+    } catch [System.AggregateException], [System.Management.Automation.MethodInvocationException] {
+        return @{ Status = 0; Body = '' }
+    } finally {
+        # Ends a request that took too long.
+        $client.Dispose()
     }
 }
 

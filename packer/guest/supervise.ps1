@@ -8,16 +8,28 @@ $ErrorActionPreference = 'Stop'
 $GuestTask = 'runner-pool-guest'
 $StartSeconds = 60
 $RunSeconds = 21 * 24 * 3600 # longer than all waits of start-runner.ps1 together
+$MaxFailures = 150 # in a row: five minutes without an answer from the task scheduler
+$script:failures = 0
 
-function Test-GuestRuns {
-    return (Get-ScheduledTask -TaskName $GuestTask).State -in 'Running', 'Queued'
+# A failed call says nothing about the job that may be running, so it is 'Unknown'.
+function Get-GuestState {
+    try {
+        $state = [string] (Get-ScheduledTask -TaskName $GuestTask -ErrorAction Stop).State
+        $script:failures = 0
+        return $state
+    } catch {
+        $script:failures++
+        if ($script:failures -ge $MaxFailures) { throw }
+        Write-Warning $_.Exception.Message
+        return 'Unknown'
+    }
 }
 
 try {
-    Start-ScheduledTask -TaskName $GuestTask
+    Start-ScheduledTask -TaskName $GuestTask -ErrorAction Stop
     $watch = [System.Diagnostics.Stopwatch]::StartNew()
-    while (-not (Test-GuestRuns) -and $watch.Elapsed.TotalSeconds -lt $StartSeconds) { Start-Sleep -Milliseconds 500 }
-    while ((Test-GuestRuns) -and $watch.Elapsed.TotalSeconds -lt $RunSeconds) { Start-Sleep -Seconds 2 }
+    while ((Get-GuestState) -notin 'Running', 'Queued' -and $watch.Elapsed.TotalSeconds -lt $StartSeconds) { Start-Sleep -Milliseconds 500 }
+    while ((Get-GuestState) -in 'Running', 'Queued', 'Unknown' -and $watch.Elapsed.TotalSeconds -lt $RunSeconds) { Start-Sleep -Seconds 2 }
 } catch {
     Write-Warning $_.Exception.Message
 }

@@ -69,9 +69,11 @@ function Invoke-Installer {
 # Puts a folder at the front of the machine's PATH, and of this session's.
 function Add-MachinePath {
     param([Parameter(Mandatory)] [string] $Folder)
-    $path = [Environment]::GetEnvironmentVariable('Path', 'Machine')
+    # Through the registry, because %VARIABLES% in the value must stay as they are.
+    $key = 'HKLM:\SYSTEM\CurrentControlSet\Control\Session Manager\Environment'
+    $path = [string] (Get-Item -LiteralPath $key).GetValue('Path', '', 'DoNotExpandEnvironmentNames')
     if ($path.Split(';') -notcontains $Folder) {
-        [Environment]::SetEnvironmentVariable('Path', "$Folder;$path", 'Machine')
+        Set-ItemProperty -LiteralPath $key -Name Path -Value "$Folder;$path" -Type ExpandString
     }
     $env:Path = "$Folder;$env:Path"
 }

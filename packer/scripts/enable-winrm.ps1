@@ -9,7 +9,7 @@ for ($try = 0; $try -lt 60; $try++) {
     if ($profiles.Count -gt 0) { break }
     Start-Sleep -Seconds 2
 }
-$profiles | Set-NetConnectionProfile -NetworkCategory Private
+$profiles | Set-NetConnectionProfile -NetworkCategory Private -ErrorAction Stop
 
 # Without this, a local administrator is not one over the network.
 Set-ItemProperty -Path 'HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Policies\System' -Name LocalAccountTokenFilterPolicy -Value 1 -Type DWord
@@ -25,4 +25,4 @@ Set-Item -Path 'WSMan:\localhost\Shell\MaxMemoryPerShellMB' -Value 2048 -Force
 Set-Item -Path 'WSMan:\localhost\MaxTimeoutms' -Value 7200000 -Force
 
 # Last: Packer begins as soon as this port answers.
-New-NetFirewallRule -Name 'runner-pool-build-winrm' -DisplayName 'WinRM for the image build' -Direction Inbound -Protocol TCP -LocalPort 5986 -Action Allow | Out-Null
+New-NetFirewallRule -Name 'runner-pool-build-winrm' -DisplayName 'WinRM for the image build' -Direction Inbound -Protocol TCP -LocalPort 5986 -Action Allow -ErrorAction Stop | Out-Null

@@ -31,16 +31,18 @@ foreach ($folder in 'C:\actions-runner', 'C:\hostedtoolcache') {
 }
 Invoke-Program -Path 'icacls.exe' -Arguments 'C:\runner-pool-guest', '/inheritance:r', '/grant', '*S-1-5-18:(OI)(CI)F', '*S-1-5-32-544:(OI)(CI)F', '*S-1-5-32-545:(OI)(CI)RX'
 
-# Tasks end after three days and run at low priority unless told otherwise.
-$settings = New-ScheduledTaskSettingsSet -ExecutionTimeLimit ([TimeSpan]::Zero) -Priority 4 -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries
+# Tasks end after three days and run at low priority unless told otherwise. -ErrorAction
+# on each: they are functions of a module, which do not see this script's
+# $ErrorActionPreference.
+$settings = New-ScheduledTaskSettingsSet -ExecutionTimeLimit ([TimeSpan]::Zero) -Priority 4 -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -ErrorAction Stop
 $powershell = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -File'
 
 $level = 'Limited'
 if ($administrator) { $level = 'Highest' }
-$action = New-ScheduledTaskAction -Execute 'powershell.exe' -Argument "$powershell C:\runner-pool-guest\start-runner.ps1"
+$action = New-ScheduledTaskAction -Execute 'powershell.exe' -Argument "$powershell C:\runner-pool-guest\start-runner.ps1" -ErrorAction Stop
 Register-ScheduledTask -TaskName 'runner-pool-guest' -Action $action -Settings $settings -User $account -Password $password -RunLevel $level -Force -ErrorAction Stop | Out-Null
 
-$action = New-ScheduledTaskAction -Execute 'powershell.exe' -Argument "$powershell C:\runner-pool-guest\supervise.ps1"
-$trigger = New-ScheduledTaskTrigger -AtStartup
-$system = New-ScheduledTaskPrincipal -UserId 'SYSTEM' -LogonType ServiceAccount -RunLevel Highest
+$action = New-ScheduledTaskAction -Execute 'powershell.exe' -Argument "$powershell C:\runner-pool-guest\supervise.ps1" -ErrorAction Stop
+$trigger = New-ScheduledTaskTrigger -AtStartup -ErrorAction Stop
+$system = New-ScheduledTaskPrincipal -UserId 'SYSTEM' -LogonType ServiceAccount -RunLevel Highest -ErrorAction Stop
 Register-ScheduledTask -TaskName 'runner-pool-supervise' -Action $action -Trigger $trigger -Settings $settings -Principal $system -Force -ErrorAction Stop | Out-Null

@@ -9,8 +9,8 @@ if (-not (Test-Path -LiteralPath 'C:\runner-pool-build\checked')) { throw 'check
 
 # Defender, without what slows builds most.
 try {
-    Set-MpPreference -DisableRealtimeMonitoring $false
-    Add-MpPreference -ExclusionPath 'C:\actions-runner', 'C:\hostedtoolcache'
+    Set-MpPreference -DisableRealtimeMonitoring $false -ErrorAction Stop
+    Add-MpPreference -ExclusionPath 'C:\actions-runner', 'C:\hostedtoolcache' -ErrorAction Stop
 } catch {
     # Absent on some editions; where it is there it must be on.
     if (Get-Service -Name WinDefend -ErrorAction SilentlyContinue) { throw }
@@ -36,7 +36,7 @@ foreach ($name in 'DefaultPassword', 'DefaultUserName', 'AutoLogonCount') {
 
 # WinRM as it was: off, without its listener, certificate and firewall rule.
 Set-Service -Name WinRM -StartupType Disabled
-Remove-NetFirewallRule -Name 'runner-pool-build-winrm'
+Remove-NetFirewallRule -Name 'runner-pool-build-winrm' -ErrorAction Stop
 Set-Item -Path 'WSMan:\localhost\Service\Auth\Basic' -Value $false -Force
 Remove-WSManInstance -ResourceURI 'winrm/config/Listener' -SelectorSet @{ Address = '*'; Transport = 'HTTPS' }
 Get-ChildItem -Path 'Cert:\LocalMachine\My' | Where-Object { $_.Subject -eq 'CN=packer' } | Remove-Item -Force
@@ -45,6 +45,6 @@ Stop-Service -Name WinRM -Force
 
 # What Packer and this build have left.
 Remove-Item -Path 'C:\Windows\Temp\*' -Recurse -Force -ErrorAction SilentlyContinue
-Unregister-ScheduledTask -TaskName 'runner-pool-seal' -Confirm:$false
+Unregister-ScheduledTask -TaskName 'runner-pool-seal' -Confirm:$false -ErrorAction Stop
 Remove-Item -LiteralPath 'C:\runner-pool-build' -Recurse -Force -ErrorAction SilentlyContinue
 & shutdown.exe /s /f /t 0

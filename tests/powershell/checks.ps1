@@ -486,7 +486,8 @@ function Get-Check {
             Assert-NothingLeft $Fake 1
             Assert-Equal @(Get-FakeVM $Fake)[0].notes 'mine, hands off' 'the other VM'
             Assert-Equal @(Get-FakeVM $Fake)[0].state 'Running' 'the other VM'
-        } }
+        }
+        }
     }
 
     $checks['destroy succeeds when nothing is there'] = {
@@ -502,7 +503,8 @@ function Get-Check {
             Add-FakeVM $Fake 'runner-1' $Data (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
             Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
             Assert-NothingLeft $Fake 0
-        } }
+        }
+        }
     }
 
     $checks['destroy waits for a VM that cannot be stopped yet and a disk that is locked'] = {
@@ -577,7 +579,8 @@ function Get-Check {
             Save-FakeRecord $Fake.Folder $record
             Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
             Assert-Equal (@(Get-FakeVM $Fake).Count -eq 0) $Data.ours 'whether the VM was removed'
-        } }
+        }
+        }
     }
 
     $checks['destroy refuses a disk that does not bear the name of the VM'] = {
@@ -723,7 +726,8 @@ function Get-Check {
             $answer = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) ''
             Assert-Success $answer
             Assert-Equal $answer.firewall $Data[1] 'the firewall'
-        } }
+        }
+        }
     }
 
     $checks['check-host sees that the firewall is off'] = {
@@ -738,7 +742,8 @@ function Get-Check {
             param($Fake, $Data)
             $answer = ConvertFrom-Json -InputObject (Invoke-ScriptText $Fake $Data 'this is no JSON' '')
             Assert-Failure $answer 'input' '*'
-        } }
+        }
+        }
     }
 
     $checks['the guest sends the requests that the fake guest of the tests sends'] = {
@@ -746,10 +751,10 @@ function Get-Check {
         $expected = ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText((Get-GuestRequestsPath)))
         $names = 'fetch_config', 'report_started', 'report_complete'
         $sent = @(Get-SentGuestRequest $Fake $expected.guest $names.Count {
-                Get-RunnerConfig -Pool $pool
-                Send-RunnerStarted -Pool $pool -RunId '42' -Job 'build' -Repository 'acme/widgets'
-                Send-RunnerComplete -Pool $pool -ExitCode 0
-            })
+            Get-RunnerConfig -Pool $pool
+            Send-RunnerStarted -Pool $pool -RunId '42' -Job 'build' -Repository 'acme/widgets'
+            Send-RunnerComplete -Pool $pool -ExitCode 0
+        })
         for ($i = 0; $i -lt $names.Count; $i++) {
             $name = $names[$i]
             foreach ($part in 'method', 'path', 'authorization', 'user_agent', 'content_type') {

@@ -181,7 +181,7 @@ function Get-FirewallState($SwitchName, $Port) {
     return 'blocked'
 }
 
-function Get-Facts($Request) {
+function Get-FactList($Request) {
     $script:step = 'host'
     $facts = $script:facts
     Find-Fact {
@@ -251,7 +251,7 @@ function Get-Facts($Request) {
 try {
     $request = Read-Request
     # Whatever the cmdlets print, nothing but the answer may reach standard output.
-    Get-Facts $request *> $null
+    Get-FactList $request *> $null
     $answer = $script:facts
 } catch {
     $answer = [ordered]@{ ok = $false; error = (Get-OneLine $_); at = $script:step }

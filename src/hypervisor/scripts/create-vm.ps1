@@ -65,10 +65,10 @@ function Get-KvpItemXml($Name, $Value) {
     $safeName = [System.Security.SecurityElement]::Escape($Name)
     $safeValue = [System.Security.SecurityElement]::Escape($Value)
     return '<INSTANCE CLASSNAME="Msvm_KvpExchangeDataItem">' +
-        '<PROPERTY NAME="Name" TYPE="string"><VALUE>' + $safeName + '</VALUE></PROPERTY>' +
-        '<PROPERTY NAME="Data" TYPE="string"><VALUE>' + $safeValue + '</VALUE></PROPERTY>' +
-        '<PROPERTY NAME="Source" TYPE="uint16"><VALUE>0</VALUE></PROPERTY>' +
-        '</INSTANCE>'
+    '<PROPERTY NAME="Name" TYPE="string"><VALUE>' + $safeName + '</VALUE></PROPERTY>' +
+    '<PROPERTY NAME="Data" TYPE="string"><VALUE>' + $safeValue + '</VALUE></PROPERTY>' +
+    '<PROPERTY NAME="Source" TYPE="uint16"><VALUE>0</VALUE></PROPERTY>' +
+    '</INSTANCE>'
 }
 
 # Name and value of an item, from that XML.

@@ -85,9 +85,9 @@ function Test-OursToRemove($Vm, $Request) {
     }
     $file = [string]"\$($Request.name)-$($Request.incarnation).vhdx"
     $disks = @(Get-DiskPath $Vm | Where-Object {
-            (Test-SamePath $_ $Request.diskPath) -and
-            (Get-NormalPath $_).EndsWith($file, [System.StringComparison]::Ordinal)
-        })
+        (Test-SamePath $_ $Request.diskPath) -and
+        (Get-NormalPath $_).EndsWith($file, [System.StringComparison]::Ordinal)
+    })
     return ($Vm.Name -ceq $Request.name -and $disks.Count -gt 0)
 }
 
@@ -194,9 +194,9 @@ function Remove-Everything($Request) {
         # A checkpoint that somebody took by hand leaves a disk on our disk;
         # a backup leaves its notes of what has changed.
         $others = @(Get-ChildItem -LiteralPath $folder -File | Where-Object {
-                $_.Name.StartsWith($base, [System.StringComparison]::OrdinalIgnoreCase) -and
-                @('.avhdx', '.rct', '.mrt') -contains $_.Extension
-            })
+            $_.Name.StartsWith($base, [System.StringComparison]::OrdinalIgnoreCase) -and
+            @('.avhdx', '.rct', '.mrt') -contains $_.Extension
+        })
         foreach ($file in $others) {
             Remove-Disk $file.FullName
         }
