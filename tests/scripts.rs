@@ -31,7 +31,7 @@ fn powershell_files(folder: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() {
-            if name != "target" && name != ".git" && !path.is_symlink() {
+            if name != "target" && name != ".git" && name != "tests" && !path.is_symlink() {
                 powershell_files(&path, found);
             }
         } else if name.ends_with(".ps1") || name.ends_with(".psm1") {
