@@ -194,6 +194,7 @@ function Get-CreateRequest($Fake, $Changes) {
         'host'                 = ''
         'port'                 = 8080
         'secret'               = 'f00dfeed'
+        'jitConfig'            = ''
     }
     foreach ($key in @($Changes.Keys)) {
         $request[$key] = $Changes[$key]
@@ -393,6 +394,19 @@ function Get-Check {
         Assert-Equal @($vm.disks).Count 1 'the number of disks'
         Assert-Equal @($vm.disks)[0] $disk 'the disk'
         Assert-Like ([System.IO.File]::ReadAllText($disk)) "vhdxfile child of *runner-template.vhdx" 'the disk'
+    }
+
+    $checks['create gives the guest the JIT configuration in parts'] = {
+        param($Fake)
+        $jitConfig = ('0123456789' * 90) + ('abcdefghij' * 90) + 'end='
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = $jitConfig }) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal @($vm.hostItems).Count 7 'the number of items'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolJitConfigParts') '3' 'the number of parts'
+        $parts = @(1..3 | ForEach-Object { Get-HostItem $vm "RunnerPoolJitConfig$_" })
+        Assert-Equal $parts[0].Length 900 'the length of a part'
+        Assert-Equal ($parts -join '') $jitConfig 'the JIT configuration'
+        Assert-Equal (Get-CallCount $Fake 'Invoke-CimMethod') 1 'the calls of AddKvpItems'
     }
 
     $checks['create makes the template read-only'] = {
