@@ -35,6 +35,10 @@ impl HyperVConfig {
 /// After how long copying a template of tens of gigabytes is cut off.
 const COPY_DEADLINE: Duration = Duration::from_secs(1800);
 
+/// How many seconds each step of a VM's removal may take. With all steps at
+/// their limit, [`Script::DESTROY_VM`] still ends before its deadline.
+const DESTROY_PATIENCE: u32 = 30;
+
 /// Returns the template's present path, or why it is unknown.
 pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
 
@@ -156,6 +160,7 @@ impl Hypervisor for HyperV {
             "incarnation": vm.incarnation,
             "pool": self.pool,
             "diskPath": self.disk_path(vm)?,
+            "patience": DESTROY_PATIENCE,
         });
         self.powershell.run(Script::DESTROY_VM, &request, &[], None).map(|_: IgnoredAny| ())
     }

@@ -52,13 +52,8 @@ pub struct Script {
 }
 
 impl Script {
-    const ALL: [Script; 5] = [
-        Script::CREATE_VM,
-        Script::DESTROY_VM,
-        Script::LIST_VMS,
-        Script::CHECK_HOST,
-        Script::KEY_VALUES,
-    ];
+    const ALL: [Script; 5] =
+        [Script::CREATE_VM, Script::DESTROY_VM, Script::LIST_VMS, Script::CHECK_HOST, Script::KEY_VALUES];
     /// What others dot-source. Not run by itself.
     const KEY_VALUES: Script = Script::new("key-values", include_str!("../scripts/key-values.ps1"), 0);
     /// Makes and starts a VM.

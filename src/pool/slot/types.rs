@@ -140,6 +140,9 @@ pub enum Stop {
     Keep,
     /// Every VM is destroyed, whatever runs on it.
     Destroy,
+    /// The host shuts down, and Hyper-V turns every VM off. Only registrations are removed;
+    /// the hypervisor is asked for nothing more.
+    HostShutdown,
 }
 
 /// Why an idle VM is asked to retire.
@@ -362,6 +365,8 @@ pub enum News {
     Paused(VmId),
     /// The pool stops and leaves it, or what is left of it, to the next start.
     LeftToNextStart(VmId),
+    /// The host shuts down, which turns the VM off with this job on it.
+    JobLost(VmId, Job),
     /// A try failed.
     Failed {
         /// Whose: a slot, by its VM's name, or GitHub, or Hyper-V.

@@ -34,6 +34,8 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         kvpEnabled           = $false
         recoveryAction       = 3
         hostItems            = [pscustomobject]@{}
+        # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
+        stuck                = ''
     }
 }
 
