@@ -11,36 +11,20 @@ param(
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
-
-function Stop-WithWord([string]$Word) {
-    Write-Host $Word
-    exit 1
-}
-
-function Find-Binary {
-    foreach ($folder in $PSScriptRoot, (Join-Path -Path $PSScriptRoot -ChildPath 'target/release')) {
-        foreach ($name in 'hyperv-runner-pool.exe', 'hyperv-runner-pool') {
-            $path = Join-Path -Path $folder -ChildPath $name
-            if (Test-Path -LiteralPath $path -PathType Leaf) {
-                return $path
-            }
-        }
-    }
-    return ''
-}
+. (Join-Path -Path $PSScriptRoot -ChildPath 'packer/common.ps1')
 
 $binary = Find-Binary
 if ($binary -eq '') {
-    Stop-WithWord "There is no hyperv-runner-pool.exe in $PSScriptRoot or its target\release. Build it: cargo build --release"
+    Stop-WithMessage "There is no hyperv-runner-pool.exe in $PSScriptRoot or its target\release. Build it: cargo build --release"
 }
 if ($Uninstall) {
     & $binary service uninstall
     exit $LASTEXITCODE
 }
-$envFile = Join-Path -Path $PSScriptRoot -ChildPath '.env'
+$envFile = Get-FullPath -Path '.env'
 if (-not (Test-Path -LiteralPath $envFile -PathType Leaf)) {
-    if ([string]$env:GITHUB_ORG -eq '' -and [string]$env:USE_MOCK -eq '') {
-        Stop-WithWord "There is no $envFile. Make it with .\bootstrap.ps1, or copy .env.example, and fill it in."
+    if ((Get-Setting -Name 'GITHUB_ORG') -eq '' -and (Get-Setting -Name 'USE_MOCK') -eq '') {
+        Stop-WithMessage "There is no $envFile. Make it with .\bootstrap.ps1, or copy .env.example, and fill it in."
     }
 }
 Set-Location -LiteralPath $PSScriptRoot

@@ -13,6 +13,7 @@ use super::identity::{hash, owned_by, pool_identity, same_path, text};
 use super::powershell::{PowerShell, Script};
 use super::{Error, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite};
 use crate::config::{DiskMode, HyperVConfig};
+use crate::secret::Secret;
 use crate::text::one_line;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -33,6 +34,10 @@ impl HyperVConfig {
 
 /// After how long copying a template of tens of gigabytes is cut off.
 const COPY_DEADLINE: Duration = Duration::from_secs(1800);
+
+/// How many seconds each step of a VM's removal may take. With all steps at
+/// their limit, [`Script::DESTROY_VM`] still ends before its deadline.
+const DESTROY_PATIENCE: u32 = 30;
 
 /// Returns the template's present path, or why it is unknown.
 pub type TemplatePath = dyn Fn() -> Result<PathBuf, String> + Send + Sync;
@@ -137,13 +142,14 @@ impl Hypervisor for HyperV {
             "host": settings.host(),
             "port": settings.port,
             "secret": vm.secret.expose(),
+            "jitConfig": vm.jit_config.as_ref().map_or("", Secret::expose),
         });
+        let secrets: Vec<&Secret> = [&vm.secret].into_iter().chain(&vm.jit_config).collect();
         let mut script = Script::CREATE_VM;
         if settings.disk_mode == DiskMode::Copy {
             script.deadline = COPY_DEADLINE;
         }
-        let created: Value =
-            self.powershell.run(script, &request, &[&vm.secret], Some(&self.creating_stopped))?;
+        let created: Value = self.powershell.run(script, &request, &secrets, Some(&self.creating_stopped))?;
         log::debug!("{} is to reach the pool at {}", vm.id, created["url"]);
         Ok(())
     }
@@ -154,6 +160,7 @@ impl Hypervisor for HyperV {
             "incarnation": vm.incarnation,
             "pool": self.pool,
             "diskPath": self.disk_path(vm)?,
+            "patience": DESTROY_PATIENCE,
         });
         self.powershell.run(Script::DESTROY_VM, &request, &[], None).map(|_: IgnoredAny| ())
     }

@@ -88,7 +88,7 @@ impl World {
         self.pending.extend(out.actions);
         while !self.pending.is_empty() {
             let (slot, action) = self.pending.remove(0);
-            if self.slow_creates && matches!(action, Action::CreateVm(_)) {
+            if self.slow_creates && matches!(action, Action::CreateVm { .. }) {
                 self.creating.push((slot, action));
                 continue;
             }
@@ -120,7 +120,7 @@ impl World {
                 let id = instance.runner_id.or(found);
                 Event::RunnerRemoved(Ok(id.map_or(Removal::NotThere, |id| self.remove(id))))
             }
-            Action::CreateVm(instance) => {
+            Action::CreateVm { instance, .. } => {
                 let notes = Notes {
                     pool: "pool".into(),
                     slot: 1,

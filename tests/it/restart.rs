@@ -1,6 +1,5 @@
 //! A restarted pool finds out what is there, takes over what is of use, and
 //! clears away the rest.
-use crate::support::fake_guest::FakeGuest;
 use crate::support::mock_pool::{MockWorld, Phase, Stop, TAG, settings};
 use crate::support::wait_until;
 use hyperv_runner_pool::config::PoolConfig;
@@ -20,7 +19,7 @@ fn a_vm_with_a_job_is_adopted_and_its_guest_is_still_known() {
     pool.wait_for(Phase::Running, 1);
     let adopted = pool.slot_in(Phase::Running);
     assert_eq!(adopted.instance, Some(vm.clone()));
-    let guest = FakeGuest::new(&pool.url, &vm.vm.name, &pool.vm_secret(adopted.number));
+    let guest = pool.guest(adopted.number);
     // It has had its configuration, so it gets none again, but it may report.
     assert_eq!(guest.fetch_config().status, 409);
     assert_eq!(guest.report_complete().status, 200);

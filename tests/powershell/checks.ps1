@@ -194,6 +194,7 @@ function Get-CreateRequest($Fake, $Changes) {
         'host'                 = ''
         'port'                 = 8080
         'secret'               = 'f00dfeed'
+        'jitConfig'            = ''
     }
     foreach ($key in @($Changes.Keys)) {
         $request[$key] = $Changes[$key]
@@ -207,7 +208,34 @@ function Get-DestroyRequest($Fake) {
         incarnation = '0123456789abcdef'
         pool        = $Fake.Storage
         diskPath    = Get-DiskPath $Fake '0123456789abcdef'
+        patience    = 30
     }
+}
+
+# A VM that hangs or refuses when it is stopped, until hcsdiag.exe kills it, if
+# there is one and it helps.
+function Add-StuckVM($Fake, [string]$Stuck, [string]$Hcsdiag) {
+    $record = New-FakeRecord 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+    $record.stuck = $Stuck
+    [System.IO.File]::WriteAllText($record.disks[0], 'vhdxfile a disk')
+    Save-FakeRecord $Fake.Folder $record
+    $env:SystemRoot = $Fake.Folder
+    if ($Hcsdiag -eq '') {
+        return
+    }
+    $folder = Join-Path -Path $Fake.Folder -ChildPath 'System32'
+    New-Item -Path $folder -ItemType Directory | Out-Null
+    $program = Join-Path -Path $folder -ChildPath 'hcsdiag.exe'
+    $text = "#!/bin/sh`
+echo `"hcsdiag.exe `$*`" >> '$($Fake.Folder)/calls.log'`n"
+    if ($Hcsdiag -eq 'helps') {
+        $text += "sed -i 's/`"stuck`": `".*`"/`"stuck`": `"`"/' '$($Fake.Folder)/vms/$($record.id).json'`n"
+    } else {
+        $text += "exit 7`n"
+    }
+    [System.IO.File]::WriteAllText($program, $text)
+    & chmod +x $program
+    return ([string]$record.id).ToUpperInvariant()
 }
 
 function Get-CheckRequest($Fake) {
@@ -368,6 +396,19 @@ function Get-Check {
         Assert-Like ([System.IO.File]::ReadAllText($disk)) "vhdxfile child of *runner-template.vhdx" 'the disk'
     }
 
+    $checks['create gives the guest the JIT configuration in parts'] = {
+        param($Fake)
+        $jitConfig = ('0123456789' * 90) + ('abcdefghij' * 90) + 'end='
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = $jitConfig }) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal @($vm.hostItems).Count 7 'the number of items'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolJitConfigParts') '3' 'the number of parts'
+        $parts = @(1..3 | ForEach-Object { Get-HostItem $vm "RunnerPoolJitConfig$_" })
+        Assert-Equal $parts[0].Length 900 'the length of a part'
+        Assert-Equal ($parts -join '') $jitConfig 'the JIT configuration'
+        Assert-Equal (Get-CallCount $Fake 'Invoke-CimMethod') 1 'the calls of AddKvpItems'
+    }
+
     $checks['create makes the template read-only'] = {
         param($Fake)
         Assert-Equal (Get-Item -LiteralPath $Fake.Template).IsReadOnly $false 'read-only before'
@@ -514,6 +555,37 @@ function Get-Check {
         Assert-NothingLeft $Fake 0
         Assert-Equal (Get-CallCount $Fake 'Stop-VM') 3 'the calls of Stop-VM'
         Assert-Equal (Get-CallCount $Fake 'Remove-Item') 3 'the calls of Remove-Item'
+    }
+
+    # Where hcsdiag.exe can be a shell script.
+    if ([string][System.Environment]::OSVersion.Platform -ne 'Win32NT') {
+        foreach ($stuck in 'refuses', 'hangs') {
+            $checks["destroy kills a VM whose stop $stuck, once, and removes it"] = @{ Data = $stuck; Body = {
+                param($Fake, $Data)
+                $id = Add-StuckVM $Fake $Data 'helps'
+                $request = Get-DestroyRequest $Fake
+                $request['patience'] = 3
+                Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' $request '')
+                Assert-Equal (Get-CallCount $Fake "hcsdiag.exe kill $id") 1 'the calls of hcsdiag'
+                Assert-NothingLeft $Fake 0
+            }
+            }
+        }
+        $cases = @{ 'does not help' = '*exit code 7*'; '' = '*hcsdiag.exe cannot be run*' }
+        foreach ($hcsdiag in @($cases.Keys)) {
+            $checks["destroy fails while a VM stays in Stopping, with hcsdiag '$hcsdiag'"] = @{ Data = @($hcsdiag, $cases[$hcsdiag]); Body = {
+                param($Fake, $Data)
+                Add-StuckVM $Fake 'hangs' $Data[0] | Out-Null
+                $request = Get-DestroyRequest $Fake
+                $request['patience'] = 1
+                $answer = Invoke-PoolScript $Fake 'destroy-vm' $request ''
+                Assert-Failure $answer 'stop' "*'runner-1'*still 'Stopping'*"
+                Assert-Like $answer.error $Data[1] 'what came of hcsdiag'
+                Assert-Equal @(Get-FakeVM $Fake).Count 1 'the VMs left'
+                Assert-True (Test-Path -LiteralPath (Get-DiskPath $Fake '0123456789abcdef')) 'the disk is gone'
+            }
+            }
+        }
     }
 
     $checks['destroy removes a VM that was cut off before it was marked'] = {

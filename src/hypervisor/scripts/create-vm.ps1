@@ -229,11 +229,22 @@ function New-RunnerVM($Request) {
         $address = "[$address]"
     }
     $script:url = "http://${address}:$($Request.port)"
-    Add-KvpItem $script:vm @{
+    $values = @{
         RunnerPoolUrl      = $script:url
         RunnerPoolVmName   = [string]$Request.name
         RunnerPoolVmSecret = [string]$Request.secret
     }
+    # A value may have 1,023 characters.
+    $jitConfig = [string]$Request.jitConfig
+    if ($jitConfig -ne '') {
+        $parts = 0
+        for ($start = 0; $start -lt $jitConfig.Length; $start += 900) {
+            $parts++
+            $values["RunnerPoolJitConfig$parts"] = $jitConfig.Substring($start, [Math]::Min(900, $jitConfig.Length - $start))
+        }
+        $values['RunnerPoolJitConfigParts'] = [string]$parts
+    }
+    Add-KvpItem $script:vm $values
 
     $script:step = 'start'
     Start-VM -VM $script:vm

@@ -12,9 +12,9 @@ $ConfirmPreference = 'None'
 
 $script:step = 'input'
 
-# How long Hyper-V may take over turning a VM off, removing it, and letting go
-# of its disk: each, in seconds.
-$Patience = 30
+# How long Hyper-V may take over each step, in seconds: turning a VM off, the same
+# after its worker process was ended, removing it, deleting a disk.
+$script:patience = 0
 
 function Read-Request {
     # Not [Console]::In: Windows PowerShell decodes that with the OEM code page.
@@ -96,8 +96,33 @@ function Get-Now($Id) {
     return (Get-VM | Where-Object { $_.Id -eq $Id })
 }
 
+# Ends the process in which the VM runs, without asking Hyper-V's service. Returns
+# what came of it, for an error. (Since Windows 10 1809 and Windows Server 2019.)
+function Stop-WorkerProcess($Id) {
+    $start = [System.Diagnostics.ProcessStartInfo]::new()
+    $start.FileName = Join-Path -Path $env:SystemRoot -ChildPath 'System32' | Join-Path -ChildPath 'hcsdiag.exe'
+    $start.Arguments = 'kill ' + ([string]$Id).ToUpperInvariant()
+    $start.UseShellExecute = $false
+    $start.CreateNoWindow = $true
+    # Standard output is for the answer.
+    $start.RedirectStandardOutput = $true
+    $start.RedirectStandardError = $true
+    try {
+        $process = [System.Diagnostics.Process]::Start($start)
+        if (-not $process.WaitForExit(10000)) {
+            return 'hcsdiag.exe kill did not end'
+        }
+        return "hcsdiag.exe kill ended with exit code $($process.ExitCode)"
+    } catch {
+        return "hcsdiag.exe cannot be run: $(Get-OneLine $_)"
+    }
+}
+
 function Stop-RunnerVM($Id) {
     $clock = [System.Diagnostics.Stopwatch]::StartNew()
+    $killed = ''
+    $job = $null
+    $problem = ''
     while ($true) {
         $vm = Get-Now $Id
         if ($null -eq $vm) {
@@ -107,21 +132,31 @@ function Stop-RunnerVM($Id) {
         if ($state -like 'Off*') {
             return
         }
-        $problem = "it is still '$state'"
+        if ($clock.Elapsed.TotalSeconds -gt $script:patience) {
+            $problem = "The VM '$($vm.Name)' could not be turned off, it is still '$state'. $problem".TrimEnd()
+            if ($killed -ne '') {
+                throw "$problem ($killed)"
+            }
+            $killed = Stop-WorkerProcess $Id
+            $job = $null
+            $clock.Restart()
+        }
         try {
             if ($state -like '*Saved*') {
                 Remove-VMSavedState -VM $vm
-            } else {
-                Stop-VM -VM $vm -TurnOff -Force
+            } elseif ($null -eq $job) {
+                # As a job: of a VM that hangs in Stopping, this may not return.
+                $job = Stop-VM -VM $vm -TurnOff -Force -AsJob
+            } elseif ($null -ne (Wait-Job -Job $job -Timeout 1)) {
+                $done = $job
+                $job = $null
+                Receive-Job -Job $done
             }
         } catch {
             # A VM that is starting, saving or stopping refuses for a while.
             $problem = Get-OneLine $_
         }
-        if ($clock.Elapsed.TotalSeconds -gt $Patience) {
-            throw "The VM '$($vm.Name)' could not be turned off within $Patience seconds: $problem"
-        }
-        Start-Sleep -Milliseconds 200
+        Start-Sleep -Milliseconds 100
     }
 }
 
@@ -141,8 +176,8 @@ function Remove-RunnerVM($Id) {
         if ($null -eq (Get-Now $Id)) {
             return
         }
-        if ($clock.Elapsed.TotalSeconds -gt $Patience) {
-            throw "The VM '$($vm.Name)' could not be removed within $Patience seconds: $problem"
+        if ($clock.Elapsed.TotalSeconds -gt $script:patience) {
+            throw "The VM '$($vm.Name)' could not be removed within $script:patience seconds: $problem"
         }
         Start-Sleep -Milliseconds 500
     }
@@ -161,8 +196,8 @@ function Remove-Disk($Path) {
         if (-not (Test-Path -LiteralPath $Path)) {
             return
         }
-        if ($clock.Elapsed.TotalSeconds -gt $Patience) {
-            throw "The disk '$Path' could not be deleted within $Patience seconds: $problem"
+        if ($clock.Elapsed.TotalSeconds -gt $script:patience) {
+            throw "The disk '$Path' could not be deleted within $script:patience seconds: $problem"
         }
         Start-Sleep -Milliseconds 500
     }
@@ -170,6 +205,7 @@ function Remove-Disk($Path) {
 
 function Remove-Everything($Request) {
     $script:step = 'find'
+    $script:patience = [double]$Request.patience
     $disk = [string]$Request.diskPath
     $folder = [System.IO.Path]::GetDirectoryName($disk)
     $base = [System.IO.Path]::GetFileNameWithoutExtension($disk)

@@ -4,6 +4,7 @@ use crate::github::scope::Scope;
 use crate::github::{self, Registration, Removal, Runner};
 use crate::hypervisor::{self, GuestWord, Notes, Power, Vm, VmId};
 use crate::pool::Millis;
+use crate::secret::Secret;
 use std::fmt;
 
 /// A blocking call that whoever drives the slot has to make. The matching
@@ -24,7 +25,12 @@ pub enum Action {
         not_after: Option<Millis>,
     },
     /// Make and start a VM. Brings [`Event::Created`].
-    CreateVm(Instance),
+    CreateVm {
+        /// Which.
+        instance: Instance,
+        /// The JIT configuration of its runner, if GitHub made one.
+        jit_config: Option<Secret>,
+    },
     /// Remove a VM and its disk. Brings [`Event::Destroyed`].
     DestroyVm(VmId),
 }

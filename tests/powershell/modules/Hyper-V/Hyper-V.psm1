@@ -233,15 +233,42 @@ function Start-VM {
     Enter-Call 'Start-VM-after'
 }
 
+# As a job it fails as a job does: when it is received.
 function Stop-VM {
     [CmdletBinding()]
-    param([Parameter(Mandatory)]$VM, [switch]$TurnOff, [switch]$Force)
-    Enter-Call 'Stop-VM'
-    $record = Find-FakeRecord $VM
-    if ($record.state -eq 'Saved') {
-        throw 'The operation cannot be performed while the virtual machine is in its current state.'
+    param([Parameter(Mandatory)]$VM, [switch]$TurnOff, [switch]$Force, [switch]$AsJob)
+    $problem = ''
+    $seconds = 0
+    try {
+        Enter-Call 'Stop-VM'
+        $record = Find-FakeRecord $VM
+        if ($record.stuck -ne '') {
+            Update-FakeRecord $VM @{ state = 'Stopping' }
+            if ($record.stuck -eq 'hangs') {
+                $seconds = 600
+            }
+        }
+        if ($record.stuck -eq 'refuses' -or $record.state -eq 'Saved') {
+            throw 'The operation cannot be performed while the virtual machine is in its current state.'
+        }
+        if ($record.stuck -eq '') {
+            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+        }
+    } catch {
+        $problem = $_.Exception.Message
     }
-    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+    if ($AsJob) {
+        Start-Job -ScriptBlock {
+            Start-Sleep -Seconds $using:seconds
+            if ($using:problem -ne '') {
+                throw $using:problem
+            }
+        }
+    } elseif ($problem -ne '') {
+        throw $problem
+    } else {
+        Start-Sleep -Seconds $seconds
+    }
 }
 
 function Remove-VMSavedState {

@@ -33,6 +33,8 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         stopAction           = 'Save'
         kvpEnabled           = $false
         hostItems            = @()
+        # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
+        stuck                = ''
     }
 }
 
