@@ -15,7 +15,7 @@
 //! | [`config`] | the settings |
 //! | [`secret`] | values that are never shown, and the keys made from them |
 //! | [`logging`], [`repeats`] | the log, and what keeps it from being flooded |
-//! | [`date`], `text` | the little that is needed of a calendar; text from outside as it may be shown |
+//! | [`date`], `text`, `registry` | the little that is needed of a calendar; text from outside as it may be shown; values in Windows' registry |
 //!
 //! Dependencies between the modules point one way:
 //! `main -> service -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.

@@ -52,6 +52,7 @@ impl ScriptDir {
             }
             scripts.files.push(options.open(&path)?);
         }
+        log::info!("the scripts are in {}", scripts.folder.display());
         Ok(scripts)
     }
 
