@@ -52,7 +52,17 @@ fn with_config(go: impl FnOnce(Loaded, Source) -> ExitCode) -> ExitCode {
     };
     let source = Source::new(std::env::vars_os(), folder);
     match app::load(&source) {
-        Ok(loaded) => go(loaded, source),
+        Ok(mut loaded) => {
+            if let Some(folder) = service::installed_folder()
+                && std::env::current_dir().ok().as_ref() != Some(&folder)
+            {
+                let folder = folder.display();
+                loaded
+                    .warnings
+                    .push(format!("The settings are those of the installed service, in {folder}."));
+            }
+            go(loaded, source)
+        }
         Err(failure) => failed(&failure),
     }
 }
