@@ -172,6 +172,7 @@ build {
   provisioner "file" {
     sources = [
       "${path.root}/guest/pool.ps1",
+      "${path.root}/guest/listener.ps1",
       "${path.root}/guest/start-runner.ps1",
       "${path.root}/guest/job-started.ps1",
       "${path.root}/guest/supervise.ps1",

@@ -248,7 +248,7 @@ Describe 'the image''s scripts' -Skip:([System.IO.Path]::DirectorySeparatorChar 
         $tool = 'icacls.exe'
         if ($Fault -eq 'tool') { $tool = 'no-such-tool.exe' }
         [System.IO.File]::WriteAllText("$disk/runner-pool-build/tools.json", "{`"checks`": [`"$tool --version`"]}")
-        foreach ($file in 'pool.ps1', 'start-runner.ps1', 'job-started.ps1', 'supervise.ps1', 'image.json') {
+        foreach ($file in 'pool.ps1', 'listener.ps1', 'start-runner.ps1', 'job-started.ps1', 'supervise.ps1', 'image.json') {
             [System.IO.File]::WriteAllText("$disk/runner-pool-guest/$file", '')
         }
         if ($Fault -eq 'file') { [System.IO.File]::Delete("$disk/runner-pool-guest/image.json") }
