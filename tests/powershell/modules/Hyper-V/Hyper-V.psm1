@@ -79,7 +79,7 @@ function Update-FakeRecord($VM, $Changes) {
 # What Get-VM gives for a VM.
 function ConvertTo-FakeVM($Record) {
     $drives = @($Record.disks | ForEach-Object { [pscustomobject]@{ Path = [string]$_ } })
-    return [pscustomobject]@{
+    $vm = [pscustomobject]@{
         Id         = [guid]$Record.id
         Name       = [string]$Record.name
         State      = [string]$Record.state
@@ -87,6 +87,12 @@ function ConvertTo-FakeVM($Record) {
         Uptime     = [timespan]::FromSeconds([double]$Record.uptime)
         HardDrives = $drives
     }
+    if ($Record.broken) {
+        # What PowerShell gives for properties that throw.
+        $vm.HardDrives = $null
+        $vm.Notes = $null
+    }
+    return $vm
 }
 
 function Get-VM {
@@ -489,6 +495,12 @@ function Get-CimInstance {
             }
             'Msvm_KvpExchangeComponentSettingData' {
                 [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = (ConvertTo-FakeItemList $record.hostItems) }
+            }
+            'Msvm_HeartbeatComponent' {
+                [pscustomobject]@{ SystemName = $id; OperationalStatus = [uint16[]]@($record.heartbeat) }
+            }
+            'Msvm_KvpExchangeComponent' {
+                [pscustomobject]@{ SystemName = $id; GuestExchangeItems = (ConvertTo-FakeItemList $record.guestItems) }
             }
             default {
                 throw "There is no class $ClassName in the simulated host."
