@@ -226,7 +226,7 @@ function Get-VMFact($Vm) {
 }
 
 # Whether a VM of this name may be the pool's: it has a disk in the storage folder.
-function Test-MayBeOurs([string]$StoragePath, [string]$Name) {
+function Test-PoolName([string]$StoragePath, [string]$Name) {
     if (-not (Test-Path -LiteralPath $StoragePath -PathType Container)) {
         return $false
     }
@@ -256,7 +256,7 @@ function Get-Inventory($Request) {
             if ($null -eq (Get-EveryVM | Where-Object { $_.Id -eq $id })) {
                 continue
             }
-            if (Test-MayBeOurs $Request.storagePath $vm.Name) {
+            if (Test-PoolName $Request.storagePath $vm.Name) {
                 throw
             }
             $facts = [ordered]@{ name = [string]$vm.Name; state = 'Other'; uptimeSeconds = 0; notes = ''; disks = @() }
