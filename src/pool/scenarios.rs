@@ -28,6 +28,8 @@ struct World {
     github_error: Option<Error>,
     /// Whether guests speak by key-values.
     heard: bool,
+    /// How many more times the JIT configuration cannot be removed.
+    failing_removals: u32,
     removed: Vec<u64>,
     lookups: usize,
     queued: Vec<QueuedJob>,
@@ -55,6 +57,7 @@ impl World {
             free_bytes: 100 << 30,
             github_error: None,
             heard: true,
+            failing_removals: 0,
             removed: Vec::new(),
             lookups: 0,
             queued: Vec::new(),
@@ -133,10 +136,15 @@ impl World {
                     job_started: None,
                 };
                 self.made_at.push((instance.vm.clone(), self.now));
-                let (power, heartbeat) = (Power::On, Heartbeat::Unknown);
-                let uptime = Duration::ZERO;
-                let vm = Vm { id: instance.vm, power, uptime, heartbeat, guest: None, notes: Some(notes) };
-                self.vms.push(vm);
+                self.vms.push(Vm {
+                    id: instance.vm,
+                    power: Power::On,
+                    uptime: Duration::ZERO,
+                    heartbeat: Heartbeat::Unknown,
+                    guest: None,
+                    holds_jit_config: Some(true),
+                    notes: Some(notes),
+                });
                 self.most_vms = self.most_vms.max(self.vms.len());
                 Event::Created(Ok(()))
             }
@@ -223,6 +231,10 @@ impl World {
         let Some(vm) = self.vms.iter_mut().find(|vm| vm.id == write.vm) else { return };
         let Some(notes) = &mut vm.notes else { return };
         notes.job_started = write.job_started.or(notes.job_started);
+        if write.forget_jit_config {
+            vm.holds_jit_config = Some(self.failing_removals > 0);
+            self.failing_removals = self.failing_removals.saturating_sub(1);
+        }
     }
 
     // --- guests ---
@@ -508,6 +520,20 @@ fn a_jump_of_the_pools_clock_does_not_shorten_a_job() {
     world.ticks();
     world.round();
     assert_eq!(world.phase(1), Phase::Running);
+}
+
+#[test]
+fn the_jit_configuration_is_removed_once_the_guest_was_answered_however_often_that_fails() {
+    let mut world = World::new(rules(1, 1));
+    world.failing_removals = 2;
+    world.pass(MINUTE);
+    assert_eq!((world.failing_removals, world.vms[0].holds_jit_config), (2, Some(true)));
+    world.boot_all();
+    for left in [Some(true), Some(true), Some(false)] {
+        world.pass(30_000);
+        assert_eq!(world.vms[0].holds_jit_config, left);
+    }
+    assert_eq!(world.state.take_writes(), []);
 }
 
 #[test]

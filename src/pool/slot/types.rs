@@ -226,8 +226,6 @@ pub enum Event {
     StayIfNotTold,
     /// The VM is being told that it is to retire.
     ToldToRetire,
-    /// The JIT configuration was removed from the VM's key-values.
-    JitConfigForgotten,
     /// The pool stops.
     Stop(Stop),
 }

@@ -89,7 +89,7 @@ function Get-FakeUptime($Record) {
 # What Get-VM gives for a VM.
 function ConvertTo-FakeVM($Record) {
     $drives = @($Record.disks | ForEach-Object { [pscustomobject]@{ Path = [string]$_ } })
-    return [pscustomobject]@{
+    $vm = [pscustomobject]@{
         Id         = [guid]$Record.id
         Name       = [string]$Record.name
         State      = [string]$Record.state
@@ -97,6 +97,12 @@ function ConvertTo-FakeVM($Record) {
         Uptime     = (Get-FakeUptime $Record)
         HardDrives = $drives
     }
+    if ($Record.broken) {
+        # What PowerShell gives for properties that throw.
+        $vm.HardDrives = $null
+        $vm.Notes = $null
+    }
+    return $vm
 }
 
 function Get-VM {
@@ -499,6 +505,12 @@ function Get-CimInstance {
             }
             'Msvm_KvpExchangeComponentSettingData' {
                 [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = (ConvertTo-FakeItemList $record.hostItems) }
+            }
+            'Msvm_HeartbeatComponent' {
+                [pscustomobject]@{ SystemName = $id; OperationalStatus = [uint16[]]@($record.heartbeat) }
+            }
+            'Msvm_KvpExchangeComponent' {
+                [pscustomobject]@{ SystemName = $id; GuestExchangeItems = (ConvertTo-FakeItemList $record.guestItems) }
             }
             default {
                 throw "There is no class $ClassName in the simulated host."

@@ -35,8 +35,12 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         stopAction           = 'Save'
         kvpEnabled           = $false
         recoveryAction       = 3
-        guestItems           = [pscustomobject]@{}
         hostItems            = [pscustomobject]@{}
+        guestItems           = [pscustomobject]@{}
+        # 2 well, 12 not yet heard, 13 heard no more.
+        heartbeat            = 12
+        # Its configuration cannot be read.
+        broken               = $false
         # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
         stuck                = ''
     }
