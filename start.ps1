@@ -14,54 +14,9 @@ param(
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+. (Join-Path -Path $PSScriptRoot -ChildPath 'packer/common.ps1')
 
 $TaskName = 'hyperv-runner-pool'
-
-function Stop-WithWord([string]$Word) {
-    Write-Host $Word
-    exit 1
-}
-
-function Find-Binary {
-    foreach ($folder in $PSScriptRoot, (Join-Path -Path $PSScriptRoot -ChildPath 'target/release')) {
-        foreach ($name in 'hyperv-runner-pool.exe', 'hyperv-runner-pool') {
-            $path = Join-Path -Path $folder -ChildPath $name
-            if (Test-Path -LiteralPath $path -PathType Leaf) {
-                # With one kind of separator, as Windows writes the path of a process.
-                return [System.IO.Path]::GetFullPath($path)
-            }
-        }
-    }
-    return ''
-}
-
-function Test-Elevated {
-    $identity = [System.Security.Principal.WindowsIdentity]::GetCurrent()
-    $principal = [System.Security.Principal.WindowsPrincipal]::new($identity)
-    return $principal.IsInRole([System.Security.Principal.WindowsBuiltInRole]::Administrator)
-}
-
-# Whether a setting is given, in the environment or in .env. Never its value.
-function Test-Setting([string]$Name) {
-    if ([string][System.Environment]::GetEnvironmentVariable($Name) -ne '') {
-        return $true
-    }
-    $file = Join-Path -Path $PSScriptRoot -ChildPath '.env'
-    if (-not (Test-Path -LiteralPath $file -PathType Leaf)) {
-        return $false
-    }
-    # Names match by case and the last line counts, as for the pool. Neither empty
-    # quotes nor a comment alone is a value.
-    $pattern = '^\s*(export\s+)?' + [regex]::Escape($Name) + '\s*=(?<value>.*)$'
-    $given = $false
-    foreach ($line in [System.IO.File]::ReadAllLines($file)) {
-        $found = [regex]::Match($line, $pattern)
-        if ($found.Success) {
-            $given = $found.Groups['value'].Value -notmatch '^\s*(""|'''')?\s*(\s#.*)?$'
-        }
-    }
-    return $given
-}
 
 function Get-PoolTask {
     return @(Get-ScheduledTask -ErrorAction Stop | Where-Object { $_.TaskName -eq $TaskName -and $_.TaskPath -eq '\' })
@@ -84,7 +39,7 @@ function Install-PoolTask {
 
 if ($Uninstall) {
     if (-not (Test-Elevated)) {
-        Stop-WithWord 'Removing the scheduled task needs an elevated PowerShell (Run as administrator).'
+        Stop-WithMessage 'Removing the scheduled task needs an elevated PowerShell (Run as administrator).'
     }
     if (@(Get-PoolTask).Count -eq 0) {
         Write-Host "There is no scheduled task '$TaskName'."
@@ -106,19 +61,19 @@ if ($Uninstall) {
 
 $binary = Find-Binary
 if ($binary -eq '') {
-    Stop-WithWord "There is no hyperv-runner-pool.exe in $PSScriptRoot or its target\release. Build it: cargo build --release"
+    Stop-WithMessage "There is no hyperv-runner-pool.exe in $PSScriptRoot or its target\release. Build it: cargo build --release"
 }
-$envFile = Join-Path -Path $PSScriptRoot -ChildPath '.env'
+$envFile = Get-FullPath -Path '.env'
 if (-not (Test-Path -LiteralPath $envFile -PathType Leaf)) {
-    if (-not (Test-Setting 'GITHUB_ORG') -and -not (Test-Setting 'USE_MOCK')) {
-        Stop-WithWord "There is no $envFile. Make it with .\bootstrap.ps1, or copy .env.example, and fill it in."
+    if ((Get-Setting -Name 'GITHUB_ORG') -eq '' -and (Get-Setting -Name 'USE_MOCK') -eq '') {
+        Stop-WithMessage "There is no $envFile. Make it with .\bootstrap.ps1, or copy .env.example, and fill it in."
     }
 }
 Set-Location -LiteralPath $PSScriptRoot
 
 if ($Install) {
     if (-not (Test-Elevated)) {
-        Stop-WithWord 'Making the scheduled task needs an elevated PowerShell (Run as administrator).'
+        Stop-WithMessage 'Making the scheduled task needs an elevated PowerShell (Run as administrator).'
     }
     & $binary check
     if ($LASTEXITCODE -ne 0) {
@@ -135,7 +90,7 @@ if ($Task) {
     $logs = Join-Path -Path $PSScriptRoot -ChildPath 'logs'
     New-Item -Path $logs -ItemType Directory -Force | Out-Null
     # Nobody sees what a task prints.
-    if (-not (Test-Setting 'LOG_DIR')) {
+    if ((Get-Setting -Name 'LOG_DIR') -eq '') {
         $env:LOG_DIR = $logs
     }
     $pause = 10

@@ -4,7 +4,8 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 . 'C:\runner-pool-build\common.ps1'
 
-Update-SessionPath
+# What installers have added to the machine's PATH, and nothing that only this account has.
+$env:Path = [Environment]::GetEnvironmentVariable('Path', 'Machine')
 $faults = @()
 
 $tools = ConvertFrom-Json -InputObject (Get-Content -LiteralPath 'C:\runner-pool-build\tools.json' -Raw)

@@ -60,9 +60,9 @@ function Set-FakeHost($Fake, $Changes) {
         service   = 'Running'
         switches  = @('Default Switch', 'Lan')
         addresses = @(
-            @{ alias = 'Ethernet'; ip = '10.0.0.7' },
-            @{ alias = 'vEthernet (Default Switch)'; ip = '169.254.9.9' },
-            @{ alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
+            @{ adapter = 'Ethernet'; alias = 'Ethernet'; ip = '10.0.0.7' },
+            @{ adapter = 'Default Switch'; alias = 'vEthernet (Default Switch)'; ip = '169.254.9.9' },
+            @{ adapter = 'Default Switch'; alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
         )
         firewall  = @{ enabled = 'True'; rules = @() }
     }
@@ -257,15 +257,11 @@ function Assert-NothingLeft($Fake, [int]$Others) {
 
 # The value of a key-value item of a VM.
 function Get-HostItem($Vm, [string]$Name) {
-    foreach ($text in @($Vm.hostItems)) {
-        $document = [System.Xml.XmlDocument]::new()
-        $document.LoadXml([string]$text)
-        $key = $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Name"]/VALUE').InnerText
-        if ($key -ceq $Name) {
-            return $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Data"]/VALUE').InnerText
-        }
+    $item = $Vm.hostItems.PSObject.Properties[$Name]
+    if ($null -eq $item) {
+        return ''
     }
-    return ''
+    return $item.Value
 }
 
 function Get-GuestRequestsPath {
@@ -386,6 +382,7 @@ function Get-Check {
         Assert-Equal $vm.automaticCheckpoints $false 'automatic checkpoints'
         Assert-Equal $vm.startAction 'Nothing' 'the start action'
         Assert-Equal $vm.stopAction 'TurnOff' 'the stop action'
+        Assert-Equal $vm.recoveryAction 2 'the recovery action'
         Assert-Equal $vm.kvpEnabled $true 'the key-value pair exchange service'
         Assert-Equal (Get-HostItem $vm 'RunnerPoolUrl') 'http://172.20.0.1:8080' 'the URL for the guest'
         Assert-Equal (Get-HostItem $vm 'RunnerPoolVmName') 'runner-1' 'the name for the guest'
@@ -401,12 +398,12 @@ function Get-Check {
         $jitConfig = ('0123456789' * 90) + ('abcdefghij' * 90) + 'end='
         Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = $jitConfig }) '')
         $vm = @(Get-FakeVM $Fake)[0]
-        Assert-Equal @($vm.hostItems).Count 7 'the number of items'
+        Assert-Equal @($vm.hostItems.PSObject.Properties).Count 7 'the number of items'
         Assert-Equal (Get-HostItem $vm 'RunnerPoolJitConfigParts') '3' 'the number of parts'
         $parts = @(1..3 | ForEach-Object { Get-HostItem $vm "RunnerPoolJitConfig$_" })
         Assert-Equal $parts[0].Length 900 'the length of a part'
         Assert-Equal ($parts -join '') $jitConfig 'the JIT configuration'
-        Assert-Equal (Get-CallCount $Fake 'Invoke-CimMethod') 1 'the calls of AddKvpItems'
+        Assert-Equal (Get-CallCount $Fake 'AddKvpItems') 1 'the calls of AddKvpItems'
     }
 
     $checks['create makes the template read-only'] = {
@@ -484,10 +481,20 @@ function Get-Check {
         Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'vm' "*'Nat'*has none*"
     }
 
+    $checks['create finds the address of an adapter under any name'] = {
+        param($Fake)
+        $renamed = @{ adapter = 'Default Switch'; alias = 'Runners'; ip = '172.20.0.9' }
+        $other = @{ adapter = 'Lan'; alias = 'vEthernet (Default Switch)'; ip = '10.0.0.8' }
+        Set-FakeHost $Fake @{ addresses = @($other, $renamed) }
+        $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) ''
+        Assert-Success $answer
+        Assert-Equal $answer.url 'http://172.20.0.9:8080' 'the URL'
+    }
+
     $checks['create fails when the host has no address on the switch'] = {
         param($Fake)
         $request = Get-CreateRequest $Fake @{ 'switch' = 'Lan' }
-        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'key-values' '*vEthernet (Lan)*ORCHESTRATOR_IP*'
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'key-values' "*'Lan'*ORCHESTRATOR_IP*"
         Assert-NothingLeft $Fake 0
     }
 
@@ -500,30 +507,48 @@ function Get-Check {
         Assert-Equal @(Get-FakeVM $Fake).Count 0 'the VMs'
     }
 
+    # Each call in turn, and what only seems to have been done.
     $faults = [ordered]@{
-        'Get-VHD'                     = 'template'
-        'New-VHD'                     = 'disk'
-        'New-VM'                      = 'vm'
-        'New-VM-after'                = 'vm'
-        'Set-VM'                      = 'notes'
-        'Set-VMMemory'                = 'settings'
-        'Set-VMProcessor'             = 'settings'
-        'Set-VMFirmware'              = 'settings'
-        'Enable-VMIntegrationService' = 'settings'
-        'Invoke-CimMethod'            = 'key-values'
-        'Job'                         = 'key-values'
-        'KvpLost'                     = 'key-values'
-        'Start-VM'                    = 'start'
-        'Start-VM-after'              = 'start'
+        'Get-VHD'                                              = 'template'
+        'New-VHD'                                              = 'disk'
+        'Get-VMSwitch'                                         = 'vm'
+        'New-VM'                                               = 'vm'
+        'New-VM-after'                                         = 'vm'
+        'Set-VM'                                               = 'notes'
+        'Get-CimInstance Msvm_VirtualSystemSettingData'        = 'settings'
+        'Serialize'                                            = 'settings'
+        'Get-CimInstance Msvm_VirtualSystemManagementService'  = 'settings'
+        'ModifySystemSettings'                                 = 'settings'
+        'SettingLost'                                          = 'settings'
+        'Set-VMMemory'                                         = 'settings'
+        'Set-VMProcessor'                                      = 'settings'
+        'Set-VMFirmware'                                       = 'settings'
+        'Get-VMIntegrationService'                             = 'settings'
+        'Enable-VMIntegrationService'                          = 'settings'
+        'Get-VMNetworkAdapter'                                 = 'key-values'
+        'Get-NetAdapter'                                       = 'key-values'
+        'Get-NetIPAddress'                                     = 'key-values'
+        'Get-CimInstance Msvm_ComputerSystem'                  = 'key-values'
+        'Get-CimClass'                                         = 'key-values'
+        'New-CimInstance'                                      = 'key-values'
+        'AddKvpItems'                                          = 'key-values'
+        'Get-CimInstance'                                      = 'key-values'
+        'Job'                                                  = 'key-values'
+        'KvpLost'                                              = 'key-values'
+        'Get-CimInstance Msvm_KvpExchangeComponentSettingData' = 'key-values'
+        'Start-VM'                                             = 'start'
+        'Start-VM-after'                                       = 'start'
     }
     foreach ($fault in @($faults.Keys)) {
         $at = $faults[$fault]
         $checks["create undoes everything when $fault fails"] = @{ Data = @($fault, $at); Body = {
             param($Fake, $Data)
             Add-FakeVM $Fake 'runner-1' 'Running' 'mine, hands off' (Join-Path -Path $Fake.Folder -ChildPath 'other.vhdx')
-            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) $Data[0]
+            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ' }) $Data[0]
             Assert-Failure $answer $Data[1] '*'
-            Assert-True (-not $answer.error.Contains('f00dfeed')) 'the error holds the secret'
+            foreach ($secret in 'f00dfeed', 'eyJqaXQ') {
+                Assert-True (-not $answer.error.Contains($secret)) 'the error holds a secret'
+            }
             Assert-NothingLeft $Fake 1
             Assert-Equal @(Get-FakeVM $Fake)[0].notes 'mine, hands off' 'the other VM'
             Assert-Equal @(Get-FakeVM $Fake)[0].state 'Running' 'the other VM'

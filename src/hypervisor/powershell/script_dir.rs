@@ -59,13 +59,17 @@ impl ScriptDir {
         Ok(scripts)
     }
 
-    /// The path of a script whose text is right.
+    /// The path of a script. Its text is right, and so is that of all others: it may use them.
     pub(super) fn verified(&mut self, script: Script) -> Result<PathBuf, Error> {
         for _ in 0..2 {
-            let path = self.folder.join(script.file_name());
-            if fs::read(&path).is_ok_and(|text| text == script.text.as_bytes()) {
-                return Ok(path);
-            }
+            let is_wrong = |script: &Script| {
+                let text = fs::read(self.folder.join(script.file_name()));
+                !text.is_ok_and(|text| text == script.text.as_bytes())
+            };
+            let Some(wrong) = Script::ALL.into_iter().find(is_wrong) else {
+                return Ok(self.folder.join(script.file_name()));
+            };
+            let path = self.folder.join(wrong.file_name());
             log::warn!("{} is gone or was changed; writing the scripts anew", path.display());
             *self = ScriptDir::new()?;
         }

@@ -14,8 +14,9 @@ $ConfirmPreference = 'None'
 # The integration service "Key-Value Pair Exchange". Its name is translated on
 # a localised host; the end of its id is the same everywhere.
 $KvpServiceId = '2A34B1C2-FD73-4043-8A5B-DD2159BC743F'
-$Virtualization = 'root\virtualization\v2'
 $MiB = 1048576
+
+. (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
 
 $script:step = 'input'
 $script:vm = $null
@@ -44,12 +45,14 @@ function Get-OneLine($ErrorRecord) {
 
 # The host's own address on the switch, which is where its VMs reach it.
 function Get-SwitchAddress($SwitchName) {
-    $alias = "vEthernet ($SwitchName)"
-    # -ErrorAction: a function of a module, which does not see this script's
+    # Not by their names, which anyone may change; and the Default Switch's is hidden.
+    $devices = @(Get-VMNetworkAdapter -ManagementOS -SwitchName $SwitchName | ForEach-Object { [string]$_.DeviceId })
+    # -ErrorAction: functions of modules, which do not see this script's
     # $ErrorActionPreference.
-    $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $_.InterfaceAlias -eq $alias } | ForEach-Object { [string]$_.IPAddress })
+    $adapters = @(Get-NetAdapter -IncludeHidden -ErrorAction Stop | Where-Object { $devices -contains $_.DeviceID } | ForEach-Object { $_.InterfaceIndex })
+    $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $adapters -contains $_.InterfaceIndex } | ForEach-Object { [string]$_.IPAddress })
     if ($all.Count -eq 0) {
-        throw "This host has no IPv4 address on '$alias'. Give it one, or set ORCHESTRATOR_IP."
+        throw "This host has no IPv4 address on the virtual switch '$SwitchName'. Give it one, or set ORCHESTRATOR_IP."
     }
     # 169.254.x.x is what Windows takes when nothing gave it an address.
     $given = @($all | Where-Object { -not $_.StartsWith('169.254.') })
@@ -59,85 +62,42 @@ function Get-SwitchAddress($SwitchName) {
     return $all[0]
 }
 
-# An instance of Msvm_KvpExchangeDataItem in the XML (CIM DTD 2.0) in which
-# Hyper-V takes embedded instances. Source 0: from the host.
-function Get-KvpItemXml($Name, $Value) {
-    $safeName = [System.Security.SecurityElement]::Escape($Name)
-    $safeValue = [System.Security.SecurityElement]::Escape($Value)
-    return '<INSTANCE CLASSNAME="Msvm_KvpExchangeDataItem">' +
-    '<PROPERTY NAME="Name" TYPE="string"><VALUE>' + $safeName + '</VALUE></PROPERTY>' +
-    '<PROPERTY NAME="Data" TYPE="string"><VALUE>' + $safeValue + '</VALUE></PROPERTY>' +
-    '<PROPERTY NAME="Source" TYPE="uint16"><VALUE>0</VALUE></PROPERTY>' +
-    '</INSTANCE>'
-}
-
-# Name and value of an item, from that XML.
-function Read-KvpItemXml($Text) {
-    $found = @{ Name = ''; Data = '' }
-    $document = [System.Xml.XmlDocument]::new()
-    $document.LoadXml([string]$Text)
-    foreach ($property in $document.DocumentElement.SelectNodes('PROPERTY')) {
-        $key = $property.GetAttribute('NAME')
-        if ($found.ContainsKey($key)) {
-            $found[$key] = $property.InnerText
-        }
-    }
-    return $found
-}
-
-function Wait-HyperVJob($Result) {
-    if ($Result.ReturnValue -eq 0) {
-        return
-    }
-    # 4096: the work goes on in a job.
-    if ($Result.ReturnValue -ne 4096) {
-        throw "Hyper-V refused the key-value items (AddKvpItems returned $($Result.ReturnValue))."
-    }
-    $clock = [System.Diagnostics.Stopwatch]::StartNew()
-    while ($true) {
-        $job = Get-CimInstance -InputObject $Result.Job
-        # JobState: up to 6 it is under way, 7 is completed, above that failed;
-        # 32768 is completed with warnings.
-        if ($job.JobState -eq 7 -or $job.JobState -eq 32768) {
-            return
-        }
-        if ($job.JobState -gt 6) {
-            throw "Hyper-V could not store the key-value items: $($job.ErrorDescription)"
-        }
-        if ($clock.Elapsed.TotalSeconds -gt 30) {
-            throw 'Hyper-V did not store the key-value items within 30 seconds.'
-        }
-        Start-Sleep -Milliseconds 100
-    }
-}
-
 # Attaches the values to the VM, and reads them back to be sure that they took.
 function Add-KvpItem($Vm, $Values) {
     $id = ([string]$Vm.Id).ToUpperInvariant()
-    $service = Get-CimInstance -Namespace $Virtualization -ClassName Msvm_VirtualSystemManagementService
-    $system = Get-CimInstance -Namespace $Virtualization -ClassName Msvm_ComputerSystem -Filter "Name = '$id'"
+    $system = Get-HyperVInstance 'Msvm_ComputerSystem' "Name = '$id'"
     if ($null -eq $system) {
         throw "Hyper-V's management interface does not know the new VM ($id)."
     }
-    $items = @($Values.Keys | ForEach-Object { Get-KvpItemXml $_ $Values[$_] })
-    $arguments = @{ TargetSystem = $system; DataItems = [string[]]$items }
-    $result = Invoke-CimMethod -InputObject $service -MethodName AddKvpItems -Arguments $arguments
-    Wait-HyperVJob $result
-
-    $stored = @{}
-    $settings = Get-CimInstance -Namespace $Virtualization -ClassName Msvm_KvpExchangeComponentSettingData |
-        Where-Object { $_.InstanceID -like "Microsoft:$id\*" }
-    foreach ($setting in $settings) {
-        foreach ($text in $setting.HostExchangeItems) {
-            $item = Read-KvpItemXml $text
-            $stored[$item.Name] = $item.Data
-        }
-    }
+    Invoke-KvpMethod 'AddKvpItems' $system $Values 30
+    $stored = (Get-HostValue)[$id]
     foreach ($name in $Values.Keys) {
-        # The value is not named: one of them is the VM's secret.
-        if (-not $stored.ContainsKey($name) -or $stored[$name] -cne $Values[$name]) {
+        if ($null -eq $stored -or -not $stored.ContainsKey($name) -or $stored[$name] -cne $Values[$name]) {
             throw "Hyper-V accepted the key-value item $name but does not hold it."
         }
+    }
+}
+
+function Get-SystemSetting($Vm) {
+    $id = ([string]$Vm.Id).ToUpperInvariant()
+    # Without those of checkpoints.
+    $filter = "VirtualSystemIdentifier = '$id' AND VirtualSystemType = 'Microsoft:Hyper-V:System:Realized'"
+    return (Get-HyperVInstance 'Msvm_VirtualSystemSettingData' $filter)
+}
+
+# A VM whose worker process dies stays off: by default Hyper-V would start it
+# again, with a disk that has been used. Set-VM has no parameter for that.
+# https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-virtualsystemsettingdata
+function Disable-AutomaticRecovery($Vm) {
+    $none = [uint16]2
+    $setting = Get-SystemSetting $Vm
+    if ($null -eq $setting) {
+        throw 'Hyper-V does not know the settings of the new VM.'
+    }
+    $setting.CimInstanceProperties['AutomaticRecoveryAction'].Value = $none
+    Invoke-ManagementService 'ModifySystemSettings' @{ SystemSettings = (ConvertTo-EmbeddedInstance $setting) } 30
+    if ((Get-SystemSetting $Vm).AutomaticRecoveryAction -ne $none) {
+        throw 'Hyper-V accepted that the VM is not to be started again after a failure, but does not hold it.'
     }
 }
 
@@ -200,6 +160,7 @@ function New-RunnerVM($Request) {
     # the host's restart, and saving would reserve a file of the memory's size.
     # The next start of the pool finds the VM off and replaces it.
     Set-VM -VM $script:vm -CheckpointType Disabled -AutomaticCheckpointsEnabled $false -AutomaticStartAction Nothing -AutomaticStopAction TurnOff
+    Disable-AutomaticRecovery $script:vm
     if ([int64]$Request.memoryMaximumMB -gt 0) {
         $most = [int64]$Request.memoryMaximumMB * $MiB
         Set-VMMemory -VM $script:vm -DynamicMemoryEnabled $true -StartupBytes $memory -MinimumBytes $memory -MaximumBytes $most

@@ -329,8 +329,116 @@ function Get-NetIPAddress {
     param([string]$AddressFamily)
     Enter-Call 'Get-NetIPAddress'
     foreach ($address in @((Get-FakeHost).addresses)) {
-        [pscustomobject]@{ InterfaceAlias = [string]$address.alias; IPAddress = [string]$address.ip }
+        [pscustomobject]@{ InterfaceAlias = [string]$address.alias; InterfaceIndex = (Get-FakeIndex $address.adapter); IPAddress = [string]$address.ip }
     }
+}
+
+# The host's adapters: "Ethernet", and one for each switch, under the switch's name.
+function Get-FakeIndex([string]$Adapter) {
+    return 10 + [array]::IndexOf(@('Ethernet') + @((Get-FakeHost).switches), $Adapter)
+}
+
+function Get-NetAdapter {
+    [CmdletBinding()]
+    param([switch]$IncludeHidden)
+    Enter-Call 'Get-NetAdapter'
+    foreach ($name in @('Ethernet') + @((Get-FakeHost).switches)) {
+        # As on Windows 10 and 11.
+        if ($IncludeHidden -or $name -ne 'Default Switch') {
+            [pscustomobject]@{ DeviceID = "{adapter of $name}"; InterfaceIndex = (Get-FakeIndex $name) }
+        }
+    }
+}
+
+function Get-VMNetworkAdapter {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][switch]$ManagementOS, [string]$SwitchName)
+    Enter-Call 'Get-VMNetworkAdapter'
+    foreach ($name in @((Get-FakeHost).switches)) {
+        if ($SwitchName -eq '' -or $name -eq $SwitchName) {
+            [pscustomobject]@{ SwitchName = $name; DeviceId = "{ADAPTER of $name}" }
+        }
+    }
+}
+
+# An instance of a CIM class: its properties can be read as such, and read and
+# set in CimInstanceProperties. Set as such, they would be read-only.
+function New-FakeInstance([string]$Class, $Properties) {
+    $instance = [pscustomobject]@{ Class = $Class; CimInstanceProperties = @{} }
+    foreach ($name in @($Properties.Keys)) {
+        $instance.CimInstanceProperties[$name] = [pscustomobject]@{ Value = $Properties[$name] }
+        $getter = [scriptblock]::Create("`$this.CimInstanceProperties['$name'].Value")
+        Add-Member -InputObject $instance -MemberType ScriptProperty -Name $name -Value $getter
+    }
+    return $instance
+}
+
+# What stands in for CIM's serializer, which PowerShell has on Windows only.
+class FakeCimSerializer {
+    static [object] Create() {
+        return [FakeCimSerializer]::new()
+    }
+    [byte[]] Serialize([object]$Instance, [object]$Options) {
+        Enter-Call 'Serialize'
+        $text = '<INSTANCE CLASSNAME="' + $Instance.Class + '">'
+        foreach ($name in $Instance.CimInstanceProperties.Keys) {
+            $value = $Instance.CimInstanceProperties[$name].Value
+            $type = 'string'
+            if ($value -isnot [string]) {
+                $type = $value.GetType().Name.ToLowerInvariant()
+            }
+            $text += '<PROPERTY NAME="' + $name + '" TYPE="' + $type + '"><VALUE>' + [System.Security.SecurityElement]::Escape([string]$value) + '</VALUE></PROPERTY>'
+        }
+        return [System.Text.Encoding]::Unicode.GetBytes($text + '</INSTANCE>')
+    }
+}
+enum FakeCimSerializerOptions { None }
+$accelerators = [psobject].Assembly.GetType('System.Management.Automation.TypeAccelerators')
+$accelerators::Add('Microsoft.Management.Infrastructure.Serialization.CimSerializer', [FakeCimSerializer])
+$accelerators::Add('Microsoft.Management.Infrastructure.Serialization.InstanceSerializationOptions', [FakeCimSerializerOptions])
+
+# The properties of an embedded instance of a class.
+function Read-EmbeddedInstance([string]$Text, [string]$Class) {
+    $document = [System.Xml.XmlDocument]::new()
+    $document.LoadXml($Text)
+    if ($document.DocumentElement.GetAttribute('CLASSNAME') -ne $Class) {
+        throw "This is no $Class."
+    }
+    $values = @{}
+    foreach ($property in $document.DocumentElement.SelectNodes('PROPERTY')) {
+        $values[$property.GetAttribute('NAME')] = $property.GetAttribute('TYPE') + ' ' + $property.InnerText
+    }
+    return $values
+}
+
+# How Hyper-V gives an item back: with more properties than it was given.
+function ConvertTo-FakeItem([string]$Name, [string]$Data) {
+    $item = '<INSTANCE CLASSNAME="Msvm_KvpExchangeDataItem"><PROPERTY NAME="Caption" TYPE="string"><VALUE>Key-Value Pair Exchange Data Item</VALUE></PROPERTY>'
+    foreach ($pair in @('Name', $Name), @('Data', $Data)) {
+        $item += '<PROPERTY NAME="' + $pair[0] + '" TYPE="string"><VALUE>' + [System.Security.SecurityElement]::Escape($pair[1]) + '</VALUE></PROPERTY>'
+    }
+    return $item + '<PROPERTY NAME="Source" TYPE="uint16"><VALUE>0</VALUE></PROPERTY></INSTANCE>'
+}
+
+function ConvertTo-FakeItemList($Items) {
+    return @(foreach ($item in @($Items.PSObject.Properties)) { ConvertTo-FakeItem $item.Name $item.Value })
+}
+
+function Get-CimClass {
+    [CmdletBinding()]
+    param([string]$ClassName, [string]$Namespace)
+    Enter-Call 'Get-CimClass'
+    if ($Namespace -ne 'root\virtualization\v2') {
+        throw "There is no class $ClassName in the namespace $Namespace."
+    }
+    return [pscustomobject]@{ CimClassName = $ClassName }
+}
+
+function New-CimInstance {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$CimClass, [System.Collections.IDictionary]$Property, [Parameter(Mandatory)][switch]$ClientOnly)
+    Enter-Call 'New-CimInstance'
+    return (New-FakeInstance $CimClass.CimClassName $Property)
 }
 
 function Get-CimInstance {
@@ -343,11 +451,11 @@ function Get-CimInstance {
         $state = 4
         if ($InputObject.Looks -ge 2) {
             $state = 7
-            if (Test-Fault 'Job') {
+            if ($InputObject.Fails -or (Test-Fault 'Job')) {
                 $state = 10
             }
         }
-        return [pscustomobject]@{ JobState = $state; ErrorDescription = 'The job failed, as it was told to.' }
+        return [pscustomobject]@{ JobState = $state; ErrorCode = 32773 }
     }
     Enter-Call "Get-CimInstance $ClassName"
     if ($ClassName -eq 'Win32_OperatingSystem') {
@@ -362,50 +470,74 @@ function Get-CimInstance {
     if ($ClassName -eq 'Msvm_VirtualSystemManagementService') {
         return [pscustomobject]@{ Name = 'vmms' }
     }
-    if ($ClassName -eq 'Msvm_ComputerSystem') {
-        foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
-            if ($Filter -eq "Name = '$($record.id)'") {
-                [pscustomobject]@{ Name = ([string]$record.id).ToUpperInvariant() }
-            }
-        }
-        return
-    }
     if ($ClassName -eq 'Msvm_KvpExchangeComponentSettingData') {
         # The one of the definition comes first, and belongs to no VM.
-        [pscustomobject]@{ InstanceID = "Microsoft:Definition\$KvpServiceId\Default"; HostExchangeItems = @() }
-        foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
-            $id = ([string]$record.id).ToUpperInvariant()
-            [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = @($record.hostItems) }
-        }
-        return
+        [pscustomobject]@{ InstanceID = "Microsoft:Definition\$KvpServiceId\Default"; HostExchangeItems = $null }
     }
-    throw "There is no class $ClassName in the simulated host."
+    foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
+        $id = ([string]$record.id).ToUpperInvariant()
+        switch ($ClassName) {
+            'Msvm_ComputerSystem' {
+                if ($Filter -eq '' -or $Filter -eq "Name = '$id'") {
+                    [pscustomobject]@{ Name = $id }
+                }
+            }
+            'Msvm_VirtualSystemSettingData' {
+                if ($Filter -eq "VirtualSystemIdentifier = '$id' AND VirtualSystemType = 'Microsoft:Hyper-V:System:Realized'") {
+                    New-FakeInstance $ClassName @{ InstanceID = "Microsoft:$id"; AutomaticRecoveryAction = [uint16]$record.recoveryAction }
+                }
+            }
+            'Msvm_KvpExchangeComponentSettingData' {
+                [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = (ConvertTo-FakeItemList $record.hostItems) }
+            }
+            default {
+                throw "There is no class $ClassName in the simulated host."
+            }
+        }
+    }
 }
 
 function Invoke-CimMethod {
     [CmdletBinding()]
-    param($InputObject, [string]$MethodName, $Arguments)
-    Enter-Call 'Invoke-CimMethod'
-    if ($InputObject.Name -ne 'vmms' -or $MethodName -ne 'AddKvpItems') {
+    param($InputObject, [string]$MethodName, [System.Collections.IDictionary]$Arguments)
+    Enter-Call $MethodName
+    if ($InputObject.Name -ne 'vmms') {
+        throw "The simulated host has no method $MethodName there."
+    }
+    $job = [pscustomobject]@{ Looks = 0; Fails = $false }
+    if ($MethodName -eq 'ModifySystemSettings') {
+        $setting = Read-EmbeddedInstance $Arguments['SystemSettings'] 'Msvm_VirtualSystemSettingData'
+        $vm = [pscustomobject]@{ Id = $setting['InstanceID'] -replace '^string Microsoft:', '' }
+        if (-not (Test-Fault 'SettingLost')) {
+            Update-FakeRecord $vm @{ recoveryAction = [int]($setting['AutomaticRecoveryAction'] -replace '^uint16 ', '') }
+        }
+        return [pscustomobject]@{ ReturnValue = 0; Job = $null }
+    }
+    if ($MethodName -ne 'AddKvpItems' -and $MethodName -ne 'RemoveKvpItems') {
         throw "The simulated host has no method $MethodName there."
     }
     $vm = [pscustomobject]@{ Id = $Arguments['TargetSystem'].Name }
-    $items = @((Find-FakeRecord $vm).hostItems)
+    $items = (Find-FakeRecord $vm).hostItems
     foreach ($text in @($Arguments['DataItems'])) {
-        $document = [System.Xml.XmlDocument]::new()
-        $document.LoadXml($text)
-        $source = $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Source"]/VALUE')
-        if ($null -eq $source -or $source.InnerText -ne '0') {
+        $item = Read-EmbeddedInstance $text 'Msvm_KvpExchangeDataItem'
+        if ($item['Source'] -ne 'uint16 0') {
             return [pscustomobject]@{ ReturnValue = 32773; Job = $null }
         }
-        # Hyper-V gives an item back with more properties than it was given.
-        $caption = '<PROPERTY NAME="Caption" TYPE="string"><VALUE>Key-Value Pair Exchange Data Item</VALUE></PROPERTY>'
-        $items += $text.Replace('<PROPERTY NAME="Name"', $caption + '<PROPERTY NAME="Name"')
+        $name = $item['Name'].Substring(7)
+        $data = $item['Data'].Substring(7)
+        $isThere = $null -ne $items.PSObject.Properties[$name]
+        if ($MethodName -eq 'AddKvpItems') {
+            $job.Fails = $job.Fails -or $isThere -or $data.Length -gt 1023
+            Add-Member -InputObject $items -NotePropertyName $name -NotePropertyValue $data -Force
+        } else {
+            $job.Fails = $job.Fails -or -not $isThere
+            $items.PSObject.Properties.Remove($name)
+        }
     }
-    if (-not (Test-Fault 'KvpLost')) {
-        Update-FakeRecord $vm @{ hostItems = @($items) }
+    if (-not $job.Fails -and -not (Test-Fault 'KvpLost')) {
+        Update-FakeRecord $vm @{ hostItems = $items }
     }
-    return [pscustomobject]@{ ReturnValue = 4096; Job = [pscustomobject]@{ Looks = 0 } }
+    return [pscustomobject]@{ ReturnValue = 4096; Job = $job }
 }
 
 function Get-Service {

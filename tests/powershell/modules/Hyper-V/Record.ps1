@@ -32,7 +32,8 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         startAction          = 'StartIfRunning'
         stopAction           = 'Save'
         kvpEnabled           = $false
-        hostItems            = @()
+        recoveryAction       = 3
+        hostItems            = [pscustomobject]@{}
         # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
         stuck                = ''
     }
