@@ -1,8 +1,6 @@
 //! The end of a VM: what is made of it, and how VM, disk and registration go.
 
-use super::types::{
-    Action, Cause, EXIT_OUTDATED, Instance, Job, News, OrphanVm, Phase, RetireReason, Stop,
-};
+use super::types::{Action, Cause, Instance, Job, News, OrphanVm, Phase, RetireReason, Stop};
 use super::{Awaiting, Context, Slot, State};
 use crate::github::{self, Removal};
 use crate::hypervisor;
@@ -74,8 +72,7 @@ impl Slot {
                     (cause, _) => format!("the VM ended without a job: {cause}"),
                 };
                 // The next VM is as outdated, until there is a new image or a new answer.
-                let outdated = matches!(cause, Cause::RunnerEnded { exit_code: Some(EXIT_OUTDATED) });
-                let retry_after = if outdated { back_off::MOST } else { 0 };
+                let retry_after = if cause.is_outdated() { back_off::MOST } else { 0 };
                 self.count_failure(why, retry_after, cx.now)
             }
         };

@@ -335,7 +335,7 @@ impl fmt::Display for Cause {
 
 /// The listener's exit code when GitHub no longer accepts its version. It comes
 /// as 7 because the guest asks for it; it would be 1 otherwise.
-pub const EXIT_OUTDATED: i64 = 7;
+pub(in crate::pool) const EXIT_OUTDATED: i64 = 7;
 
 /// What an exit code of GitHub's runner means, where that helps. Empty for success and for unknown ones.
 ///
