@@ -286,9 +286,13 @@ impl World {
     }
 
     fn report_end(&mut self, id: &VmId) {
+        self.report_exit_code(id, 0);
+    }
+
+    fn report_exit_code(&mut self, id: &VmId, exit_code: i64) {
         let is_proven = |its: &VmId| its == id;
-        self.fact(|state| state.guest_tells(&id.name, is_proven, Event::RunnerEnded { exit_code: Some(0) }))
-            .unwrap();
+        let ended = Event::RunnerEnded { exit_code: Some(exit_code) };
+        self.fact(|state| state.guest_tells(&id.name, is_proven, ended)).unwrap();
     }
 
     fn queue(&mut self, job: u64) -> bool {
@@ -635,6 +639,44 @@ fn a_runner_that_somebody_removes_is_a_failure_with_a_back_off() {
         world.boot_all();
     }
     assert_eq!(world.state.snapshot(world.now).jobs_completed(), 0);
+}
+
+// --- why a runner ended ---
+
+/// A pool of one whose idle runner has just ended with this exit code, and the
+/// VM and registration that it had.
+fn ended_with(exit_code: i64) -> (World, VmId, u64) {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    let runner = world.runner_of(&id).id;
+    world.report_exit_code(&id, exit_code);
+    (world, id, runner)
+}
+
+#[test]
+fn a_runner_that_github_did_not_let_in_is_registered_anew_with_a_new_vm() {
+    let (mut world, vm, runner) = ended_with(1);
+    assert!(world.removed.contains(&runner));
+    world.pass(MINUTE);
+    let next = world.ids()[0].clone();
+    assert_ne!(next, vm);
+    assert_ne!(world.runner_of(&next).id, runner);
+}
+
+#[test]
+fn an_outdated_runner_is_warned_of_and_tried_again_every_few_minutes() {
+    let (mut world, _, _) = ended_with(7);
+    let reason = world.state.snapshot(world.now).slots[0].reason.clone().unwrap();
+    assert!(reason.contains("exit code 7 (GitHub no longer accepts its version"), "{reason}");
+    assert!(world.state.image.refused);
+    world.pass(4 * MINUTE);
+    assert_eq!(world.ids(), []);
+    world.pass(3 * MINUTE);
+    let next = world.ids()[0].clone();
+    // A new image: its runner is let in.
+    world.boot_all();
+    world.job_starts(&next);
+    assert!(!world.state.image.refused);
 }
 
 // --- care for the host ---
