@@ -251,7 +251,7 @@ function Get-CheckRequest($Fake) {
 # A VM of the pool that holds a JIT configuration in two parts.
 function Add-WrittenVM($Fake, [string]$Name, [string]$Incarnation) {
     Add-FakeVM $Fake $Name 'Running' (Get-Mark $Fake $Incarnation) ''
-    $record = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $Name })[-1]
+    $record = @(Get-FakeVM $Fake | Where-Object { $_.notes -like "*$Incarnation*" })[0]
     $record.hostItems = @{
         RunnerPoolVmSecret = 'f00dfeed'; RunnerPoolJitConfigParts = '2'; RunnerPoolJitConfig1 = 'eyJqaXQ'; RunnerPoolJitConfig2 = 'b'
     }
