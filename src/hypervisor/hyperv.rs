@@ -125,6 +125,8 @@ impl Hypervisor for HyperV {
         let template_path = (self.template_path)().map_err(|e| {
             Error(format!("{} is not created, because the path of the template is unknown: {e}", vm.id))
         })?;
+        let allow: Vec<_> =
+            settings.allow.iter().map(ToString::to_string).chain(settings.github_server.clone()).collect();
         let request = json!({
             "name": vm.id.name,
             "incarnation": vm.id.incarnation,
@@ -136,6 +138,8 @@ impl Hypervisor for HyperV {
             "memoryMaximumMB": settings.memory_max_mb.unwrap_or(0),
             "cpuCount": settings.cpu_count,
             "switch": settings.switch,
+            "isolation": settings.isolation,
+            "allow": allow,
             "secureBootTemplate": settings.secure_boot,
             "nestedVirtualization": settings.nested_virtualization,
             "host": settings.host(),

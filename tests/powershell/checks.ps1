@@ -65,6 +65,15 @@ function Set-FakeHost($Fake, $Changes) {
             @{ alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
         )
         firewall  = @{ enabled = 'True'; rules = @() }
+        adapters  = @(
+            @{ alias = 'vEthernet (Default Switch)'; index = 9; guid = '{D1}'; switch = 'Default Switch'; state = 'Connected'; metric = 5000; dns = @() },
+            @{ alias = 'Off'; index = 5; guid = '{F5}'; switch = ''; state = 'Disconnected'; metric = 1; dns = @('10.9.9.9') },
+            @{ alias = 'Wi-Fi'; index = 4; guid = '{E4}'; switch = ''; state = 'Connected'; metric = 35; dns = @('8.8.8.8', '10.0.0.53') },
+            @{ alias = 'Ethernet'; index = 3; guid = '{E3}'; switch = ''; state = 'Connected'; metric = 25; dns = @('10.0.0.53') }
+        )
+        routes    = @('0.0.0.0/0', '10.0.0.0/24', '10.0.0.7/32', '127.0.0.0/8', '224.0.0.0/4', '255.255.255.255/32')
+        nats      = @()
+        external  = @('Lan')
     }
     foreach ($key in @($Changes.Keys)) {
         $facts[$key] = $Changes[$key]
@@ -189,6 +198,8 @@ function Get-CreateRequest($Fake, $Changes) {
         'memoryMaximumMB'      = 0
         'cpuCount'             = 2
         'switch'               = 'Default Switch'
+        'isolation'            = 'auto'
+        'allow'                = @()
         'secureBootTemplate'   = 'MicrosoftWindows'
         'nestedVirtualization' = $false
         'host'                 = ''
@@ -245,6 +256,22 @@ function Get-CheckRequest($Fake) {
         'host'         = ''
         'port'         = 8080
     }
+}
+
+# What no walled-off VM reaches.
+function Get-WalledOff {
+    '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.168.0.0/16', '224.0.0.0/4', '240.0.0.0/4', '168.63.129.16/32', '::/0'
+}
+
+# A rule in one line: action, protocol, local and remote address with port.
+function Format-Acl($Acl) {
+    return "$($Acl.action) $($Acl.protocol) $($Acl.local):$($Acl.localPort) $($Acl.remote):$($Acl.remotePort)"
+}
+
+# The rules of one direction, as the VM's switch weighs them.
+function Assert-Wall($Vm, [string]$Direction, $Expected) {
+    $acls = @($Vm.acls | Where-Object { $_.direction -eq $Direction } | Sort-Object -Property weight -Descending)
+    Assert-Equal (@($acls | ForEach-Object { Format-Acl $_ }) -join "`n") ($Expected -join "`n") "the rules, $Direction"
 }
 
 # Nothing of the pool's is left, and what was there before still is.
@@ -473,8 +500,78 @@ function Get-Check {
     $checks['create fails when the host has no address on the switch'] = {
         param($Fake)
         $request = Get-CreateRequest $Fake @{ 'switch' = 'Lan' }
-        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'key-values' '*vEthernet (Lan)*ORCHESTRATOR_IP*'
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'network' "*'Lan'*ORCHESTRATOR_IP*"
         Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create walls a VM off from all but the pool, DNS, DHCP, what is allowed and the internet'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'allow' = @('192.168.1.20:8443', 'localhost:443') }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' $request '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal "$($vm.macSpoofing) $($vm.dhcpGuard) $($vm.routerGuard)" 'Off On On' 'MAC spoofing, DHCP guard and router guard'
+        $both = @(
+            'Allow TCP ANY:ANY 172.20.0.1:8080', 'Allow TCP ANY:ANY 192.168.1.20:8443', 'Allow TCP ANY:ANY 127.0.0.1:443',
+            'Allow UDP ANY:ANY 172.20.0.1:53', 'Allow TCP ANY:ANY 172.20.0.1:53', 'Allow UDP ANY:ANY 10.0.0.53:53',
+            'Allow TCP ANY:ANY 10.0.0.53:53', 'Allow UDP ANY:ANY 8.8.8.8:53', 'Allow TCP ANY:ANY 8.8.8.8:53'
+        )
+        $denied = @(Get-WalledOff | ForEach-Object { "Deny ANY ANY:ANY ${_}:ANY" })
+        Assert-Wall $vm 'Outbound' ($both + 'Allow UDP ANY:68 255.255.255.255:67' + 'Allow UDP ANY:68 172.20.0.1:67' + $denied)
+        Assert-Wall $vm 'Inbound' ($both + 'Allow UDP ANY:68 172.20.0.1:67' + $denied)
+    }
+
+    $checks['create walls no VM off unless told to, or the switch is its own'] = {
+        param($Fake)
+        $cases = @(
+            @('auto', @(), $false), @('off', @('172.20.0.0/20'), $false), @('auto', @('192.168.0.0/16'), $false),
+            @('auto', @('192.168.0.0/16', '172.20.0.0/20'), $true), @('on', @(), $true)
+        )
+        for ($i = 0; $i -lt $cases.Count; $i++) {
+            Set-FakeHost $Fake @{ nats = $cases[$i][1] }
+            $request = Get-CreateRequest $Fake @{ 'isolation' = $cases[$i][0]; 'name' = "runner-$i"; 'diskPath' = Join-Path -Path $Fake.Storage -ChildPath "runner-$i.vhdx" }
+            Assert-Success (Invoke-PoolScript $Fake 'create-vm' $request '')
+            $vm = @(Get-FakeVM $Fake | Where-Object { $_.name -eq "runner-$i" })[0]
+            Assert-Equal (@($vm.acls).Count -gt 0) $cases[$i][2] "whether VM_ISOLATION=$($cases[$i][0]) with NAT for '$($cases[$i][1])' walls a VM off"
+        }
+    }
+
+    $checks['create walls a VM off from networks with public addresses that the host reaches itself'] = {
+        param($Fake)
+        $addresses = @(
+            @{ alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }, @{ alias = 'Ethernet'; ip = '203.0.113.7' },
+            @{ alias = 'Wi-Fi'; ip = '198.51.100.9' }
+        )
+        # With the two halves of the internet, as VPNs have them.
+        $routes = @('0.0.0.0/0', '0.0.0.0/1', '128.0.0.0/1', '203.0.113.7/32', '203.0.113.0/24', '10.8.0.0/16', '25.0.0.0/8')
+        Set-FakeHost $Fake @{ addresses = $addresses; routes = $routes }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on' }) '')
+        $denied = @(@(Get-FakeVM $Fake)[0].acls | Where-Object { $_.action -eq 'Deny' -and $_.direction -eq 'Inbound' } | ForEach-Object { $_.remote })
+        $added = @($denied | Where-Object { @(Get-WalledOff) -notcontains $_ })
+        Assert-Equal ($added -join ', ') '25.0.0.0/8, 203.0.113.0/24, 198.51.100.9/32' 'what the host adds'
+    }
+
+    $checks['create lets a walled-off VM get its address from any DHCP server of a LAN'] = {
+        param($Fake)
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'switch' = 'Lan'; 'host' = '10.0.0.7' }) '')
+        $acls = @(@(Get-FakeVM $Fake)[0].acls | Where-Object { $_.direction -eq 'Inbound' })
+        Assert-Equal (Format-Acl $acls[0]) 'Allow TCP ANY:ANY 10.0.0.7:8080' 'the way to the pool'
+        Assert-Equal (@($acls | Where-Object { $_.localPort -eq '68' } | ForEach-Object { Format-Acl $_ }) -join ', ') 'Allow UDP ANY:68 0.0.0.0/0:67' 'the way from the DHCP server'
+    }
+
+    $checks['create fails when the name of a GitHub that VMs must reach is not known'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'allow' = @('no-such-host.invalid:443') }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'network' '*no-such-host.invalid*'
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create finds the address of an adapter that was renamed'] = {
+        param($Fake)
+        $adapters = @(@{ alias = 'Runners'; index = 9; guid = '{D1}'; switch = 'Default Switch'; state = 'Connected'; metric = 1; dns = @() })
+        Set-FakeHost $Fake @{ adapters = $adapters; addresses = @(@{ alias = 'Runners'; ip = '172.30.0.1' }) }
+        $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) ''
+        Assert-Success $answer
+        Assert-Equal $answer.url 'http://172.30.0.1:8080' 'the URL'
     }
 
     $checks['create never uses or deletes a disk that is there already'] = {
@@ -496,6 +593,10 @@ function Get-Check {
         'Set-VMProcessor'             = 'settings'
         'Set-VMFirmware'              = 'settings'
         'Enable-VMIntegrationService' = 'settings'
+        'Set-VMNetworkAdapter'        = 'network'
+        'GuardLost'                   = 'network'
+        'Get-NetRoute'                = 'network'
+        'AclLost:1'                   = 'network'
         'Invoke-CimMethod'            = 'key-values'
         'Job'                         = 'key-values'
         'KvpLost'                     = 'key-values'
@@ -507,7 +608,7 @@ function Get-Check {
         $checks["create undoes everything when $fault fails"] = @{ Data = @($fault, $at); Body = {
             param($Fake, $Data)
             Add-FakeVM $Fake 'runner-1' 'Running' 'mine, hands off' (Join-Path -Path $Fake.Folder -ChildPath 'other.vhdx')
-            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) $Data[0]
+            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on' }) $Data[0]
             Assert-Failure $answer $Data[1] '*'
             Assert-True (-not $answer.error.Contains('f00dfeed')) 'the error holds the secret'
             Assert-NothingLeft $Fake 1

@@ -28,6 +28,14 @@ function Get-FakeHost {
     return (ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($path)))
 }
 
+# A fact of the host that host.json need not have.
+function Get-HostFact([string]$Name) {
+    $facts = Get-FakeHost
+    if ($facts.PSObject.Properties[$Name]) {
+        return $facts.$Name
+    }
+}
+
 function Test-Fault([string]$Command) {
     foreach ($fault in @(([string]$env:FAKE_HYPERV_FAULT) -split ',')) {
         $parts = @($fault -split ':')
@@ -317,10 +325,145 @@ function Get-VHD {
 
 function Get-VMSwitch {
     [CmdletBinding()]
-    param()
+    param([string]$Name)
     Enter-Call 'Get-VMSwitch'
-    foreach ($name in @((Get-FakeHost).switches)) {
-        [pscustomobject]@{ Name = [string]$name }
+    foreach ($one in @((Get-FakeHost).switches)) {
+        if ($Name -eq '' -or $Name -eq $one) {
+            $type = 'Internal'
+            if (@(Get-HostFact 'external') -contains $one) {
+                $type = 'External'
+            }
+            [pscustomobject]@{ Name = [string]$one; SwitchType = $type }
+        }
+    }
+}
+
+# Of a VM, or of the host itself on a switch.
+function Get-VMNetworkAdapter {
+    [CmdletBinding()]
+    param($VM, [switch]$ManagementOS, [string]$SwitchName)
+    Enter-Call 'Get-VMNetworkAdapter'
+    if ($ManagementOS) {
+        foreach ($adapter in @(Get-HostFact 'adapters' | Where-Object { $_.switch -eq $SwitchName })) {
+            [pscustomobject]@{ Name = $SwitchName; SwitchName = $SwitchName; DeviceId = [string]$adapter.guid }
+        }
+        return
+    }
+    $record = Find-FakeRecord $VM
+    [pscustomobject]@{
+        VMId               = [guid]$record.id
+        Name               = 'Netzwerkkarte'
+        SwitchName         = [string]$record.switchName
+        MacAddressSpoofing = [string]$record.macSpoofing
+        DhcpGuard          = [string]$record.dhcpGuard
+        RouterGuard        = [string]$record.routerGuard
+    }
+}
+
+function Set-VMNetworkAdapter {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)]$VMNetworkAdapter,
+        [ValidateSet('On', 'Off')][string]$MacAddressSpoofing,
+        [ValidateSet('On', 'Off')][string]$DhcpGuard,
+        [ValidateSet('On', 'Off')][string]$RouterGuard
+    )
+    Enter-Call 'Set-VMNetworkAdapter'
+    $changes = @{}
+    if ($PSBoundParameters.ContainsKey('MacAddressSpoofing')) {
+        $changes['macSpoofing'] = $MacAddressSpoofing
+        $changes['routerGuard'] = $RouterGuard
+        if (-not (Test-Fault 'GuardLost')) {
+            $changes['dhcpGuard'] = $DhcpGuard
+        }
+    }
+    Update-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId }) $changes
+}
+
+function Add-VMNetworkAdapterExtendedAcl {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)]$VMNetworkAdapter,
+        [Parameter(Mandatory)][ValidateSet('Allow', 'Deny')][string]$Action,
+        [Parameter(Mandatory)][ValidateSet('Inbound', 'Outbound')][string]$Direction,
+        [string]$LocalIPAddress = 'ANY',
+        [string]$RemoteIPAddress = 'ANY',
+        [string]$LocalPort = 'ANY',
+        [string]$RemotePort = 'ANY',
+        [string]$Protocol = 'ANY',
+        [Parameter(Mandatory)][int]$Weight,
+        [bool]$Stateful
+    )
+    Enter-Call 'Add-VMNetworkAdapterExtendedAcl'
+    $record = Find-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId })
+    # The switch refuses the last two only when it applies them, and tells nobody.
+    if ($record.state -ne 'Off' -or $Stateful -or $Weight -gt 65535 -or $Weight -lt 1) {
+        throw 'The rule would have no effect.'
+    }
+    if (@($record.acls | Where-Object { $_.direction -eq $Direction -and $_.weight -eq $Weight }).Count -gt 0) {
+        throw 'There is a rule of this weight and direction.'
+    }
+    if (Test-Fault 'AclLost') {
+        return
+    }
+    $acl = [pscustomobject]@{
+        direction = $Direction; weight = $Weight; action = $Action; local = $LocalIPAddress; remote = $RemoteIPAddress
+        localPort = $LocalPort; remotePort = $RemotePort; protocol = $Protocol
+    }
+    Update-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId }) @{ acls = @($record.acls) + $acl }
+}
+
+function Get-VMNetworkAdapterExtendedAcl {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VMNetworkAdapter)
+    Enter-Call 'Get-VMNetworkAdapterExtendedAcl'
+    foreach ($acl in @((Find-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId })).acls)) {
+        [pscustomobject]@{ Direction = $acl.direction; Weight = $acl.weight; Action = $acl.action; RemoteIPAddress = $acl.remote }
+    }
+}
+
+function Get-NetAdapter {
+    [CmdletBinding()]
+    param([switch]$IncludeHidden)
+    Enter-Call 'Get-NetAdapter'
+    foreach ($adapter in @(Get-HostFact 'adapters')) {
+        [pscustomobject]@{ Name = [string]$adapter.alias; InterfaceIndex = $adapter.index; InterfaceGuid = [string]$adapter.guid }
+    }
+}
+
+function Get-NetIPInterface {
+    [CmdletBinding()]
+    param([string]$AddressFamily, [ValidateSet('Connected', 'Disconnected')][string]$ConnectionState)
+    Enter-Call 'Get-NetIPInterface'
+    foreach ($adapter in @(Get-HostFact 'adapters' | Where-Object { $ConnectionState -eq '' -or $_.state -eq $ConnectionState })) {
+        [pscustomobject]@{ InterfaceIndex = $adapter.index; InterfaceMetric = $adapter.metric }
+    }
+}
+
+function Get-DnsClientServerAddress {
+    [CmdletBinding()]
+    param([string]$AddressFamily)
+    Enter-Call 'Get-DnsClientServerAddress'
+    foreach ($adapter in @(Get-HostFact 'adapters')) {
+        [pscustomobject]@{ InterfaceIndex = $adapter.index; ServerAddresses = [string[]]@($adapter.dns) }
+    }
+}
+
+function Get-NetRoute {
+    [CmdletBinding()]
+    param([string]$AddressFamily)
+    Enter-Call 'Get-NetRoute'
+    foreach ($prefix in @(Get-HostFact 'routes')) {
+        [pscustomobject]@{ DestinationPrefix = [string]$prefix }
+    }
+}
+
+function Get-NetNat {
+    [CmdletBinding()]
+    param()
+    Enter-Call 'Get-NetNat'
+    foreach ($prefix in @(Get-HostFact 'nats')) {
+        [pscustomobject]@{ Name = 'Runners'; InternalIPInterfaceAddressPrefix = [string]$prefix }
     }
 }
 
@@ -329,7 +472,13 @@ function Get-NetIPAddress {
     param([string]$AddressFamily)
     Enter-Call 'Get-NetIPAddress'
     foreach ($address in @((Get-FakeHost).addresses)) {
-        [pscustomobject]@{ InterfaceAlias = [string]$address.alias; IPAddress = [string]$address.ip }
+        $index = @(Get-HostFact 'adapters' | Where-Object { $_.alias -eq $address.alias } | ForEach-Object { $_.index })
+        [pscustomobject]@{
+            InterfaceAlias = [string]$address.alias
+            InterfaceIndex = [int]($index + 0 | Select-Object -First 1)
+            IPAddress      = [string]$address.ip
+            PrefixLength   = [byte]24
+        }
     }
 }
 

@@ -33,6 +33,11 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         stopAction           = 'Save'
         kvpEnabled           = $false
         hostItems            = @()
+        macSpoofing          = 'On'
+        dhcpGuard            = 'Off'
+        routerGuard          = 'Off'
+        # The extended ACLs: direction, weight, action, local and remote address and port, protocol.
+        acls                 = @()
         # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
         stuck                = ''
     }
