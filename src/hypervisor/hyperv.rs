@@ -9,7 +9,7 @@
 //! one for the monitor. A queue would make the time of a call depend on the
 //! other slots; `MAX_CONCURRENT_CREATES` is the pool's affair.
 
-use super::identity::{hash, owned_by, pool_identity, same_path, text};
+use super::identity::{hash, mac_address, owned_by, pool_identity, pool_tag, same_path, text};
 use super::powershell::{PowerShell, Script};
 use super::{Error, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite};
 use crate::config::{DiskMode, HyperVConfig};
@@ -48,6 +48,7 @@ pub struct HyperV {
     /// restart. At first, what the settings say.
     pub template_path: Box<TemplatePath>,
     pool: String,
+    tag: String,
     powershell: Arc<PowerShell>,
     creating_stopped: AtomicBool,
 }
@@ -59,9 +60,17 @@ impl HyperV {
     /// When the path of the storage folder is not Unicode.
     pub fn new(settings: HyperVConfig, powershell: Arc<PowerShell>) -> Result<HyperV, Error> {
         let pool = pool_identity(&settings.storage_path)?;
+        let tag = pool_tag(&settings.storage_path)?;
         let configured = settings.template_path.clone();
         let template_path = Box::new(move || Ok(configured.clone()));
-        Ok(HyperV { settings, template_path, pool, powershell, creating_stopped: AtomicBool::new(false) })
+        Ok(HyperV {
+            settings,
+            template_path,
+            pool,
+            tag,
+            powershell,
+            creating_stopped: AtomicBool::new(false),
+        })
     }
 
     /// The path of a VM's disk.
@@ -130,6 +139,8 @@ impl Hypervisor for HyperV {
         let request = json!({
             "name": vm.id.name,
             "incarnation": vm.id.incarnation,
+            "slot": vm.notes.slot,
+            "macAddress": mac_address(&self.tag, vm.notes.slot),
             "notes": json!(vm.notes).to_string(),
             "templatePath": text(&template_path)?,
             "diskPath": self.disk_path(&vm.id)?,

@@ -198,6 +198,8 @@ function Get-CreateRequest($Fake, $Changes) {
         'memoryMaximumMB'      = 0
         'cpuCount'             = 2
         'switch'               = 'Default Switch'
+        'slot'                 = 1
+        'macAddress'           = '0A0123456789'
         'isolation'            = 'auto'
         'allow'                = @()
         'secureBootTemplate'   = 'MicrosoftWindows'
@@ -406,6 +408,8 @@ function Get-Check {
         Assert-Equal $vm.processors 2 'the processors'
         Assert-Equal $vm.nested $false 'nested virtualization'
         Assert-Equal $vm.switchName 'Default Switch' 'the switch'
+        Assert-Equal $vm.macAddress '0A0123456789' 'the MAC address'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '' 'the address for the guest, which it gets by DHCP'
         Assert-Equal $vm.secureBoot 'On' 'secure boot'
         Assert-Equal $vm.secureBootTemplate 'MicrosoftWindows' 'the secure boot template'
         Assert-Equal $vm.checkpoints 'Disabled' 'checkpoints'
@@ -548,6 +552,67 @@ function Get-Check {
         $denied = @(@(Get-FakeVM $Fake)[0].acls | Where-Object { $_.action -eq 'Deny' -and $_.direction -eq 'Inbound' } | ForEach-Object { $_.remote })
         $added = @($denied | Where-Object { @(Get-WalledOff) -notcontains $_ })
         Assert-Equal ($added -join ', ') '25.0.0.0/8, 203.0.113.0/24, 198.51.100.9/32' 'what the host adds'
+    }
+
+    $checks['create gives a VM on the pool''s own switch a fixed address, and lets it send from no other'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/16') }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'slot' = 3 }) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '172.20.0.12' 'the address'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolPrefixLength') '24' 'the length of the prefix'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolGateway') '172.20.0.1' 'the gateway'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolDnsServers') '10.0.0.53,8.8.8.8' 'the DNS servers'
+        $rules = @(
+            'Allow TCP 172.20.0.12:ANY 172.20.0.1:8080',
+            'Allow UDP 172.20.0.12:ANY 10.0.0.53:53', 'Allow TCP 172.20.0.12:ANY 10.0.0.53:53',
+            'Allow UDP 172.20.0.12:ANY 8.8.8.8:53', 'Allow TCP 172.20.0.12:ANY 8.8.8.8:53'
+        )
+        $rules += @(Get-WalledOff | ForEach-Object { "Deny ANY ANY:ANY ${_}:ANY" })
+        $rules += 'Allow ANY 172.20.0.12:ANY 0.0.0.0/0:ANY', 'Deny ANY ANY:ANY ANY:ANY'
+        Assert-Wall $vm 'Outbound' $rules
+        Assert-Wall $vm 'Inbound' $rules
+    }
+
+    $checks['create leaves the addresses to the DHCP server of the host, if it has one'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dhcpService = 'Running' }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '' 'the address'
+        $ways = @($vm.acls | Where-Object { $_.localPort -eq '68' } | ForEach-Object { "$($_.direction) $(Format-Acl $_)" }) -join ', '
+        Assert-Equal $ways 'Outbound Allow UDP ANY:68 255.255.255.255:67, Outbound Allow UDP ANY:68 172.20.0.1:67, Inbound Allow UDP ANY:68 172.20.0.1:67' 'the ways to the DHCP server'
+    }
+
+    $checks['create gives no address twice, and says when there is none'] = {
+        param($Fake)
+        $adapters = @(@{ alias = 'vEthernet (Default Switch)'; index = 9; guid = '{D1}'; switch = 'Default Switch'; state = 'Connected'; metric = 1; dns = @('127.0.0.1') })
+        $cases = @(
+            @('172.20.0.1', 246, '*no address for slot 246*POOL_SIZE*'), @('172.20.0.11', 1, '172.20.0.10'),
+            @('172.20.0.11', 2, '172.20.0.12'), @('172.20.0.254', 244, '172.20.0.253')
+        )
+        foreach ($case in $cases) {
+            Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); adapters = $adapters; addresses = @(@{ alias = 'vEthernet (Default Switch)'; ip = $case[0] }) }
+            $disk = Join-Path -Path $Fake.Storage -ChildPath "runner-$($case[1]).vhdx"
+            $request = Get-CreateRequest $Fake @{ 'slot' = $case[1]; 'name' = "runner-$($case[1])"; 'diskPath' = $disk }
+            $answer = Invoke-PoolScript $Fake 'create-vm' $request ''
+            if ($case[2] -like '*slot*') {
+                Assert-Failure $answer 'network' $case[2]
+                continue
+            }
+            Assert-Success $answer
+            $vm = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $request['name'] })[0]
+            Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') $case[2] "the address of slot $($case[1]) beside a host at $($case[0])"
+            Assert-Equal (Get-HostItem $vm 'RunnerPoolDnsServers') $case[0] 'the DNS server, which runs on the host'
+        }
+    }
+
+    $checks['create fails without a DNS server for a fixed address'] = {
+        param($Fake)
+        $adapters = @(@{ alias = 'Ethernet'; index = 3; guid = '{E3}'; switch = ''; state = 'Connected'; metric = 1; dns = @() })
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); adapters = $adapters }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '') 'network' '*DNS server*'
+        Assert-NothingLeft $Fake 0
     }
 
     $checks['create lets a walled-off VM get its address from any DHCP server of a LAN'] = {

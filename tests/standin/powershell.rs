@@ -187,6 +187,8 @@ impl Run {
         if host.is_empty() {
             return Err(failure("network", format!("the host has no address on {}", switch.name)));
         }
+        assert_eq!(self.text("macAddress").len(), 12);
+        assert!(self.input["slot"].is_u64(), "slot is a number");
         for key in ["isolation", "allow"] {
             let value = self.input[key].clone();
             assert!(!value.is_null(), "{key} is in the input");

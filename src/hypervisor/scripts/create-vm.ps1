@@ -75,6 +75,25 @@ function Get-SwitchAddress($SwitchName) {
     return @($all | Where-Object { -not $_.IPAddress.StartsWith('169.254.') }) + $all | Select-Object -First 1
 }
 
+# The fixed address of a slot in the network on the pool's own switch: slot 1 has
+# the tenth. Those below are for the host and for whoever else is there.
+function Get-SlotAddress($OnSwitch, $Slot) {
+    $size = [int64]1 -shl (32 - $OnSwitch.PrefixLength)
+    $taken = Get-AddressNumber $OnSwitch.IPAddress
+    $network = $taken - $taken % $size
+    $number = $network + 9 + $Slot
+    if ($network + 9 -lt $taken -and $taken -le $number) {
+        $number = $number + 1
+    }
+    # The last one is for broadcasts.
+    if ($number -ge $network + $size - 1) {
+        throw "The network of $($OnSwitch.IPAddress)/$($OnSwitch.PrefixLength) has no address for slot $Slot. Lower POOL_SIZE, or give the host's adapter on the switch, and its NAT, a shorter prefix."
+    }
+    $bytes = [System.BitConverter]::GetBytes([uint32]$number)
+    [array]::Reverse($bytes)
+    return [string][System.Net.IPAddress]::new($bytes)
+}
+
 # Whether the switch is the pool's own: a NAT of this host serves the network
 # in which the host's address on it lies.
 function Test-OwnSwitch($Address) {
@@ -195,8 +214,12 @@ function Resolve-Endpoint($Endpoints) {
     }
 }
 
-# Sets up the VM's network. Returns the address at which it reaches the pool.
+# Sets up the VM's network. Returns the address at which it reaches the pool, and
+# the key-values by which the guest learns its own address, if it has a fixed one.
 function Set-Network($Vm, $Request) {
+    $adapter = Get-VMNetworkAdapter -VM $Vm
+    Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $Request.macAddress | Out-Null
+
     $onSwitch = Get-SwitchAddress $Request.switch
     $hostAddress = ''
     $isOwn = $false
@@ -211,17 +234,42 @@ function Set-Network($Vm, $Request) {
     if ($poolAddress -eq '') {
         throw "This host has no IPv4 address on the switch '$($Request.switch)'. Give it one, or set ORCHESTRATOR_IP."
     }
-    if ($Request.isolation -eq 'on' -or ($Request.isolation -eq 'auto' -and $isOwn)) {
-        # On an internal switch only the host can be the DHCP server.
-        $dhcpServer = '0.0.0.0/0'
-        if ([string](Get-VMSwitch -Name $Request.switch).SwitchType -eq 'Internal') {
-            $dhcpServer = $hostAddress
-        }
-        $dns = @(@($hostAddress) + @(Get-DnsServer $hostAddress) | Where-Object { $_ } | Select-Object -Unique)
-        $reachable = @("${poolAddress}:$($Request.port)") + @(Resolve-Endpoint $Request.allow)
-        Set-Wall $Vm @(Get-WallRule $reachable $dns $dhcpServer ($WalledOff + @(Get-HostPrefix)) '') | Out-Null
+    $isWalledOff = $Request.isolation -eq 'on' -or ($Request.isolation -eq 'auto' -and $isOwn)
+    $dns = @()
+    if ($isOwn -or $isWalledOff) {
+        $dns = @(Get-DnsServer $hostAddress)
     }
-    return $poolAddress
+    # A switch of the pool's own has no DHCP server, unless the host has that role:
+    # then the VMs get their addresses from it.
+    $values = @{}
+    $vmAddress = ''
+    $dhcp = @(Get-Service -Name DHCPServer -ErrorAction SilentlyContinue | Where-Object { [string]$_.Status -eq 'Running' })
+    if ($isOwn -and $dhcp.Count -eq 0) {
+        if ($dns.Count -eq 0) {
+            throw 'This host has no IPv4 DNS server that VMs could use. Set one on its network adapter.'
+        }
+        $vmAddress = Get-SlotAddress $onSwitch ([int64]$Request.slot)
+        $values = @{
+            RunnerPoolAddress      = $vmAddress
+            RunnerPoolPrefixLength = [string]$onSwitch.PrefixLength
+            RunnerPoolGateway      = $hostAddress
+            RunnerPoolDnsServers   = $dns -join ','
+        }
+    }
+    if ($isWalledOff) {
+        $dhcpServer = ''
+        if ($vmAddress -eq '') {
+            $dns = @(@($hostAddress) + $dns | Where-Object { $_ } | Select-Object -Unique)
+            # On an internal switch only the host can be the DHCP server.
+            $dhcpServer = '0.0.0.0/0'
+            if ([string](Get-VMSwitch -Name $Request.switch).SwitchType -eq 'Internal') {
+                $dhcpServer = $hostAddress
+            }
+        }
+        $reachable = @("${poolAddress}:$($Request.port)") + @(Resolve-Endpoint $Request.allow)
+        Set-Wall $Vm @(Get-WallRule $reachable $dns $dhcpServer ($WalledOff + @(Get-HostPrefix)) $vmAddress) | Out-Null
+    }
+    return @{ PoolAddress = $poolAddress; Values = $values }
 }
 
 # An instance of Msvm_KvpExchangeDataItem in the XML (CIM DTD 2.0) in which
@@ -386,18 +434,19 @@ function New-RunnerVM($Request) {
     }
 
     $script:step = 'network'
-    $address = Set-Network $script:vm $Request
+    $network = Set-Network $script:vm $Request
 
     $script:step = 'key-values'
+    $address = [string]$network.PoolAddress
     if ($address.Contains(':')) {
         $address = "[$address]"
     }
     $script:url = "http://${address}:$($Request.port)"
-    Add-KvpItem $script:vm @{
+    Add-KvpItem $script:vm ($network.Values + @{
         RunnerPoolUrl      = $script:url
         RunnerPoolVmName   = [string]$Request.name
         RunnerPoolVmSecret = [string]$Request.secret
-    }
+    })
 
     $script:step = 'start'
     Start-VM -VM $script:vm

@@ -364,12 +364,16 @@ function Set-VMNetworkAdapter {
     [CmdletBinding()]
     param(
         [Parameter(Mandatory)]$VMNetworkAdapter,
+        [ValidatePattern('^[0-9A-F]{12}$')][string]$StaticMacAddress,
         [ValidateSet('On', 'Off')][string]$MacAddressSpoofing,
         [ValidateSet('On', 'Off')][string]$DhcpGuard,
         [ValidateSet('On', 'Off')][string]$RouterGuard
     )
     Enter-Call 'Set-VMNetworkAdapter'
     $changes = @{}
+    if ($PSBoundParameters.ContainsKey('StaticMacAddress')) {
+        $changes['macAddress'] = $StaticMacAddress
+    }
     if ($PSBoundParameters.ContainsKey('MacAddressSpoofing')) {
         $changes['macSpoofing'] = $MacAddressSpoofing
         $changes['routerGuard'] = $RouterGuard
@@ -562,8 +566,11 @@ function Get-Service {
     param([string]$Name)
     Enter-Call 'Get-Service'
     $status = [string](Get-FakeHost).service
-    if ($Name -eq 'vmms' -and $status -ne '') {
-        [pscustomobject]@{ Name = 'vmms'; Status = $status }
+    if ($Name -eq 'DHCPServer') {
+        $status = [string](Get-HostFact 'dhcpService')
+    }
+    if ($status -ne '') {
+        [pscustomobject]@{ Name = $Name; Status = $status }
     }
 }
 

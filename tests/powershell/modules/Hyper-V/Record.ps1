@@ -33,6 +33,7 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         stopAction           = 'Save'
         kvpEnabled           = $false
         hostItems            = @()
+        macAddress           = ''
         macSpoofing          = 'On'
         dhcpGuard            = 'Off'
         routerGuard          = 'Off'
