@@ -1,7 +1,9 @@
 # Prepares this Windows machine for the pool, as administrator. Each step that
 # is done already is skipped, so it can be run again at any time:
 #   Hyper-V; Git; Rust with its linker; Packer; oscdimg, with which Packer makes
-#   ISO images; the folders vms\templates and vms\storage; .env; the firewall rule.
+#   ISO images; the folders of the template and of the VMs' disks; .env; on Windows
+#   10 and 11, no sleep and no scans of VMs' disks; on Windows Server, a virtual
+#   switch with NAT; the firewall rule.
 #   .\bootstrap.ps1              everything
 #   .\bootstrap.ps1 -HostOnly    only what running the pool needs: no Git, Rust,
 #                                Packer, oscdimg (for a binary and a template
@@ -11,12 +13,11 @@ param([switch]$HostOnly)
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
-# The progress display makes downloads several times slower in 5.1.
-$ProgressPreference = 'SilentlyContinue'
+. (Join-Path -Path $PSScriptRoot -ChildPath 'packer/common.ps1')
 
 $FirewallRule = 'hyperv-runner-pool'
-$EnvironmentKey = 'HKLM:\SYSTEM\CurrentControlSet\Control\Session Manager\Environment'
-$script:rebootNeeded = $false
+# The switch that this script makes on Windows Server, and its NAT.
+$PoolSwitch = 'Runners'
 $script:hints = [System.Collections.Generic.List[string]]::new()
 
 function Write-Done([string]$What) {
@@ -31,44 +32,8 @@ function Write-Doing([string]$What) {
     Write-Host "[...]     $What"
 }
 
-function Test-Elevated {
-    $identity = [System.Security.Principal.WindowsIdentity]::GetCurrent()
-    $principal = [System.Security.Principal.WindowsPrincipal]::new($identity)
-    return $principal.IsInRole([System.Security.Principal.WindowsBuiltInRole]::Administrator)
-}
-
-# Gets a file into the temporary folder, and gives back its path.
-function Get-Download([string]$Address, [string]$Name) {
-    $path = Join-Path -Path $script:downloads -ChildPath $Name
-    Invoke-WebRequest -Uri $Address -OutFile $path -UseBasicParsing
-    return $path
-}
-
-# Signer: the organization in the certificate.
-function Assert-Signature([string]$Path, [string]$Signer) {
-    $signature = Get-AuthenticodeSignature -LiteralPath $Path
-    if ([string]$signature.Status -ne 'Valid') {
-        throw "The download $Path is not validly signed ($($signature.Status)); nothing of it was run."
-    }
-    if ($signature.SignerCertificate.Subject -notlike "*O=*$Signer*") {
-        throw "The download $Path is signed by $($signature.SignerCertificate.Subject), not by $Signer; nothing of it was run."
-    }
-}
-
-function Assert-Hash([string]$Path, [string]$Expected) {
-    $actual = (Get-FileHash -LiteralPath $Path -Algorithm SHA256).Hash
-    if ($actual -ne $Expected) {
-        throw "The download $Path has the SHA-256 $actual, not $Expected; nothing of it was used."
-    }
-}
-
-function Invoke-Installer([string]$Path, [string[]]$Arguments) {
-    $process = Start-Process -FilePath $Path -ArgumentList $Arguments -Wait -PassThru
-    if ($process.ExitCode -eq 3010) {
-        $script:rebootNeeded = $true
-    } elseif ($process.ExitCode -ne 0) {
-        throw "$Path failed with exit code $($process.ExitCode)."
-    }
+function Get-DownloadPath([string]$Name) {
+    return (Join-Path -Path $script:downloads -ChildPath $Name)
 }
 
 function Test-Program([string]$Name) {
@@ -78,7 +43,8 @@ function Test-Program([string]$Name) {
 # Takes over what was added to the machine's PATH since this window was opened, so
 # that a program which an earlier run installed is found.
 function Update-SessionPath {
-    $machine = [string](Get-Item -LiteralPath $EnvironmentKey).GetValue('Path', '')
+    $key = 'HKLM:\SYSTEM\CurrentControlSet\Control\Session Manager\Environment'
+    $machine = [string](Get-Item -LiteralPath $key).GetValue('Path', '')
     foreach ($folder in @($machine -split ';')) {
         if ($folder -ne '' -and @($env:Path -split ';') -notcontains $folder) {
             $env:Path = $env:Path.TrimEnd(';') + ';' + $folder
@@ -86,43 +52,9 @@ function Update-SessionPath {
     }
 }
 
-# Adds a folder to the machine's PATH, and to this process's. Through the
-# registry, because %VARIABLES% in the value must stay as they are.
 function Add-ToPath([string]$Folder) {
-    $value = [string](Get-Item -LiteralPath $EnvironmentKey).GetValue('Path', '', 'DoNotExpandEnvironmentNames')
-    if (@($value -split ';') -notcontains $Folder) {
-        Set-ItemProperty -LiteralPath $EnvironmentKey -Name Path -Value ($value.TrimEnd(';') + ';' + $Folder) -Type ExpandString
-        # A registry write tells nobody; clearing a variable that is not set makes .NET
-        # broadcast WM_SETTINGCHANGE, so that new windows from Explorer see the folder.
-        [System.Environment]::SetEnvironmentVariable('HYPERV_RUNNER_POOL', $null, 'User')
-        $script:hints.Add("PATH has a new folder, $Folder. Windows that are open already do not see it: open a new one (and reboot for scheduled tasks).")
-    }
-    if (@($env:Path -split ';') -notcontains $Folder) {
-        $env:Path = $env:Path.TrimEnd(';') + ';' + $Folder
-    }
-}
-
-# A setting's value from the environment or .env, or what it is by default.
-function Get-Setting([string]$Name, [string]$Default) {
-    $value = [string][System.Environment]::GetEnvironmentVariable($Name)
-    if ($value -ne '') {
-        return $value
-    }
-    if (Test-Path -LiteralPath $script:envFile -PathType Leaf) {
-        # In quotes: what stands between them. Else: up to a blank and a #.
-        $pattern = '^\s*(export\s+)?' + [regex]::Escape($Name) + '\s*=(\s*"(?<value>[^"]*)"|\s*''(?<value>[^'']*)''|(?<value>.*?)(\s#.*)?$)'
-        foreach ($line in [System.IO.File]::ReadAllLines($script:envFile)) {
-            $found = [regex]::Match($line, $pattern)
-            if ($found.Success) {
-                # Of two lines the last counts.
-                $value = $found.Groups['value'].Value.Trim()
-            }
-        }
-    }
-    if ($value -ne '') {
-        return $value
-    }
-    return $Default
+    Add-MachinePath -Folder $Folder -Last
+    $script:hints.Add("PATH has a new folder, $Folder. Windows that are open already do not see it: open a new one (and reboot for services and scheduled tasks).")
 }
 
 function Enable-HyperVFeature([string]$Feature) {
@@ -136,14 +68,14 @@ function Enable-HyperVFeature([string]$Feature) {
         return
     }
     if ($text -match 'State : Enable Pending') {
-        $script:rebootNeeded = $true
+        $script:restartNeeded = $true
         Write-There "Windows feature $Feature is enabled after the next reboot"
         return
     }
     Write-Doing "enabling the Windows feature $Feature"
     & dism.exe /Online /Enable-Feature "/FeatureName:$Feature" /All /NoRestart /Quiet | Out-Null
     if ($LASTEXITCODE -eq 3010) {
-        $script:rebootNeeded = $true
+        $script:restartNeeded = $true
     } elseif ($LASTEXITCODE -ne 0) {
         throw "DISM could not enable $Feature (exit code $LASTEXITCODE). C:\Windows\Logs\DISM\dism.log says why."
     }
@@ -156,18 +88,18 @@ function Install-Git {
         return
     }
     Write-Doing 'installing Git'
-    $release = Invoke-RestMethod -Uri 'https://api.github.com/repos/git-for-windows/git/releases/latest' -UseBasicParsing
+    $release = Invoke-WithRetry { Invoke-RestMethod -Uri 'https://api.github.com/repos/git-for-windows/git/releases/latest' -UseBasicParsing -TimeoutSec 60 }
     $assets = @($release.assets | Where-Object { $_.name -match '^Git-[0-9.]+-64-bit\.exe$' })
     if ($assets.Count -eq 0) {
         throw 'The newest release of Git for Windows has no 64-bit installer. Install Git by hand from https://gitforwindows.org.'
     }
-    $installer = Get-Download $assets[0].browser_download_url 'git-setup.exe'
     $digest = [string]$assets[0].digest
     if (-not $digest.StartsWith('sha256:')) {
         throw 'The newest release of Git for Windows lists no SHA-256. Install Git by hand from https://gitforwindows.org.'
     }
-    Assert-Hash $installer ($digest.Substring(7))
-    Invoke-Installer $installer @('/VERYSILENT', '/NORESTART', '/NOCANCEL', '/SP-', '/SUPPRESSMSGBOXES')
+    $installer = Get-DownloadPath 'git-setup.exe'
+    Save-Download -Uri $assets[0].browser_download_url -Path $installer -Sha256 $digest.Substring(7)
+    Invoke-Installer -Path $installer -Arguments '/VERYSILENT', '/NORESTART', '/NOCANCEL', '/SP-', '/SUPPRESSMSGBOXES'
     Add-ToPath (Join-Path -Path $env:ProgramFiles -ChildPath 'Git\cmd')
     Write-Done 'Git'
 }
@@ -183,9 +115,9 @@ function Install-Linker {
         }
     }
     Write-Doing 'installing the Visual Studio C++ build tools (some gigabytes, some minutes)'
-    $installer = Get-Download 'https://aka.ms/vs/17/release/vs_BuildTools.exe' 'vs_BuildTools.exe'
-    Assert-Signature $installer 'Microsoft Corporation'
-    Invoke-Installer $installer @('--quiet', '--wait', '--norestart', '--nocache', '--add', 'Microsoft.VisualStudio.Workload.VCTools', '--includeRecommended')
+    $installer = Get-DownloadPath 'vs_BuildTools.exe'
+    Save-Download -Uri 'https://aka.ms/vs/17/release/vs_BuildTools.exe' -Path $installer -Signer 'Microsoft Corporation'
+    Invoke-Installer -Path $installer -Arguments '--quiet', '--wait', '--norestart', '--nocache', '--add', 'Microsoft.VisualStudio.Workload.VCTools', '--includeRecommended'
     Write-Done 'the C++ build tools'
 }
 
@@ -196,11 +128,9 @@ function Install-Rust {
         return
     }
     Write-Doing 'installing Rust'
-    $base = 'https://static.rust-lang.org/rustup/dist/x86_64-pc-windows-msvc/rustup-init.exe'
-    $installer = Get-Download $base 'rustup-init.exe'
-    $sums = [System.IO.File]::ReadAllText((Get-Download "$base.sha256" 'rustup-init.exe.sha256'))
-    Assert-Hash $installer @($sums.Trim() -split '\s+')[0]
-    Invoke-Installer $installer @('-y', '--profile', 'minimal', '--default-toolchain', 'stable')
+    $installer = Get-DownloadPath 'rustup-init.exe'
+    Save-Rustup -Path $installer
+    Invoke-Installer -Path $installer -Arguments '-y', '--profile', 'minimal', '--default-toolchain', 'stable'
     # rustup puts its folder into the user's PATH; this is for this process.
     $env:Path = $env:Path.TrimEnd(';') + ';' + $bin
     Write-Done 'Rust'
@@ -212,17 +142,17 @@ function Install-Packer {
         return
     }
     Write-Doing 'installing Packer'
-    $release = Invoke-RestMethod -Uri 'https://api.releases.hashicorp.com/v1/releases/packer/latest' -UseBasicParsing
+    $release = Invoke-WithRetry { Invoke-RestMethod -Uri 'https://api.releases.hashicorp.com/v1/releases/packer/latest' -UseBasicParsing -TimeoutSec 60 }
     $version = [string]$release.version
     $name = "packer_${version}_windows_amd64.zip"
     $base = "https://releases.hashicorp.com/packer/$version"
-    $archive = Get-Download "$base/$name" $name
-    $sums = [System.IO.File]::ReadAllLines((Get-Download "$base/packer_${version}_SHA256SUMS" 'packer_SHA256SUMS'))
-    $line = @($sums | Where-Object { $_.EndsWith("  $name") })
+    $sums = [string](Invoke-WithRetry { Invoke-RestMethod -Uri "$base/packer_${version}_SHA256SUMS" -UseBasicParsing -TimeoutSec 60 })
+    $line = @($sums -split '\r?\n' | Where-Object { $_.EndsWith("  $name") })
     if ($line.Count -ne 1) {
         throw "The list of checksums of Packer $version does not name $name."
     }
-    Assert-Hash $archive @($line[0] -split '\s+')[0]
+    $archive = Get-DownloadPath $name
+    Save-Download -Uri "$base/$name" -Path $archive -Sha256 @($line[0] -split '\s+')[0]
     $folder = Join-Path -Path $env:ProgramFiles -ChildPath 'Packer'
     Expand-Archive -LiteralPath $archive -DestinationPath $folder -Force
     Add-ToPath $folder
@@ -241,9 +171,9 @@ function Install-Oscdimg {
     if (-not (Test-Path -LiteralPath $program -PathType Leaf)) {
         Write-Doing 'installing oscdimg (Windows ADK, Deployment Tools)'
         # The Windows ADK of December 2024 (10.1.26100).
-        $installer = Get-Download 'https://go.microsoft.com/fwlink/?linkid=2289980' 'adksetup.exe'
-        Assert-Signature $installer 'Microsoft Corporation'
-        Invoke-Installer $installer @('/quiet', '/norestart', '/ceip', 'off', '/features', 'OptionId.DeploymentTools')
+        $installer = Get-DownloadPath 'adksetup.exe'
+        Save-Download -Uri 'https://go.microsoft.com/fwlink/?linkid=2289980' -Path $installer -Signer 'Microsoft Corporation'
+        Invoke-Installer -Path $installer -Arguments '/quiet', '/norestart', '/ceip', 'off', '/features', 'OptionId.DeploymentTools'
         if (-not (Test-Path -LiteralPath $program -PathType Leaf)) {
             throw "The Windows ADK was installed, but there is no $program."
         }
@@ -252,14 +182,13 @@ function Install-Oscdimg {
     Write-Done 'oscdimg'
 }
 
-function New-Folder([string]$Name) {
-    $path = Join-Path -Path $PSScriptRoot -ChildPath $Name
-    if (Test-Path -LiteralPath $path -PathType Container) {
-        Write-There "the folder $path is there"
+function New-Folder([string]$Path) {
+    if (Test-Path -LiteralPath $Path -PathType Container) {
+        Write-There "the folder $Path is there"
         return
     }
-    New-Item -Path $path -ItemType Directory -Force | Out-Null
-    Write-Done "the folder $path"
+    New-Item -Path $Path -ItemType Directory -Force | Out-Null
+    Write-Done "the folder $Path"
 }
 
 function New-EnvFile {
@@ -271,11 +200,7 @@ function New-EnvFile {
     if (-not (Test-Path -LiteralPath $example -PathType Leaf)) {
         throw "There is no $example to make .env from."
     }
-    $bytes = [byte[]]::new(32)
-    $generator = [System.Security.Cryptography.RandomNumberGenerator]::Create()
-    $generator.GetBytes($bytes)
-    $generator.Dispose()
-    $secret = [System.BitConverter]::ToString($bytes).Replace('-', '').ToLowerInvariant()
+    $secret = New-RandomPassword
     $written = $false
     $lines = [System.Collections.Generic.List[string]]::new()
     foreach ($line in [System.IO.File]::ReadAllLines($example)) {
@@ -302,48 +227,190 @@ function New-EnvFile {
     Write-Done '.env, with a generated WEBHOOK_SECRET'
 }
 
-# Lets VMs on the switch, and nobody else, reach the pool's port.
-function Add-FirewallRule {
-    $port = Get-Setting 'PORT' '8080'
-    $switchName = Get-Setting 'VM_SWITCH' 'Default Switch'
-    $alias = "vEthernet ($switchName)"
-    # -ErrorAction on these: they are functions of a module, which do not see
-    # this script's $ErrorActionPreference.
-    $adapters = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $_.InterfaceAlias -eq $alias })
-    if ($adapters.Count -eq 0) {
-        Write-There "no firewall rule yet, since there is no adapter '$alias'"
-        $script:hints.Add("Run this script again when the virtual switch '$switchName' is there (after the reboot, if one is due). Windows Server has no Default Switch: make an internal switch with NAT and DHCP, or an external one, and name it in VM_SWITCH.")
-        return
+# Windows 10 and 11 fall asleep under the pool, with its VMs.
+function Disable-Sleep {
+    foreach ($timeout in @{ Setting = 'STANDBYIDLE'; Name = 'standby-timeout-ac' }, @{ Setting = 'HIBERNATEIDLE'; Name = 'hibernate-timeout-ac' }) {
+        # The words are translated. The last number but one is the time on mains power.
+        $text = (& powercfg.exe /query SCHEME_CURRENT SUB_SLEEP $timeout.Setting) -join "`n"
+        $numbers = [regex]::Matches($text, '0x[0-9a-fA-F]{8}')
+        if ($numbers.Count -ge 2 -and $numbers[$numbers.Count - 2].Value -eq '0x00000000') {
+            Write-There "this PC has no $($timeout.Name)"
+            continue
+        }
+        & powercfg.exe /change $timeout.Name 0
+        if ($LASTEXITCODE -ne 0) {
+            throw "powercfg.exe could not set $($timeout.Name) to 0 (exit code $LASTEXITCODE)."
+        }
+        Write-Done "no $($timeout.Name): this PC does not sleep by itself on mains power"
     }
-    $old = @(Get-NetFirewallRule -Name $FirewallRule -ErrorAction SilentlyContinue)
-    if ($old.Count -gt 0) {
-        $oldPort = @(Get-NetFirewallPortFilter -AssociatedNetFirewallRule $old[0] -ErrorAction Stop)[0]
-        $oldAdapter = @(Get-NetFirewallInterfaceFilter -AssociatedNetFirewallRule $old[0] -ErrorAction Stop)[0]
-        if ([string]$oldPort.LocalPort -eq $port -and [string]$oldAdapter.InterfaceAlias -eq $alias) {
-            Write-There "the firewall rule for port $port on '$alias' is there"
+}
+
+# On Windows 10 and 11, Defender scans the disks of VMs: that is slow, and keeps Hyper-V
+# from deleting them. Windows Server leaves them out by itself.
+function Add-DefenderExclusion {
+    $folders = @((Split-Path -Path (Get-TemplatePath) -Parent), (Get-StoragePath))
+    # -ErrorAction on functions of modules: they do not see this script's $ErrorActionPreference.
+    try {
+        $there = @((Get-MpPreference -ErrorAction Stop).ExclusionPath)
+        $missing = @($folders | Where-Object { $there -notcontains $_ })
+        if ($missing.Count -eq 0) {
+            Write-There 'Defender does not scan the folders of the template and the VMs'
             return
         }
+        Add-MpPreference -ExclusionPath $missing -ErrorAction Stop
+    } catch {
+        Write-There "no exclusions in Defender: $($_.Exception.Message)"
+        $script:hints.Add("If a virus scanner runs here, make it leave out $($folders -join ' and '): scans slow VMs down and keep their disks from being deleted.")
+        return
+    }
+    Write-Done "Defender does not scan $($missing -join ' and ')"
+    $script:hints.Add("Defender no longer scans $($missing -join ' and '). Only disks of VMs belong there. To undo it: Remove-MpPreference -ExclusionPath '$($missing -join "', '")'")
+}
+
+function Assert-NoOtherNat($Nats, [string[]]$Switches) {
+    $way = 'Windows has one NAT for a host. Name a virtual switch that leads to the internet in VM_SWITCH in .env (an external one, or that of this NAT)'
+    foreach ($nat in $Nats) {
+        throw "The NAT '$($nat.Name)' for $($nat.InternalIPInterfaceAddressPrefix) is in the way of one for the VMs. $way, or remove the NAT if nothing needs it (Remove-NetNat -Name '$($nat.Name)'), and run this script again."
+    }
+    # Docker's does not show in Get-NetNat.
+    if ($Switches -contains 'nat') {
+        throw "Docker's network 'nat' is in the way of a NAT for the VMs. $way, or remove Docker's network if nothing needs it, and run this script again."
+    }
+}
+
+# A private network that nothing on this host uses or has a route to. It has room for
+# POOL_SIZE at its most, which is 256.
+function Find-FreePrefix {
+    $used = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | ForEach-Object { Get-Prefix $_.IPAddress $_.PrefixLength })
+    $used += @(Get-NetRoute -AddressFamily IPv4 -ErrorAction Stop | ForEach-Object { [string]$_.DestinationPrefix } | Where-Object { $_ -ne '0.0.0.0/0' })
+    $candidates = '172.30.0.0/23', '172.29.214.0/23', '10.213.0.0/23', '10.86.214.0/23', '192.168.214.0/23'
+    foreach ($prefix in $candidates) {
+        if (@($used | Where-Object { Test-PrefixOverlap $_ $prefix }).Count -eq 0) {
+            return $prefix
+        }
+    }
+    throw "None of the private networks $($candidates -join ', ') is free on this host. Make the virtual switch by hand, as docs\operating.md says, and name it in VM_SWITCH in .env."
+}
+
+# The index of the host's adapter on a switch, which appears a moment after the switch.
+function Wait-SwitchInterface([string]$SwitchName) {
+    for ($try = 0; $try -lt 30; $try++) {
+        $found = @(Get-SwitchInterface -SwitchName $SwitchName)
+        if ($found.Count -gt 0) {
+            return $found[0]
+        }
+        Start-Sleep -Seconds 1
+    }
+    throw "This host has no network adapter on the virtual switch '$SwitchName'. If it is an internal switch, remove it (Remove-VMSwitch -Name '$SwitchName') and run this script again."
+}
+
+# An internal switch with NAT: VMs reach the internet, nothing from outside reaches them.
+# It has no DHCP server: the pool gives each VM its address.
+function Add-NatSwitch([string[]]$Switches) {
+    $nats = @(Get-NetNat -ErrorAction Stop)
+    $own = @($nats | Where-Object { $_.Name -eq $PoolSwitch })
+    if ($own.Count -eq 0) {
+        Assert-NoOtherNat $nats $Switches
+    }
+    $isNew = $Switches -notcontains $PoolSwitch
+    if ($isNew) {
+        New-VMSwitch -Name $PoolSwitch -SwitchType Internal | Out-Null
+    }
+    $index = Wait-SwitchInterface $PoolSwitch
+    $address = Get-SwitchAddress -SwitchName $PoolSwitch
+    if ($null -ne $address) {
+        $prefix = Get-Prefix $address.IPAddress $address.PrefixLength
+    } else {
+        $prefix = Find-FreePrefix
+        if ($own.Count -gt 0) {
+            $prefix = [string]$own[0].InternalIPInterfaceAddressPrefix
+        }
+        $network, $length = $prefix.Split('/')
+        $first = ConvertFrom-AddressNumber ((ConvertTo-AddressNumber $network) + 1)
+        New-NetIPAddress -InterfaceIndex $index -IPAddress $first -PrefixLength $length -ErrorAction Stop | Out-Null
+    }
+    if ($own.Count -eq 0) {
+        New-NetNat -Name $PoolSwitch -InternalIPInterfaceAddressPrefix $prefix -ErrorAction Stop | Out-Null
+    } elseif ([string]$own[0].InternalIPInterfaceAddressPrefix -ne $prefix) {
+        throw "The NAT '$PoolSwitch' is for $($own[0].InternalIPInterfaceAddressPrefix), but its switch has an address in $prefix. Remove the NAT (Remove-NetNat -Name '$PoolSwitch') and run this script again."
+    }
+    if ($isNew -or $null -eq $address -or $own.Count -eq 0) {
+        Write-Done "the virtual switch '$PoolSwitch' with NAT for $prefix"
+    } else {
+        Write-There "the virtual switch '$PoolSwitch' with NAT for $prefix is there"
+    }
+    if ((Get-Setting -Name 'VM_SWITCH') -eq '') {
+        Set-Setting -Name 'VM_SWITCH' -Value $PoolSwitch
+        Write-Done "VM_SWITCH=$PoolSwitch in .env"
+    }
+}
+
+# Windows 10 and 11 have a Default Switch, Windows Server has none.
+function Add-Switch {
+    $switches = @(Get-VMSwitch | ForEach-Object { [string]$_.Name })
+    $name = Get-Setting -Name 'VM_SWITCH'
+    if ($name -eq $PoolSwitch -or ($name -eq '' -and -not $script:isClient -and $switches -notcontains 'Default Switch')) {
+        Add-NatSwitch $switches
+        return
+    }
+    if ($name -eq '') {
+        $name = 'Default Switch'
+    }
+    if ($switches -contains $name) {
+        Write-There "the virtual switch '$name' is there"
+    } elseif ($name -eq 'Default Switch' -and $script:isClient) {
+        throw "There is no virtual switch 'Default Switch'. Windows makes it when Hyper-V starts: reboot, and run this script again."
+    } else {
+        throw "VM_SWITCH names the virtual switch '$name', which is not there. Make it, or name one that is there ($($switches -join ', ')). On Windows Server, this script makes one if .env has no VM_SWITCH."
+    }
+}
+
+# Lets VMs on the switch, and nobody else, reach the pool's port. By program and
+# addresses, because a rule for an adapter is dead after a reboot: Windows makes the
+# adapter of the Default Switch anew each time. Made anew in any case, since Windows
+# returns addresses in another form than it was given.
+function Add-FirewallRule {
+    $port = Get-Setting -Name 'PORT' -Default '8080'
+    $switchName = Get-Setting -Name 'VM_SWITCH' -Default 'Default Switch'
+    $address = Get-SwitchAddress -SwitchName $switchName
+    if ($null -eq $address) {
+        throw "This host has no IPv4 address on the virtual switch '$switchName', so no firewall rule was made. Give it one, and run this script again."
+    }
+    $remote = Get-Prefix $address.IPAddress $address.PrefixLength
+    # At each boot, Windows takes another part of this network for the Default Switch.
+    if ($switchName -eq 'Default Switch' -and (Test-PrefixOverlap $remote '172.16.0.0/12')) {
+        $remote = '172.16.0.0/12'
+    }
+    $program = Find-Binary
+    if ($program -eq '') {
+        $program = Join-Path -Path $PSScriptRoot -ChildPath 'target\release\hyperv-runner-pool.exe'
+        if ($HostOnly) {
+            $program = Join-Path -Path $PSScriptRoot -ChildPath 'hyperv-runner-pool.exe'
+        }
+        $script:hints.Add("The firewall rule is for $program, which is not there yet. If you put it elsewhere, run this script again.")
+    }
+    # -ErrorAction on functions of modules: they do not see this script's $ErrorActionPreference.
+    if (@(Get-NetFirewallRule -Name $FirewallRule -ErrorAction SilentlyContinue).Count -gt 0) {
         Remove-NetFirewallRule -Name $FirewallRule -ErrorAction Stop
     }
-    New-NetFirewallRule -Name $FirewallRule -DisplayName 'hyperv-runner-pool: callbacks of its VMs' -Direction Inbound -Action Allow -Protocol TCP -LocalPort $port -InterfaceAlias $alias -Profile Any -ErrorAction Stop | Out-Null
-    Write-Done "the firewall rule for port $port on '$alias'"
+    New-NetFirewallRule -Name $FirewallRule -DisplayName 'hyperv-runner-pool: callbacks of its VMs' -Direction Inbound -Action Allow -Protocol TCP -LocalPort $port -Program $program -RemoteAddress $remote -Profile Any -ErrorAction Stop | Out-Null
+    Write-Done "the firewall rule: $remote may reach port $port of $program"
 }
 
 if (-not (Test-Elevated)) {
-    Write-Host 'Run this in an elevated PowerShell (Run as administrator).'
-    exit 1
+    Stop-WithMessage 'Run this in an elevated PowerShell (Run as administrator).'
 }
-# Windows PowerShell on older hosts does not offer TLS 1.2 of itself.
-[System.Net.ServicePointManager]::SecurityProtocol = [System.Net.ServicePointManager]::SecurityProtocol -bor [System.Net.SecurityProtocolType]::Tls12
-
-$script:envFile = Join-Path -Path $PSScriptRoot -ChildPath '.env'
+$script:envFile = Get-FullPath -Path '.env'
 $script:downloads = Join-Path -Path ([System.IO.Path]::GetTempPath()) -ChildPath ('runner-pool-' + [guid]::NewGuid().ToString())
 New-Item -Path $script:downloads -ItemType Directory -Force | Out-Null
 $failed = $false
 try {
     Update-SessionPath
+    # 1: Windows 10 and 11. https://learn.microsoft.com/en-us/windows/win32/cimwin32prov/win32-operatingsystem
+    $script:isClient = (Get-CimInstance -ClassName Win32_OperatingSystem).ProductType -eq 1
     Enable-HyperVFeature 'Microsoft-Hyper-V'
     Enable-HyperVFeature 'Microsoft-Hyper-V-Management-PowerShell'
+    $hyperVWaits = $script:restartNeeded
     if (-not $HostOnly) {
         Install-Git
         Install-Linker
@@ -351,10 +418,19 @@ try {
         Install-Packer
         Install-Oscdimg
     }
-    New-Folder 'vms\templates'
-    New-Folder 'vms\storage'
     New-EnvFile
-    Add-FirewallRule
+    New-Folder (Split-Path -Path (Get-TemplatePath) -Parent)
+    New-Folder (Get-StoragePath)
+    if ($script:isClient) {
+        Disable-Sleep
+        Add-DefenderExclusion
+    }
+    if ($hyperVWaits) {
+        Write-There 'no virtual switch and no firewall rule yet: Hyper-V starts with the next reboot'
+    } else {
+        Add-Switch
+        Add-FirewallRule
+    }
 } catch {
     Write-Host "[failed]  $($_.Exception.Message)"
     Write-Host 'Fix that and run this script again; what is done already is skipped.'
@@ -368,12 +444,12 @@ foreach ($hint in $script:hints) {
     Write-Host "* $hint"
 }
 if ($failed) {
-    if ($script:rebootNeeded) {
+    if ($script:restartNeeded) {
         Write-Host 'REBOOT this machine as well.'
     }
     exit 1
 }
-if ($script:rebootNeeded) {
+if ($script:restartNeeded) {
     Write-Host 'REBOOT this machine now, and run this script once more after it.'
 } else {
     Write-Host 'No reboot is needed.'

@@ -15,8 +15,11 @@ until_ok() {
   done
 }
 
+# hmac KEY TEXT: HMAC-SHA256 in hex.
+hmac() { printf '%s' "$2" | openssl dgst -sha256 -hmac "$1" | sed 's/^.* //'; }
+
 # sign SECRET BODY: the value of X-Hub-Signature-256.
-sign() { printf 'sha256=%s' "$(printf '%s' "$2" | openssl dgst -sha256 -hmac "$1" | sed 's/^.* //')"; }
+sign() { printf 'sha256=%s' "$(hmac "$1" "$2")"; }
 
 # webhook URL SECRET BODY: delivers a workflow_job event and prints the answer.
 webhook() {

@@ -11,7 +11,7 @@ packer = sys.argv[1]
 folder = Path("packer")
 UNATTEND = {"": "urn:schemas-microsoft-com:unattend"}
 VALUES = """jsonencode({
-    answers = replace(local.answer_file, local.build_password, "THE PASSWORD"),
+    answers = replace(local.answers["autounattend.xml"], local.build_password, "THE PASSWORD"), network = lookup(local.answers, "network.json", ""),
     image_name = local.image_name, locale = var.locale, time_zone = var.time_zone, build_user = local.build_user,
     iso_checksum = local.iso_checksum, images = local.images, environment = local.script_environment })"""
 
@@ -46,6 +46,7 @@ def check_answers(values):
     check(values["answers"].count("THE PASSWORD") == 3, "the answer file holds the password elsewhere, too")
 
 
+rooms = {}
 # What Packer hides it prints as <sensitive>.
 check(console("local.build_password").strip() == "<sensitive>", "Packer shows the password of the build")
 check(len({console("sha256(local.build_password)") for _ in range(2)}) == 2, "two builds have the same password")
@@ -55,9 +56,19 @@ for windows in ("server-2022", "server-2025", "windows-11"):
     check("<sensitive>" not in said, "a script gets the password of the build")
     values = json.loads(said)
     check_answers(values)
+    check("<Key>" not in values["answers"].partition("<ProductKey>")[2].partition("</ProductKey>")[0], f"{windows}: a product key")
+    check(values["network"] == "", f"{windows}: an address, though DHCP gives one")
+    rooms[windows] = {name: image["disk_gb"] for name, image in values["images"].items()}
     check(re.fullmatch("sha256:[0-9a-f]{64}", values["iso_checksum"]), f"{windows}: the ISO has no SHA-256")
 odd = {"image_name": 'A & B <"C">', "locale": "sv-SE", "time_zone": "Romance Standard Time"}
 check_answers(json.loads(console(VALUES, **odd)))
+
+key = "ABCDE-12345-FGHIJ-67890-KLMNO"
+said = console('replace(local.answers["autounattend.xml"], var.product_key, "THE KEY")', product_key=key)
+check(said.count("THE KEY") == 1 and "<Key>THE KEY</Key>" in said and key not in said, "the product key is not in its place alone")
+said = console(VALUES, build_address="172.30.1.254/23", build_gateway="172.30.0.1", build_dns_servers="10.0.0.1,10.0.0.2")
+network = {"address": "172.30.1.254/23", "gateway": "172.30.0.1", "dns_servers": ["10.0.0.1", "10.0.0.2"]}
+check(json.loads(json.loads(said)["network"]) == network, "network.json is not what the variables say")
 
 # A script that reads a value under another name than it is given gets an empty text.
 given = {pair.split("=")[0] for pair in values["environment"]} | {"FREE_GB_WANTED"}
@@ -76,7 +87,10 @@ listed = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", 
 check(listed == declared, f"README.md and the templates differ in these variables: {listed ^ declared}")
 
 for name, image in values["images"].items():
-    room = f"{image['disk_gb']} GB, {image['free_gb']} GB or more free"
+    disks = [rooms[windows][name] for windows in ("server-2022", "server-2025", "windows-11")]
+    check(disks[0] == disks[1] and disks[2] >= 52, f"the disks of {name} are {disks}")
+    larger = "" if disks[2] == disks[0] else f" (Windows 11: {disks[2]} GB)"
+    room = f"{disks[0]} GB{larger}, {image['free_gb']} GB or more free"
     check(room in readme, f"README.md does not say of {name}: {room}")
     tools = json.loads((folder / "tools" / image["tools"]).read_text())
     packages = [package for package, *arguments in tools["packages"]]

@@ -25,6 +25,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use support::fake_guest::FakeGuest;
 use support::mock_pool::{SECRET, TAG, github_config, mock_github, settings};
 use support::process::Process;
 use support::wait_until;
@@ -247,15 +248,15 @@ fn callback() {
                 _ => std::thread::sleep(Duration::from_micros(200)),
             }
         };
-        let secret = format!("Bearer {}", inside.keys.vm_secret(&vm.name, &vm.incarnation).expose());
-        let headers = [("Authorization", &*secret)];
-        let config = connection.request("GET", "/api/runner-config/runner-1", &headers, b"");
-        assert_eq!(config.status, 200);
-        assert_eq!(connection.request("POST", "/api/runner-started/runner-1", &headers, b"{}").status, 200);
+        let secret = inside.keys.vm_secret(&vm.name, &vm.incarnation);
+        let guest = FakeGuest::new(&inside.url, &vm.name, secret.expose());
+        assert_eq!((guest.fetch_config().status, guest.report_started().status), (200, 200));
         // A VM that ends without a job is no use, and the next one would be a while in coming.
         wait_until("the job runs", || inside.pool.snapshot().count(Phase::Running) == 1);
+        let path = "/api/runner-complete/runner-1";
+        let headers = [("Authorization", &*guest.bearer("POST", path))];
         let sent = Instant::now();
-        assert_eq!(connection.request("POST", "/api/runner-complete/runner-1", &headers, b"{}").status, 200);
+        assert_eq!(connection.request("POST", path, &headers, b"{}").status, 200);
         times.push(inside.destroys.recv().unwrap().saturating_duration_since(sent));
     }
     row(

@@ -10,7 +10,7 @@ locals {
   # Windows features come before the first restart).
   images = {
     "windows-runner" = {
-      disk_gb          = 30
+      disk_gb          = var.windows == "windows-11" ? 64 : 30 # Setup of Windows 11 wants 52
       free_gb          = 8
       tools            = "minimal.json"
       windows_features = []
@@ -53,8 +53,20 @@ locals {
       time_zone      = var.time_zone
       build_user     = local.build_user
       build_password = local.build_password
+      product_key    = var.product_key
     } : name => replace(replace(value, "&", "&amp;"), "<", "&lt;")
   })
+
+  # The CD's files that differ from build to build. enable-winrm.ps1 takes its VM's address
+  # from network.json; without it, DHCP gives one.
+  answers = merge(
+    { "autounattend.xml" = local.answer_file },
+    var.build_address == "" ? {} : { "network.json" = jsonencode({
+      address     = var.build_address
+      gateway     = var.build_gateway
+      dns_servers = split(",", var.build_dns_servers)
+    }) },
+  )
 }
 
 # A new one for each build, known to nobody afterwards. The prefix has the capital
@@ -72,7 +84,7 @@ source "hyperv-iso" "windows" {
   # with oscdimg (part of the Windows ADK), xorriso or mkisofs.
   cd_label   = "answers"
   cd_files   = ["${path.root}/scripts/enable-winrm.ps1"]
-  cd_content = { "autounattend.xml" = local.answer_file }
+  cd_content = local.answers
 
   generation           = 2
   enable_secure_boot   = true
@@ -146,7 +158,7 @@ build {
 
   provisioner "file" {
     sources = [
-      "${path.root}/scripts/common.ps1",
+      "${path.root}/common.ps1",
       "${path.root}/scripts/seal.ps1",
     ]
     destination = "C:/runner-pool-build/"
@@ -160,6 +172,7 @@ build {
   provisioner "file" {
     sources = [
       "${path.root}/guest/pool.ps1",
+      "${path.root}/guest/listener.ps1",
       "${path.root}/guest/start-runner.ps1",
       "${path.root}/guest/job-started.ps1",
       "${path.root}/guest/supervise.ps1",

@@ -3,15 +3,17 @@
 Puts a built image in place as the pool's template.
 
 .DESCRIPTION
-Takes the newest .vhdx that Packer has built, compacts it, moves it to VM_TEMPLATE_PATH
-and marks it read-only. The template that was there is kept beside it as
-<name>.previous.
+Takes the newest .vhdx that Packer has built, compacts it, moves it beside
+VM_TEMPLATE_PATH and marks it read-only. Then it boots a VM on it, on the switch of the
+pool's VMs, and waits until the guest in it says that it runs. Only then the image becomes
+the template. The template that was there is kept beside it as <name>.previous.
 
 The disks of VMs are differences from the template and become worthless when it
 changes. While any disk depends on the template, the script therefore refuses, unless
 it may place the image under a new name (-NewName): it then points VM_TEMPLATE_PATH in
-.env to that, and the pool takes it at its next start. VMs that already run keep the old
-file.
+.env to that, and the pool takes it for the next VM that it makes. VMs that already run
+keep the old file. Of the older ones the script deletes those that no disk depends on;
+it keeps the one before.
 
 Run it as an administrator, on the host.
 
@@ -35,31 +37,11 @@ param(
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
-$Root = Split-Path -Parent $PSScriptRoot
-$EnvFile = Join-Path $Root '.env'
+. (Join-Path -Path $PSScriptRoot -ChildPath 'common.ps1')
 
-# Returns a setting as the pool would see it: from the environment, else from .env.
-function Get-Setting {
-    param([string] $Name, [string] $Default)
-    $value = [Environment]::GetEnvironmentVariable($Name)
-    if ($value) { return $value }
-    if (Test-Path -LiteralPath $EnvFile) {
-        foreach ($line in Get-Content -LiteralPath $EnvFile -Encoding UTF8) {
-            if ($line -notmatch "^\s*(export\s+)?$Name\s*=(?<text>.*)$") { continue }
-            $value = $Matches.text
-            # In quotes: what stands between them. Else: up to a comment. The last line counts.
-            if ($value -match '^\s*(["''])(?<text>.*?)\1') { $value = $Matches.text } else { $value = ($value -replace '\s#.*$', '').Trim() }
-        }
-    }
-    if ($value) { return $value }
-    return $Default
-}
-
-# Relative paths count from the pool's folder, where .env is.
-function Get-FullPath {
-    param([string] $Path)
-    return [System.IO.Path]::GetFullPath([System.IO.Path]::Combine($Root, $Path))
-}
+# How long a VM of the new image may take until its guest says something.
+$BootSeconds = 600
+$CheckVmName = 'hyperv-runner-pool-template-check'
 
 # Returns the disks whose parent is the template: those of the host's VMs, and those in
 # the pool's storage folder.
@@ -84,24 +66,104 @@ function Assert-TemplateUnused {
     }
 }
 
-# Writes one setting into .env, keeping all other lines.
-function Set-EnvFileSetting {
-    param([string] $Name, [string] $Value)
-    $lines = @()
-    if (Test-Path -LiteralPath $EnvFile) {
-        $lines = @(Get-Content -LiteralPath $EnvFile -Encoding UTF8 | Where-Object { $_ -notmatch "^\s*(export\s+)?$Name\s*=" })
+# Name to value: what a guest has written into its key-values.
+function Get-GuestValue {
+    param([Parameter(Mandatory)] $Vm)
+    $values = @{}
+    $id = ([string] $Vm.Id).ToUpperInvariant()
+    # https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-kvpexchangecomponent
+    $component = Get-CimInstance -Namespace 'root\virtualization\v2' -ClassName Msvm_KvpExchangeComponent -Filter "SystemName = '$id'"
+    foreach ($text in @($component | ForEach-Object { $_.GuestExchangeItems })) {
+        $item = [xml] $text
+        $name = $item.SelectSingleNode('//PROPERTY[@NAME="Name"]/VALUE')
+        $data = $item.SelectSingleNode('//PROPERTY[@NAME="Data"]/VALUE')
+        if ($name -and $data) { $values[$name.InnerText] = $data.InnerText }
     }
-    # Quotes keep blanks and #; a backslash is just a backslash in them. Double ones, since
-    # a path may hold a single one.
-    $lines += "$Name=`"$Value`""
-    # Not with Set-Content, which gives UTF-8 a byte order mark.
-    [System.IO.File]::WriteAllLines($EnvFile, [string[]] $lines)
+    return $values
 }
 
-if (-not $TemplatePath) { $TemplatePath = Get-Setting -Name 'VM_TEMPLATE_PATH' -Default 'vms\templates\runner-template.vhdx' }
-if (-not $StoragePath) { $StoragePath = Get-Setting -Name 'VM_STORAGE_PATH' -Default 'vms\storage' }
-$TemplatePath = Get-FullPath -Path $TemplatePath
-$StoragePath = Get-FullPath -Path $StoragePath
+# Waits until the VM's heartbeat is there and its guest has told its stage.
+function Wait-Guest {
+    param([Parameter(Mandatory)] $Vm)
+    $watch = [System.Diagnostics.Stopwatch]::StartNew()
+    while ($true) {
+        $present = @(Get-VM | Where-Object { $_.Id -eq $Vm.Id })
+        if ($present.Count -eq 0) { throw 'The VM that was to check the image is gone.' }
+        $values = Get-GuestValue -Vm $Vm
+        # OkApplicationsHealthy and its like; the name is not translated.
+        $heartbeat = [string] $present[0].Heartbeat
+        if ($values.ContainsKey('RunnerPoolStage') -and $heartbeat -like 'Ok*') { return $values.RunnerPoolStage }
+        if ([string] $present[0].State -eq 'Off') { throw 'The VM that was to check the image powered off before its guest said anything.' }
+        if ($watch.Elapsed.TotalSeconds -gt $BootSeconds) {
+            $fault = [string] $values['RunnerPoolError']
+            throw "The guest of the image said nothing within $BootSeconds seconds (heartbeat: $heartbeat). $fault".Trim()
+        }
+        Start-Sleep -Seconds 2
+    }
+}
+
+# Removes the VM that checks an image, and its disk.
+function Remove-CheckVm {
+    param([Parameter(Mandatory)] [string] $Disk)
+    for ($try = 1; $true; $try++) {
+        try {
+            foreach ($vm in @(Get-VM | Where-Object { $_.Name -eq $CheckVmName })) {
+                if ([string] $vm.State -ne 'Off') { Stop-VM -VM $vm -TurnOff -Force }
+                Remove-VM -VM $vm -Force
+            }
+            # Hyper-V lets go of it a moment after its VM is gone.
+            if (Test-Path -LiteralPath $Disk) { Remove-Item -LiteralPath $Disk -Force }
+            return
+        } catch {
+            if ($try -ge 20) { throw }
+            Start-Sleep -Milliseconds 500
+        }
+    }
+}
+
+# Boots a VM of the image, without the values that the pool gives its VMs, and waits for
+# its guest.
+function Test-Image {
+    param([Parameter(Mandatory)] [string] $Path)
+    $disk = [System.IO.Path]::ChangeExtension($Path, '.check.vhdx')
+    $switchName = Get-Setting -Name 'VM_SWITCH' -Default 'Default Switch'
+    $secureBoot = Get-Setting -Name 'VM_SECURE_BOOT' -Default 'MicrosoftWindows'
+    # What a run that was killed has left.
+    Remove-CheckVm -Disk $disk
+    try {
+        New-VHD -Path $disk -ParentPath $Path -Differencing | Out-Null
+        $vm = New-VM -Name $CheckVmName -Generation 2 -MemoryStartupBytes ([long] (Get-Setting -Name 'VM_MEMORY_MB' -Default '4096') * 1048576) -VHDPath $disk -BootDevice VHD -SwitchName $switchName
+        Set-VM -VM $vm -Notes 'Checks a new template of hyperv-runner-pool. place-template.ps1 removes it.' -CheckpointType Disabled -AutomaticCheckpointsEnabled $false -AutomaticStartAction Nothing -AutomaticStopAction TurnOff
+        Set-VMProcessor -VM $vm -Count ([long] (Get-Setting -Name 'VM_CPU_COUNT' -Default '2'))
+        if ($secureBoot -eq 'off') {
+            Set-VMFirmware -VM $vm -EnableSecureBoot Off
+        } else {
+            Set-VMFirmware -VM $vm -EnableSecureBoot On -SecureBootTemplate $secureBoot
+        }
+        Start-VM -VM $vm
+        Write-Output "Booting a VM of it; its guest has $($BootSeconds / 60) minutes to answer"
+        Write-Output "The guest answers: $(Wait-Guest -Vm $vm)"
+    } finally {
+        Remove-CheckVm -Disk $disk
+    }
+}
+
+# Deletes templates that earlier runs with -NewName have placed, unless a disk depends on
+# them.
+function Remove-OldTemplate {
+    param([Parameter(Mandatory)] [string[]] $Keep)
+    $name = [System.IO.Path]::GetFileNameWithoutExtension($Keep[0]) -replace '-\d{8}-\d{6}$', ''
+    foreach ($file in @(Get-ChildItem -LiteralPath (Split-Path -Parent $Keep[0]) -File)) {
+        if ($file.Name -notmatch "^$([regex]::Escape($name))(-\d{8}-\d{6})?\.vhdx$" -or $Keep -contains $file.FullName) { continue }
+        if (@(Get-DependentDisk -Template $file.FullName -Storage $StoragePath).Count -gt 0) { continue }
+        Remove-Item -LiteralPath $file.FullName -Force
+        Write-Output "Deleted $($file.FullName), which no disk depends on"
+    }
+}
+
+if (-not (Test-Elevated)) { throw 'Run this in an elevated PowerShell (Run as administrator).' }
+$TemplatePath = if ($TemplatePath) { Get-FullPath -Path $TemplatePath } else { Get-TemplatePath }
+$StoragePath = if ($StoragePath) { Get-FullPath -Path $StoragePath } else { Get-StoragePath }
 
 if ($Image) {
     $Image = Get-FullPath -Path $Image
@@ -125,7 +187,8 @@ if ($NewName) {
 }
 
 Write-Output "Compacting $Image"
-Mount-VHD -Path $Image -ReadOnly
+# Without a drive letter, nothing opens the disk while it is mounted.
+Mount-VHD -Path $Image -ReadOnly -NoDriveLetter
 try {
     Optimize-VHD -Path $Image -Mode Full
 } finally {
@@ -135,7 +198,7 @@ try {
 # First beside the target, which may take minutes on another drive; then renamed, which
 # takes no time.
 New-Item -ItemType Directory -Force -Path (Split-Path -Parent $target) | Out-Null
-$incoming = "$target.incoming"
+$incoming = [System.IO.Path]::ChangeExtension($target, '.incoming.vhdx')
 if (Test-Path -LiteralPath $incoming) { Remove-Item -LiteralPath $incoming -Force }
 Move-Item -LiteralPath $Image -Destination $incoming
 Set-ItemProperty -LiteralPath $incoming -Name IsReadOnly -Value $true
@@ -144,7 +207,8 @@ $previous = "$target.previous"
 $hadTemplate = Test-Path -LiteralPath $target
 $movedTemplate = $false
 try {
-    # Again, since compacting and moving took a while, and a running pool makes VMs.
+    Test-Image -Path $incoming
+    # Again, since all this took a while, and a running pool makes VMs.
     if (-not $NewName) { Assert-TemplateUnused }
     if ($hadTemplate) {
         if (Test-Path -LiteralPath $previous) { Remove-Item -LiteralPath $previous -Force }
@@ -163,10 +227,12 @@ Write-Output "Placed $target"
 if ($hadTemplate) { Write-Output "Kept the one before as $previous" }
 
 if ($NewName) {
-    Set-EnvFileSetting -Name 'VM_TEMPLATE_PATH' -Value $target
-    Write-Output "Pointed VM_TEMPLATE_PATH in $EnvFile to it. Restart the pool to use it."
-    if ([Environment]::GetEnvironmentVariable('VM_TEMPLATE_PATH')) {
-        Write-Warning 'VM_TEMPLATE_PATH is also set in the environment, which comes before .env. Change it there.'
+    Set-Setting -Name 'VM_TEMPLATE_PATH' -Value $target
+    Write-Output "Pointed VM_TEMPLATE_PATH in .env to it. The pool takes it for the next VM that it makes."
+    # The image is in place: what fails from here on fails nothing.
+    try {
+        Remove-OldTemplate -Keep $target, $TemplatePath
+    } catch {
+        Write-Warning "Old templates were not deleted: $($_.Exception.Message)"
     }
-    Write-Output "Delete $TemplatePath when no VM uses it any longer."
 }

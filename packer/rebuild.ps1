@@ -6,7 +6,8 @@ Builds a new image with the newest runner and the newest Windows updates, and pl
 GitHub gives no jobs to a runner that is more than 30 days behind the newest, and
 evaluation Windows ends after 180 days. This script is fit for a monthly scheduled task:
 it asks nobody, it ends with a non-zero exit code where anything failed, and the template
-in use stays as it is until the new image is complete. Its log is logs\rebuild-image.log.
+in use stays as it is until the new image is complete and a VM of it has booted. Its log
+is logs\rebuild-image.log.
 
 Run it as an administrator, on the host.
 
@@ -19,6 +20,8 @@ param(
     [string] $Template = 'windows-runner',
     # A .pkrvars.hcl file with your values of the variables.
     [string] $VarFile = '',
+    # The virtual switch of the VM that builds. Unset: VM_SWITCH from the environment or .env.
+    [string] $SwitchName = '',
     # Place the image under a new name, so that running VMs are no obstacle.
     [switch] $NewName,
     # Leave Windows as it is on the ISO.
@@ -26,18 +29,43 @@ param(
 )
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
-
-$ProgressPreference = 'SilentlyContinue'
-[System.Net.ServicePointManager]::SecurityProtocol = [System.Net.SecurityProtocolType]::Tls12
+. (Join-Path -Path $PSScriptRoot -ChildPath 'common.ps1')
 
 # Returns the newest runner's version, and the SHA-256 that its release notes list.
 function Get-NewestRunner {
-    $release = Invoke-RestMethod -Uri 'https://api.github.com/repos/actions/runner/releases/latest' -UseBasicParsing -TimeoutSec 60
+    $release = Invoke-WithRetry { Invoke-RestMethod -Uri 'https://api.github.com/repos/actions/runner/releases/latest' -UseBasicParsing -TimeoutSec 60 }
     $version = $release.tag_name.TrimStart('v')
     # https://github.com/actions/runner/blob/main/releaseNote.md
     $pattern = '<!-- BEGIN SHA win-x64 -->(?<hash>[0-9a-fA-F]{64})<!-- END SHA win-x64 -->'
     if ($release.body -notmatch $pattern) { throw "The release notes of runner $version list no SHA-256 for win-x64." }
     return @{ Version = $version; Sha256 = $Matches.hash }
+}
+
+# Returns the values of Packer's variables for this switch.
+function Get-NetworkArgument {
+    param([Parameter(Mandatory)] [string] $SwitchName)
+    $switches = @(Get-VMSwitch | ForEach-Object { [string] $_.Name })
+    # Packer would make one without any way to the internet, and wait for two hours.
+    if ($switches -notcontains $SwitchName) {
+        throw "There is no virtual switch '$SwitchName' (there is: $($switches -join ', ')). Run bootstrap.ps1, which makes one on Windows Server, or name another with VM_SWITCH or -SwitchName."
+    }
+    '-var', "switch_name=$SwitchName"
+
+    # Behind a NAT of this host nothing gives addresses to VMs: Windows' NAT has no DHCP
+    # and no DNS server. The Default Switch does not show among these.
+    $gateway = Get-SwitchAddress -SwitchName $SwitchName
+    if ($null -eq $gateway) { return }
+    $prefix = Get-Prefix $gateway.IPAddress $gateway.PrefixLength
+    $nats = @(Get-NetNat -ErrorAction Stop | Where-Object { Test-PrefixOverlap $prefix ([string] $_.InternalIPInterfaceAddressPrefix) })
+    if ($nats.Count -eq 0) { return }
+    # The last address of the network: the pool counts from the first.
+    $network, $length = $prefix.Split('/')
+    $last = (ConvertTo-AddressNumber $network) + [long] [Math]::Pow(2, 32 - $length) - 2
+    $resolvers = @(Get-DnsClientServerAddress -AddressFamily IPv4 -ErrorAction Stop | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ -notlike '127.*' } | Select-Object -Unique)
+    if ($resolvers.Count -eq 0) { $resolvers = '1.1.1.1', '8.8.8.8' }
+    '-var', "build_address=$(ConvertFrom-AddressNumber $last)/$length"
+    '-var', "build_gateway=$($gateway.IPAddress)"
+    '-var', "build_dns_servers=$($resolvers -join ',')"
 }
 
 function Invoke-Packer {
@@ -58,6 +86,9 @@ try {
     # While relative paths still count from the caller's folder.
     if ($VarFile) { $VarFile = (Resolve-Path -LiteralPath $VarFile).ProviderPath }
     Set-Location -LiteralPath $PSScriptRoot
+    if (-not (Test-Elevated)) { throw 'Run this in an elevated PowerShell (Run as administrator).' }
+    if (-not $SwitchName) { $SwitchName = Get-Setting -Name 'VM_SWITCH' -Default 'Default Switch' }
+    $network = Get-NetworkArgument -SwitchName $SwitchName
     Get-Command -Name packer -CommandType Application | Out-Null
     $runner = Get-NewestRunner
     Write-Host "The newest runner is $($runner.Version)."
@@ -69,7 +100,7 @@ try {
         '-var', "runner_version=$($runner.Version)"
         '-var', "runner_sha256=$($runner.Sha256)"
         '-var', "install_updates=$updates"
-    )
+    ) + $network
     if ($VarFile) { $arguments += "-var-file=$VarFile" }
     Invoke-Packer -Arguments 'init', '.'
     Invoke-Packer -Arguments ($arguments + '.')

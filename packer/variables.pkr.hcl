@@ -57,10 +57,45 @@ variable "time_zone" {
   default     = "UTC"
 }
 
+variable "product_key" {
+  description = "Product key of a licensed ISO that asks for one during the installation. Empty: none."
+  type        = string
+  default     = ""
+  sensitive   = true
+
+  validation {
+    condition     = can(regex("^(([0-9A-Z]{5}-){4}[0-9A-Z]{5})?$", var.product_key))
+    error_message = "The variable product_key must be five groups of five letters and digits, joined by hyphens."
+  }
+}
+
 variable "switch_name" {
-  description = "The Hyper-V switch of the VM during the build. It must lead to the internet."
+  description = "The Hyper-V switch of the VM during the build. It must lead to the internet. rebuild.ps1 gives that of the pool."
   type        = string
   default     = "Default Switch"
+}
+
+variable "build_address" {
+  description = "IPv4 address of the VM during the build, with its prefix length: 172.30.1.254/23. Empty: from DHCP. rebuild.ps1 gives one where the switch has NAT and no DHCP."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.build_address == "" || can(cidrhost(var.build_address, 0))
+    error_message = "The variable build_address must be like 172.30.1.254/23."
+  }
+}
+
+variable "build_gateway" {
+  description = "With build_address: the address of the host on the switch."
+  type        = string
+  default     = ""
+}
+
+variable "build_dns_servers" {
+  description = "With build_address: addresses of DNS servers, separated by commas."
+  type        = string
+  default     = "1.1.1.1,8.8.8.8"
 }
 
 variable "build_cpus" {

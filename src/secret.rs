@@ -104,23 +104,43 @@ impl Keys {
         format!("sha256={}", encode_hex(&self.webhook.clone().chain_update(body).finalize().into_bytes()))
     }
 
-    /// The bearer secret of one incarnation of a VM, in lower-case hex.
+    /// The secret of one incarnation of a VM, in lower-case hex.
     pub fn vm_secret(&self, vm_name: &str, incarnation: &str) -> Secret {
-        Secret(encode_hex(&self.vm_mac(vm_name, incarnation).finalize().into_bytes()))
+        let mac = self.vm_callback.clone().chain_update(vm_name).chain_update("/").chain_update(incarnation);
+        Secret(encode_hex(&mac.finalize().into_bytes()))
     }
 
-    /// Whether `presented` is the secret of this incarnation of the VM.
+    /// Whether a request proves that it comes from this incarnation of the VM.
     /// Compares in constant time.
-    pub fn vm_secret_is_valid(&self, vm_name: &str, incarnation: &str, presented: &[u8]) -> bool {
-        match decode_hex(presented) {
-            Some(digest) => self.vm_mac(vm_name, incarnation).verify_slice(&digest).is_ok(),
-            None => false,
-        }
+    pub fn vm_is_proven(&self, vm_name: &str, incarnation: &str, proof: &Proof) -> bool {
+        decode_hex(proof.digest).is_some_and(|digest| {
+            let secret = self.vm_secret(vm_name, incarnation);
+            vm_mac(&secret, proof.method, proof.path).verify_slice(&digest).is_ok()
+        })
     }
+}
 
-    fn vm_mac(&self, vm_name: &str, incarnation: &str) -> Hmac<Sha256> {
-        self.vm_callback.clone().chain_update(vm_name).chain_update("/").chain_update(incarnation)
-    }
+/// What a request presents as proof of the VM from which it comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Proof<'a> {
+    /// The request's method.
+    pub method: &'a str,
+    /// The request's path, as it was sent.
+    pub path: &'a str,
+    /// What it presents: see [`vm_proof`].
+    pub digest: &'a [u8],
+}
+
+/// What a guest sends as `Authorization: Bearer`:
+/// `HMAC-SHA256(VM secret, METHOD + " " + path)` in lower-case hex. So the
+/// secret itself never crosses the network, and who overhears a proof can only
+/// repeat that request.
+pub fn vm_proof(vm_secret: &Secret, method: &str, path: &str) -> String {
+    encode_hex(&vm_mac(vm_secret, method, path).finalize().into_bytes())
+}
+
+fn vm_mac(vm_secret: &Secret, method: &str, path: &str) -> Hmac<Sha256> {
+    keyed(vm_secret.expose().as_bytes()).chain_update(method).chain_update(" ").chain_update(path)
 }
 
 impl fmt::Debug for Keys {
@@ -197,13 +217,18 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_secret_fits_one_name_and_one_incarnation_only() {
+    fn a_proof_fits_one_vm_one_incarnation_one_method_and_one_path_only() {
         let keys = Keys::new(&Secret::new("s"));
         let secret = keys.vm_secret("runner-1", "a1");
-        let presented = secret.expose().as_bytes();
-        assert!(keys.vm_secret_is_valid("runner-1", "a1", presented));
-        assert!(!keys.vm_secret_is_valid("runner-2", "a1", presented));
-        assert!(!keys.vm_secret_is_valid("runner-1", "a2", presented));
-        assert!(!Keys::new(&Secret::new("t")).vm_secret_is_valid("runner-1", "a1", presented));
+        let digest = vm_proof(&secret, "GET", "/a");
+        let proof = Proof { method: "GET", path: "/a", digest: digest.as_bytes() };
+        assert!(keys.vm_is_proven("runner-1", "a1", &proof));
+        assert!(!keys.vm_is_proven("runner-2", "a1", &proof));
+        assert!(!keys.vm_is_proven("runner-1", "a2", &proof));
+        assert!(!keys.vm_is_proven("runner-1", "a1", &Proof { method: "POST", ..proof }));
+        assert!(!keys.vm_is_proven("runner-1", "a1", &Proof { path: "/b", ..proof }));
+        assert!(!Keys::new(&Secret::new("t")).vm_is_proven("runner-1", "a1", &proof));
+        let bare = Proof { digest: secret.expose().as_bytes(), ..proof };
+        assert!(!keys.vm_is_proven("runner-1", "a1", &bare), "the secret itself is no proof");
     }
 }

@@ -1,14 +1,14 @@
 # What the guest's scripts share: who this VM is, and the three requests to the
 # pool. Dot-sourced by start-runner.ps1 and job-started.ps1.
 #
-# The image knows neither the pool nor its own name. The host gives each VM three
+# The image knows neither the pool nor its own name. The host gives each VM its
 # values through Hyper-V's key-value exchange, which Windows shows in the registry.
 #
 # The pool's side of the requests:
 #   GET  {url}/api/runner-config/{vmName}    the runner's configuration, as JSON
 #   POST {url}/api/runner-started/{vmName}   a job has started
 #   POST {url}/api/runner-complete/{vmName}  the runner has ended
-# each with `Authorization: Bearer {secret}` and this User-Agent, from which the
+# each with `Authorization: Bearer {proof}` and this User-Agent, from which the
 # pool learns how old the image is (the last part on evaluation editions only):
 #   hyperv-runner-pool-guest/1 runner/<version> image/<yyyy-mm-dd> windows-evaluation/<yyyy-mm-dd>
 Set-StrictMode -Version Latest
@@ -23,13 +23,18 @@ $script:ValuesKey = 'HKLM:\SOFTWARE\Microsoft\Virtual Machine\External'
 $script:RequestMilliseconds = 15000
 $script:ImageFile = Join-Path $PSScriptRoot 'image.json'
 
+# Returns one of the values that the host gave this VM, or $null.
+function Get-HostValue {
+    param([string] $Name)
+    $key = Get-Item -LiteralPath $script:ValuesKey -ErrorAction SilentlyContinue
+    if ($null -ne $key) { return $key.GetValue($Name) }
+}
+
 # Returns who this VM is, or $null while the values are not all there.
 function Get-PoolIdentity {
-    $key = Get-Item -LiteralPath $script:ValuesKey -ErrorAction SilentlyContinue
-    if ($null -eq $key) { return $null }
-    $url = $key.GetValue('RunnerPoolUrl')
-    $vmName = $key.GetValue('RunnerPoolVmName')
-    $secret = $key.GetValue('RunnerPoolVmSecret')
+    $url = Get-HostValue 'RunnerPoolUrl'
+    $vmName = Get-HostValue 'RunnerPoolVmName'
+    $secret = Get-HostValue 'RunnerPoolVmSecret'
     if (-not $url -or -not $vmName -or -not $secret) { return $null }
     return @{ Url = $url.TrimEnd('/'); VmName = $vmName; Secret = $secret }
 }
@@ -42,16 +47,28 @@ function Get-GuestUserAgent {
     return $agent
 }
 
+# Returns what proves to the pool that this VM sends a request. It is good for one route
+# of one VM, so that a listener on the virtual switch learns nothing about the others.
+function Get-Proof {
+    param([string] $Secret, [string] $Method, [string] $Path)
+    $hmac = [System.Security.Cryptography.HMACSHA256]::new([System.Text.Encoding]::ASCII.GetBytes($Secret))
+    $hash = $hmac.ComputeHash([System.Text.Encoding]::ASCII.GetBytes("$Method $Path"))
+    $hmac.Dispose()
+    return -join ($hash | ForEach-Object { $_.ToString('x2') })
+}
+
 # Sends one request. Returns the status (0 where no answer came) and the body of a good
 # answer. By HttpClient, whose limit here holds for the whole answer: that of
 # Invoke-WebRequest ends with the head in PowerShell 7. And JSON is UTF-8, which
 # Invoke-WebRequest in 5.1 reads as Latin-1.
 function Invoke-PoolRequest {
-    param([string] $Method, [string] $Uri, [string] $Secret, [hashtable] $Body)
+    param([hashtable] $Pool, [string] $Method, [string] $Route, [hashtable] $Body)
+    $path = "/api/$Route/$($Pool.VmName)"
     $client = [System.Net.Http.HttpClient]::new()
     try {
-        $request = [System.Net.Http.HttpRequestMessage]::new([System.Net.Http.HttpMethod]::new($Method), $Uri)
-        $request.Headers.TryAddWithoutValidation('Authorization', "Bearer $Secret") | Out-Null
+        $request = [System.Net.Http.HttpRequestMessage]::new([System.Net.Http.HttpMethod]::new($Method), "$($Pool.Url)$path")
+        $proof = Get-Proof -Secret $Pool.Secret -Method $Method -Path $path
+        $request.Headers.TryAddWithoutValidation('Authorization', "Bearer $proof") | Out-Null
         $request.Headers.TryAddWithoutValidation('User-Agent', (Get-GuestUserAgent)) | Out-Null
         if ($null -ne $Body) {
             $bytes = [System.Text.Encoding]::UTF8.GetBytes((ConvertTo-Json -InputObject $Body -Compress))
@@ -74,17 +91,17 @@ function Invoke-PoolRequest {
 
 function Get-RunnerConfig {
     param([hashtable] $Pool)
-    return Invoke-PoolRequest -Method 'GET' -Uri "$($Pool.Url)/api/runner-config/$($Pool.VmName)" -Secret $Pool.Secret
+    return Invoke-PoolRequest -Pool $Pool -Method 'GET' -Route 'runner-config'
 }
 
 function Send-RunnerStarted {
     param([hashtable] $Pool, [string] $RunId, [string] $Job, [string] $Repository)
     $body = @{ run_id = $RunId; job = $Job; repository = $Repository }
-    return Invoke-PoolRequest -Method 'POST' -Uri "$($Pool.Url)/api/runner-started/$($Pool.VmName)" -Secret $Pool.Secret -Body $body
+    return Invoke-PoolRequest -Pool $Pool -Method 'POST' -Route 'runner-started' -Body $body
 }
 
 function Send-RunnerComplete {
     param([hashtable] $Pool, [int] $ExitCode)
     $body = @{ exit_code = $ExitCode }
-    return Invoke-PoolRequest -Method 'POST' -Uri "$($Pool.Url)/api/runner-complete/$($Pool.VmName)" -Secret $Pool.Secret -Body $body
+    return Invoke-PoolRequest -Pool $Pool -Method 'POST' -Route 'runner-complete' -Body $body
 }

@@ -4,7 +4,8 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 . 'C:\runner-pool-build\common.ps1'
 
-Update-SessionPath
+# What installers have added to the machine's PATH, and nothing that only this account has.
+$env:Path = [Environment]::GetEnvironmentVariable('Path', 'Machine')
 $faults = @()
 
 $tools = ConvertFrom-Json -InputObject (Get-Content -LiteralPath 'C:\runner-pool-build\tools.json' -Raw)
@@ -20,7 +21,7 @@ foreach ($check in $tools.checks) {
 $version = & 'C:\actions-runner\bin\Runner.Listener.exe' --version
 if ("$version" -ne $env:RUNNER_VERSION) { $faults += "The runner has version $version, not $env:RUNNER_VERSION." }
 
-foreach ($file in 'pool.ps1', 'start-runner.ps1', 'job-started.ps1', 'supervise.ps1', 'image.json') {
+foreach ($file in 'pool.ps1', 'listener.ps1', 'start-runner.ps1', 'job-started.ps1', 'supervise.ps1', 'image.json') {
     if (-not (Test-Path -LiteralPath "C:\runner-pool-guest\$file")) { $faults += "C:\runner-pool-guest\$file is missing." }
 }
 foreach ($task in 'runner-pool-guest', 'runner-pool-supervise') {

@@ -3,12 +3,8 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 . 'C:\runner-pool-build\common.ps1'
 
-$address = 'https://static.rust-lang.org/rustup/dist/x86_64-pc-windows-msvc/rustup-init.exe'
 $installer = 'C:\runner-pool-build\rustup-init.exe'
-# One line: the hash, and the name of the file.
-$published = Invoke-RestMethod -Uri "$address.sha256" -UseBasicParsing
-$hash = @($published.Trim() -split '\s+')[0]
-Save-Download -Uri $address -Path $installer -Sha256 $hash
+Save-Rustup -Path $installer
 
 Set-MachineVariable -Name 'RUSTUP_HOME' -Value 'C:\rust\rustup'
 Set-MachineVariable -Name 'CARGO_HOME' -Value 'C:\rust\cargo'

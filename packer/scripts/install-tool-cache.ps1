@@ -10,7 +10,8 @@ $env:AGENT_TOOLSDIRECTORY = 'C:\hostedtoolcache\windows'
 
 $tools = ConvertFrom-Json -InputObject (Get-Content -LiteralPath 'C:\runner-pool-build\tools.json' -Raw)
 foreach ($wanted in $tools.toolCache) {
-    $manifest = Invoke-RestMethod -Uri "https://raw.githubusercontent.com/actions/$($wanted.tool)-versions/main/versions-manifest.json" -UseBasicParsing
+    $address = "https://raw.githubusercontent.com/actions/$($wanted.tool)-versions/main/versions-manifest.json"
+    $manifest = Invoke-WithRetry { Invoke-RestMethod -Uri $address -UseBasicParsing -TimeoutSec 60 }
     foreach ($version in $wanted.versions) {
         # The manifest begins with the newest.
         $release = $manifest | Where-Object { $_.stable -and $_.version -like "$version.*" } | Select-Object -First 1
@@ -22,7 +23,7 @@ foreach ($wanted in $tools.toolCache) {
         $archive = "C:\runner-pool-build\$($file.filename)"
         $folder = "C:\runner-pool-build\$($wanted.tool)-$($release.version)"
         # The manifests name no checksum; the address is GitHub's, over TLS.
-        Invoke-WebRequest -Uri $file.download_url -OutFile $archive -UseBasicParsing -TimeoutSec 1800
+        Invoke-WithRetry { Invoke-WebRequest -Uri $file.download_url -OutFile $archive -UseBasicParsing -TimeoutSec 1800 }
         Invoke-Program -Path 'C:\Program Files\7-Zip\7z.exe' -Arguments 'x', $archive, "-o$folder", '-y', '-bso0'
 
         # In a process of its own: it was not written for strict mode, and it expects to

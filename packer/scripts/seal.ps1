@@ -43,6 +43,16 @@ Get-ChildItem -Path 'Cert:\LocalMachine\My' | Where-Object { $_.Subject -eq 'CN=
 Set-ItemProperty -Path 'HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Policies\System' -Name LocalAccountTokenFilterPolicy -Value 0 -Type DWord
 Stop-Service -Name WinRM -Force
 
+# The address that enable-winrm.ps1 set, if it did: the image's VMs get theirs from DHCP
+# or from the pool. Setting DHCP leaves a gateway in place.
+foreach ($address in @(Get-NetIPAddress -AddressFamily IPv4 -PrefixOrigin Manual -ErrorAction SilentlyContinue | Where-Object { $_.IPAddress -notlike '127.*' })) {
+    $index = $address.InterfaceIndex
+    Remove-NetRoute -InterfaceIndex $index -DestinationPrefix '0.0.0.0/0' -Confirm:$false -ErrorAction SilentlyContinue
+    Remove-NetIPAddress -InterfaceIndex $index -IPAddress $address.IPAddress -Confirm:$false -ErrorAction Stop
+    Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -Dhcp Enabled -ErrorAction Stop
+    Set-DnsClientServerAddress -InterfaceIndex $index -ResetServerAddresses -ErrorAction Stop
+}
+
 # What Packer and this build have left.
 Remove-Item -Path 'C:\Windows\Temp\*' -Recurse -Force -ErrorAction SilentlyContinue
 Unregister-ScheduledTask -TaskName 'runner-pool-seal' -Confirm:$false -ErrorAction Stop

@@ -182,7 +182,7 @@ settings! {
         RUNNER_REGISTRATION Default("jit"),
             Choice(&["jit", "token"], |c, i| c.github.registration = [RegistrationMode::Jit, RegistrationMode::Token][i]),
             "How a VM registers as a runner. jit: with a just-in-time configuration, which is valid for one runner. \
-             token: with a registration token, which is valid for any number of runners for an hour.";
+             token: with a registration token, which is valid for any number of runners for an hour, and reaches the VM over the network.";
         RUNNER_NAME_PREFIX Default("runner-"),
             Text("TEXT", |c, value| parse::name_prefix(value).map(|prefix| c.pool.name_prefix = prefix)),
             "What precedes the number in the name of a VM and its runner. Letters, digits, `-`, `_` and `.`, at \
@@ -293,7 +293,7 @@ settings! {
         LOG_FORMAT Default("text"),
             Choice(&["text", "json"], |c, i| c.log.format = [LogFormat::Text, LogFormat::Json][i]),
             "text: lines to read. json: one JSON object per line.";
-        LOG_DIR Unset("standard error"),
+        LOG_DIR Unset("standard error; for the service, `logs` in its folder"),
             Path(|c, path| { c.log.dir = Some(path); Ok(()) }),
             "Log to files in this folder.";
     }

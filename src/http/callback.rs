@@ -5,6 +5,7 @@ use super::server::{Reply, Request};
 use crate::config::RegistrationMode;
 use crate::pool::Refusal;
 use crate::pool::slot::types::Job;
+use crate::secret::Proof;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -38,13 +39,13 @@ struct Ended {
 
 pub(super) fn config(api: &Api, request: &Request, vm_name: &str) -> Reply {
     let agent = request.headers.get("user-agent").unwrap_or_default();
-    let config = match api.pool.runner_config(vm_name, bearer(request), agent) {
+    let config = match api.pool.runner_config(vm_name, proof(request), agent) {
         Ok(config) => config,
         Err(refusal) => return refused(api, refusal, vm_name),
     };
     let github = &api.github;
     let body = Config {
-        token: config.credential.expose(),
+        token: config.token.expose(),
         organization: &github.org,
         repository: github.repo.as_deref().unwrap_or(""),
         name: &config.runner_name,
@@ -71,7 +72,7 @@ pub(super) fn started(api: &Api, request: &Request, vm_name: &str) -> Reply {
         repository: printable(&started.repository),
         ..Job::default()
     };
-    match api.pool.job_started(vm_name, bearer(request), job) {
+    match api.pool.job_started(vm_name, proof(request), job) {
         Ok(()) => Reply::text(200, "OK"),
         Err(refusal) => refused(api, refusal, vm_name),
     }
@@ -79,24 +80,28 @@ pub(super) fn started(api: &Api, request: &Request, vm_name: &str) -> Reply {
 
 pub(super) fn complete(api: &Api, request: &Request, vm_name: &str) -> Reply {
     let ended: Ended = serde_json::from_slice(request.body).unwrap_or_default();
-    match api.pool.runner_ended(vm_name, bearer(request), ended.exit_code.as_i64()) {
+    match api.pool.runner_ended(vm_name, proof(request), ended.exit_code.as_i64()) {
         Ok(()) => Reply::text(200, "OK"),
         Err(refusal) => refused(api, refusal, vm_name),
     }
 }
 
-fn bearer<'a>(request: &Request<'a>) -> Option<&'a [u8]> {
+fn proof<'a>(request: &Request<'a>) -> Option<Proof<'a>> {
     let value = request.headers.get("authorization")?;
-    let (scheme, secret) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case("bearer ").then(|| secret.trim().as_bytes())
+    let (scheme, digest) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case("bearer ").then(|| Proof {
+        method: request.method.as_str(),
+        path: request.path,
+        digest: digest.trim().as_bytes(),
+    })
 }
 
 fn refused(api: &Api, refusal: Refusal, vm_name: &str) -> Reply {
     match refusal {
         Refusal::NotFound => Reply::text(404, "VM not found"),
         Refusal::Unauthorized => {
-            api.note_refusal(format!("wrong or missing secret for {}", vm_name.escape_debug()));
-            Reply::text(401, "Missing or wrong VM secret").with_header("WWW-Authenticate", "Bearer")
+            api.note_refusal(format!("wrong or missing proof for {}", vm_name.escape_debug()));
+            Reply::text(401, "Missing or wrong proof of the VM").with_header("WWW-Authenticate", "Bearer")
         }
         Refusal::Answered => Reply::text(409, "This VM gets no second configuration"),
         Refusal::NotReady => Reply::text(503, "This VM is not ready to be configured: try again")

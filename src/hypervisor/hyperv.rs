@@ -13,6 +13,7 @@ use super::identity::{hash, mac_address, owned_by, pool_identity, pool_tag, same
 use super::powershell::{PowerShell, Script};
 use super::{Error, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite};
 use crate::config::{DiskMode, HyperVConfig};
+use crate::secret::Secret;
 use crate::text::one_line;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -156,13 +157,14 @@ impl Hypervisor for HyperV {
             "host": settings.host(),
             "port": settings.port,
             "secret": vm.secret.expose(),
+            "jitConfig": vm.jit_config.as_ref().map_or("", Secret::expose),
         });
+        let secrets: Vec<&Secret> = [&vm.secret].into_iter().chain(&vm.jit_config).collect();
         let mut script = Script::CREATE_VM;
         if settings.disk_mode == DiskMode::Copy {
             script.deadline = COPY_DEADLINE;
         }
-        let created: Value =
-            self.powershell.run(script, &request, &[&vm.secret], Some(&self.creating_stopped))?;
+        let created: Value = self.powershell.run(script, &request, &secrets, Some(&self.creating_stopped))?;
         log::debug!("{} is to reach the pool at {}", vm.id, created["url"]);
         Ok(())
     }

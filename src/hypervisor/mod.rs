@@ -111,8 +111,10 @@ pub struct VmSpec {
     pub id: VmId,
     /// What the VM's Notes say of it.
     pub notes: Notes,
-    /// What the guest presents to the pool as its bearer secret.
+    /// With what the guest proves to the pool that it is this VM.
     pub secret: Secret,
+    /// The JIT configuration of its runner, if GitHub made one.
+    pub jit_config: Option<Secret>,
 }
 
 /// The mark that the pool leaves on a VM, as JSON in its Notes, and by which

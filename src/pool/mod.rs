@@ -113,7 +113,7 @@ impl Rules {
 pub enum Refusal {
     /// The pool has no VM of that name.
     NotFound,
-    /// The secret is missing, or not this VM's.
+    /// The proof is missing, or not this VM's.
     Unauthorized,
     /// It gets no second configuration: a job runs or has run on it, it was
     /// answered already (with a registration token), or an earlier start made it.
@@ -127,8 +127,8 @@ pub enum Refusal {
 pub struct RunnerConfig {
     /// The name under which the runner is, or is to be, registered.
     pub runner_name: String,
-    /// The JIT configuration or registration token.
-    pub credential: Secret,
+    /// The registration token. Empty with a JIT configuration, which the VM has in its key-values.
+    pub token: Secret,
 }
 
 /// The pool at one moment.

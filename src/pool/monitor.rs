@@ -7,6 +7,7 @@
 
 use super::back_off::{self, Random};
 use super::observed::Asked;
+use super::slot::types::Stop;
 use super::state::PoolState;
 use super::{Millis, millis, recovery};
 use crate::github::{Error, QueuedJob, Removal, Runner};
@@ -94,6 +95,9 @@ impl Monitor {
 
     /// Takes in what came of the last question and says what to ask next.
     pub fn next(&mut self, answer: Answer, state: &mut PoolState) -> Ask {
+        if state.stopping() == Some(Stop::HostShutdown) {
+            return Ask::End;
+        }
         let (asked, asked_at) = std::mem::take(&mut self.asked);
         let ask = match answer {
             Answer::Paused if state.has_stopped() => Ask::End,

@@ -88,7 +88,7 @@ impl World {
         self.pending.extend(out.actions);
         while !self.pending.is_empty() {
             let (slot, action) = self.pending.remove(0);
-            if self.slow_creates && matches!(action, Action::CreateVm(_)) {
+            if self.slow_creates && matches!(action, Action::CreateVm { .. }) {
                 self.creating.push((slot, action));
                 continue;
             }
@@ -120,7 +120,7 @@ impl World {
                 let id = instance.runner_id.or(found);
                 Event::RunnerRemoved(Ok(id.map_or(Removal::NotThere, |id| self.remove(id))))
             }
-            Action::CreateVm(instance) => {
+            Action::CreateVm { instance, .. } => {
                 let notes = Notes {
                     pool: "pool".into(),
                     slot: 1,
@@ -661,6 +661,55 @@ fn a_stop_leaves_a_slot_that_waits_for_its_turn_without_a_registration() {
     world.fact(|state| state.stop(Stop::Keep));
     assert_eq!(world.runners.len(), 1, "that of the one whose turn it was");
     assert_eq!(world.count(Phase::Stopped), 2);
+}
+
+// --- the host shuts down ---
+
+#[test]
+fn when_the_host_shuts_down_idle_runners_are_deregistered_lost_jobs_are_named_and_no_vm_is_touched() {
+    let mut rules = rules(4, 3);
+    rules.pool.max_concurrent_creates = 3;
+    let mut world = World::ready(rules);
+    let ids = world.ids();
+    world.slow_creates = true;
+    world.job_starts(&ids[0]);
+    world.pass(MINUTE);
+    assert_eq!(world.count(Phase::Creating), 1);
+    // GitHub has given it a job of which the pool has not heard yet.
+    world.runner_of(&ids[1]).busy = true;
+
+    world.fact(|state| state.stop(Stop::HostShutdown));
+    let next = world.fact(|state| Monitor::new(1).next(Answer::Paused, state));
+    assert_eq!(next, Ask::End, "Hyper-V is not asked for a list");
+    assert_eq!(world.count(Phase::Stopped), 3);
+    // The creation that was under way ends as it may.
+    world.finish_creates();
+    assert!(world.state.has_stopped());
+
+    assert_eq!((world.ids().len(), &world.ids()[..3]), (4, &ids[..]), "the VMs are left as they are");
+    let mut left: Vec<VmId> = Vec::new();
+    for vm in world.vms.clone() {
+        let name = vm.notes.unwrap().runner_name;
+        left.extend(world.runners.iter().any(|runner| runner.name == name).then_some(vm.id));
+    }
+    assert_eq!(left, ids[..2], "only runners with a job are still registered");
+    let lost: Vec<&VmId> = world
+        .news
+        .iter()
+        .filter_map(|news| if let News::JobLost(vm, _) = news { Some(vm) } else { None })
+        .collect();
+    assert_eq!(lost, [&ids[0], &ids[1]]);
+}
+
+#[test]
+fn when_the_host_shuts_down_a_vm_that_is_being_destroyed_is_left_to_the_next_start() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    world.locked_disks = vec![id.clone()];
+    world.report_end(&id);
+    assert_eq!(world.phase(1), Phase::Destroying);
+    world.fact(|state| state.stop(Stop::HostShutdown));
+    assert_eq!((world.phase(1), world.ids(), world.runners.len()), (Phase::Stopped, vec![id], 0));
 }
 
 // --- health ---

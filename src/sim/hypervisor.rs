@@ -8,7 +8,7 @@ use crate::config::MockTiming;
 use crate::hypervisor::{
     Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };
-use crate::secret::Secret;
+use crate::secret::{Secret, vm_proof};
 use crate::sync::unpoisoned;
 use serde::Deserialize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -99,7 +99,7 @@ impl Hypervisor for MockHypervisor {
             pool_url: self.pool_url.clone(),
             github: self.github.clone(),
             started: Instant::now(),
-            state: Mutex::new(VmState::new(spec.notes.clone())),
+            state: Mutex::new(VmState::new(spec)),
             changed: Condvar::new(),
         });
         host.vms.push(Arc::clone(&vm));
@@ -162,6 +162,8 @@ struct SimulatedVm {
 
 struct VmState {
     notes: Notes,
+    /// In its key-values, until the pool removes it.
+    jit_config: Option<Secret>,
     off: bool,
     booted: bool,
     /// Its Worker runs, or has run.
@@ -171,8 +173,16 @@ struct VmState {
 }
 
 impl VmState {
-    fn new(notes: Notes) -> VmState {
-        VmState { notes, off: false, booted: false, worker: false, had_worker: false, told_to_retire: false }
+    fn new(spec: &VmSpec) -> VmState {
+        VmState {
+            notes: spec.notes.clone(),
+            jit_config: spec.jit_config.clone(),
+            off: false,
+            booted: false,
+            worker: false,
+            had_worker: false,
+            told_to_retire: false,
+        }
     }
 }
 
@@ -199,6 +209,9 @@ impl SimulatedVm {
         let mut state = self.state();
         state.notes.job_started = write.job_started.or(state.notes.job_started);
         state.told_to_retire |= write.retire;
+        if write.forget_jit_config {
+            state.jit_config = None;
+        }
     }
 
     fn listed(&self) -> Vm {
@@ -224,9 +237,14 @@ impl SimulatedVm {
         if self.passes(self.timing.boot) {
             self.state().booted = true;
         }
+        // Read first: once it has its configuration, the pool removes it.
+        let jit_config = self.state().jit_config.clone();
         if let Some(config) = self.fetch_config() {
             match &self.github {
-                Some(github) => self.work(github, &config),
+                Some(github) => {
+                    let credential = jit_config.unwrap_or(Secret::new(config.token));
+                    self.work(github, &config.name, &credential);
+                }
                 None => {
                     while self.passes(Duration::from_millis(200)) && !self.retires() {}
                     self.report_end();
@@ -252,8 +270,8 @@ impl SimulatedVm {
     }
 
     /// What `run.cmd --jitconfig` does, and the report after it.
-    fn work(&self, github: &MockGitHub, config: &GuestConfig) {
-        let Some(runner_id) = github.connect(&config.token) else { return };
+    fn work(&self, github: &MockGitHub, runner_name: &str, credential: &Secret) {
+        let Some(runner_id) = github.connect(credential.expose()) else { return };
         let job_id = loop {
             if self.state().off || !github.is_registered(runner_id) || self.retires() {
                 github.disconnect(runner_id);
@@ -264,7 +282,7 @@ impl SimulatedVm {
             }
         };
         (self.state().worker, self.state().had_worker) = (true, true);
-        github.deliver("in_progress", job_id, runner_id, &config.name);
+        github.deliver("in_progress", job_id, runner_id, runner_name);
         self.post(
             "runner-started",
             &format!(r#"{{"run_id":"{job_id}","job":"simulated","repository":"simulated"}}"#),
@@ -275,7 +293,7 @@ impl SimulatedVm {
         github.end_job(runner_id);
         self.state().worker = false;
         self.report_end();
-        github.deliver("completed", job_id, runner_id, &config.name);
+        github.deliver("completed", job_id, runner_id, runner_name);
     }
 
     fn report_end(&self) {
@@ -289,11 +307,11 @@ impl SimulatedVm {
 
     fn fetch_config(&self) -> Option<GuestConfig> {
         while !self.state().off {
-            match loopback_agent()
-                .get(self.url("runner-config"))
-                .header("Authorization", self.bearer())
-                .call()
-            {
+            let path = self.path("runner-config");
+            let request = loopback_agent()
+                .get(self.pool_url.clone() + &path)
+                .header("Authorization", self.bearer("GET", &path));
+            match request.call() {
                 Ok(mut answer) if answer.status() == 200 => return answer.body_mut().read_json().ok(),
                 Ok(answer) if answer.status().is_client_error() => return None,
                 // The pool may be busy, or not yet listening.
@@ -305,16 +323,19 @@ impl SimulatedVm {
 
     /// Returns whether the pool has taken it.
     fn post(&self, what: &str, body: &str) -> bool {
-        let request = loopback_agent().post(self.url(what)).header("Authorization", self.bearer());
+        let path = self.path(what);
+        let request = loopback_agent()
+            .post(self.pool_url.clone() + &path)
+            .header("Authorization", self.bearer("POST", &path));
         request.content_type("application/json").send(body).is_ok_and(|answer| answer.status() == 200)
     }
 
-    fn url(&self, what: &str) -> String {
-        format!("{}/api/{what}/{}", self.pool_url, self.id.name)
+    fn path(&self, what: &str) -> String {
+        format!("/api/{what}/{}", self.id.name)
     }
 
-    fn bearer(&self) -> String {
-        format!("Bearer {}", self.secret.expose())
+    fn bearer(&self, method: &str, path: &str) -> String {
+        format!("Bearer {}", vm_proof(&self.secret, method, path))
     }
 }
 
@@ -343,7 +364,7 @@ mod tests {
             created: 1,
             job_started: None,
         };
-        VmSpec { id, notes, secret: Secret::new("s") }
+        VmSpec { id, notes, secret: Secret::new("s"), jit_config: None }
     }
 
     #[test]

@@ -19,12 +19,12 @@ mod story;
 use crate::config::{GitHubConfig, PoolConfig};
 use crate::date;
 use crate::github::GitHub;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, VmId};
 use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::repeats::Repeats;
-use crate::secret::Keys;
+use crate::secret::{Keys, Proof};
 use crate::sync::unpoisoned;
 use crossbeam_channel::Sender;
 use log::warn;
@@ -35,6 +35,9 @@ use std::time::{Duration, Instant};
 
 /// How long an orderly stop may last. What is not done by then is left to the next start.
 pub const STOP_LIMIT: Duration = Duration::from_secs(180);
+
+/// How long the pool may take when the host shuts down.
+pub const HOST_SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
 /// The running pool.
 pub struct Pool {
@@ -156,18 +159,18 @@ impl Pool {
         self.shared.lock().state.image.report(date::today())
     }
 
-    /// A guest asks for its configuration, with its secret and what it says of its image.
+    /// A guest asks for its configuration, with its proof and what it says of its image.
     ///
     /// # Errors
     /// Why it gets none.
     pub fn runner_config(
         &self,
         vm_name: &str,
-        secret: Option<&[u8]>,
+        proof: Option<Proof>,
         user_agent: &str,
     ) -> Result<RunnerConfig, Refusal> {
         self.shared.apply(|state| {
-            let config = state.runner_config(vm_name, |vm| self.is_proven(vm, secret))?;
+            let config = state.runner_config(vm_name, |vm| self.is_proven(vm, proof))?;
             state.image.seen(user_agent);
             Ok(config)
         })
@@ -177,10 +180,9 @@ impl Pool {
     ///
     /// # Errors
     /// When it is not a VM of the pool.
-    pub fn job_started(&self, vm_name: &str, secret: Option<&[u8]>, job: Job) -> Result<(), Refusal> {
-        self.shared.apply(|state| {
-            state.guest_tells(vm_name, |vm| self.is_proven(vm, secret), Event::JobStarted(job))
-        })
+    pub fn job_started(&self, vm_name: &str, proof: Option<Proof>, job: Job) -> Result<(), Refusal> {
+        self.shared
+            .apply(|state| state.guest_tells(vm_name, |vm| self.is_proven(vm, proof), Event::JobStarted(job)))
     }
 
     /// A guest says that its runner has ended, with which exit code if it knows it.
@@ -190,11 +192,11 @@ impl Pool {
     pub fn runner_ended(
         &self,
         vm_name: &str,
-        secret: Option<&[u8]>,
+        proof: Option<Proof>,
         exit_code: Option<i64>,
     ) -> Result<(), Refusal> {
         self.shared.apply(|state| {
-            state.guest_tells(vm_name, |vm| self.is_proven(vm, secret), Event::RunnerEnded { exit_code })
+            state.guest_tells(vm_name, |vm| self.is_proven(vm, proof), Event::RunnerEnded { exit_code })
         })
     }
 
@@ -214,8 +216,8 @@ impl Pool {
         self.shared.apply(|state| state.job_completed(event));
     }
 
-    fn is_proven(&self, vm: &crate::hypervisor::VmId, secret: Option<&[u8]>) -> bool {
-        secret.is_some_and(|secret| self.shared.keys.vm_secret_is_valid(&vm.name, &vm.incarnation, secret))
+    fn is_proven(&self, vm: &VmId, proof: Option<Proof>) -> bool {
+        proof.is_some_and(|proof| self.shared.keys.vm_is_proven(&vm.name, &vm.incarnation, &proof))
     }
 }
 

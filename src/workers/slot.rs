@@ -55,7 +55,7 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
             debug!("removing {runner_name} of the {scope}: {removal:?}");
             Event::RunnerRemoved(removal)
         }
-        Action::CreateVm(instance) => {
+        Action::CreateVm { instance, jit_config } => {
             let notes = Notes {
                 pool: shared.identity.clone(),
                 slot: index as u32 + 1,
@@ -68,7 +68,7 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
                 job_started: None,
             };
             let secret = shared.keys.vm_secret(&instance.vm.name, &instance.vm.incarnation);
-            Event::Created(hypervisor.create(&VmSpec { id: instance.vm, notes, secret }))
+            Event::Created(hypervisor.create(&VmSpec { id: instance.vm, notes, secret, jit_config }))
         }
         Action::DestroyVm(vm) => Event::Destroyed(hypervisor.destroy(&vm)),
     }

@@ -35,6 +35,7 @@ pub(super) fn tell(failures: &mut Repeats, news: Vec<News>, now: Millis) {
             News::Destroyed(vm, took) => info!("{vm}: destroyed in {}", time(took)),
             News::ClearingAway(vm) => info!("{vm}: belongs to no slot and is destroyed"),
             News::LeftToNextStart(vm) => info!("{vm}: left as it is for the next start"),
+            News::JobLost(vm, job) => warn!("{vm}: the host shuts down, and the job on it is lost: {job}"),
             News::Paused(vm) => warn!(
                 "{vm}: Hyper-V has paused it, most likely because its volume is full: free space, and it goes on"
             ),

@@ -1,7 +1,7 @@
 //! What the GitHub client asks of GitHub, and what it makes of its answers,
 //! of its faults, and of its silence.
 
-use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN};
+use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN, jit_config_for};
 use hyperv_runner_pool::config::{GitHubConfig, RegistrationMode};
 use hyperv_runner_pool::github::client::{Client, REQUEST_TIMEOUT};
 use hyperv_runner_pool::github::clock::Clock;
@@ -97,7 +97,7 @@ fn a_jit_registration_sends_what_github_documents() {
 
     let runner = &github.runners()[0];
     assert_eq!((registration.runner_id, &*runner.name), (Some(runner.id), "runner-1"));
-    assert_eq!(registration.credential.expose(), format!("eyJqaXQiOiAi{}In0=", runner.id));
+    assert_eq!(registration.credential.expose(), jit_config_for(runner.id));
     let request = &github.requests()[0];
     assert_eq!(
         (&*request.method, &*request.target),

@@ -15,19 +15,16 @@ fn silent_guests() -> (MockWorld, MockPool) {
     (world, pool)
 }
 
-fn guest(pool: &MockPool, number: u32) -> FakeGuest {
-    FakeGuest::new(&pool.url, &format!("runner-{number}"), &pool.vm_secret(number))
-}
-
 #[test]
-fn a_guest_gets_its_configuration_with_its_secret_and_may_ask_again_until_a_job_runs() {
+fn a_guest_gets_its_configuration_with_its_proof_and_may_ask_again_until_a_job_runs() {
     let (world, pool) = silent_guests();
-    let guest = guest(&pool, 1);
+    let guest = pool.guest(1);
     let answer = guest.fetch_config();
     assert_eq!(answer.status, 200);
     let config: Value = serde_json::from_str(&answer.body).unwrap();
-    let Instance { vm, runner_name, runner_id, .. } = pool.instance(1);
-    assert_eq!(config["token"], format!("simulated-jit-{}", runner_id.unwrap()));
+    let Instance { vm, runner_name, .. } = pool.instance(1);
+    // Its JIT configuration is in its key-values.
+    assert_eq!(config["token"], "");
     assert_eq!(config["organization"], "octo");
     assert_eq!(config["repository"], "");
     assert_eq!(config["name"], runner_name);
@@ -47,7 +44,7 @@ fn a_guest_gets_its_configuration_with_its_secret_and_may_ask_again_until_a_job_
 }
 
 #[test]
-fn without_the_vms_own_secret_of_this_incarnation_nothing_is_answered_or_changed() {
+fn without_the_vms_own_proof_for_this_route_nothing_is_answered_or_changed() {
     let (_world, pool) = silent_guests();
     let other_vm = pool.vm_secret(2);
     let older = pool.keys.vm_secret("runner-1", "00ff00ff00ff00ff").expose().to_string();
@@ -56,8 +53,15 @@ fn without_the_vms_own_secret_of_this_incarnation_nothing_is_answered_or_changed
         let statuses = [stranger.fetch_config(), stranger.report_started(), stranger.report_complete()];
         assert_eq!(statuses.map(|answer| answer.status), [401; 3], "{secret:?}");
     }
+    let guest = pool.guest(1);
     for (method, route) in [("GET", "config"), ("POST", "started"), ("POST", "complete")] {
         let path = format!("/api/runner-{route}/runner-1");
+        let bare = format!("Bearer {}", guest.secret);
+        let others = [guest.bearer(method, "/api/status"), guest.bearer("PUT", &path)];
+        for proof in others.iter().chain([&bare]) {
+            let headers = [("Authorization", &**proof)];
+            assert_eq!(pool.request(method, &path, &headers, b"{}").status, 401, "{method} {path}: {proof}");
+        }
         assert_eq!(pool.request(method, &path, &[], b"").status, 401);
         let basic = [("Authorization", "Basic cnVubmVyOng=")];
         assert_eq!(pool.request(method, &path, &basic, b"").status, 401);
@@ -70,7 +74,7 @@ fn without_the_vms_own_secret_of_this_incarnation_nothing_is_answered_or_changed
 fn a_guest_is_answered_from_boot_to_replacement_and_its_late_report_does_not_reach_the_next_vm() {
     let (_world, pool) = silent_guests();
     let first = pool.incarnation(1);
-    let guest = guest(&pool, 1);
+    let guest = pool.guest(1);
     assert_eq!(guest.fetch_config().status, 200);
     pool.wait_for(Phase::Ready, 1);
     assert_eq!(guest.report_started().status, 200);
@@ -87,9 +91,10 @@ fn a_guest_is_answered_from_boot_to_replacement_and_its_late_report_does_not_rea
 fn a_job_that_says_again_and_again_that_it_starts_fills_no_log() {
     let pool = Process::start_mock(&[("POOL_SIZE", "1"), ("MOCK_BOOT_SECONDS", "3600")]);
     pool.wait_for_state("runner-1", "booting");
-    let secret = pool.vm_secret(1);
-    assert_eq!(FakeGuest::new(&pool.url, "runner-1", &secret).fetch_config().status, 200);
-    let (mut connection, bearer) = (pool.connect(), format!("Bearer {secret}"));
+    let guest = pool.guest(1);
+    assert_eq!(guest.fetch_config().status, 200);
+    let bearer = guest.bearer("POST", "/api/runner-started/runner-1");
+    let mut connection = pool.connect();
     for number in 0..10_000 {
         let job = format!(r#"{{"run_id":"{number}","job":"job {number}","repository":"acme/r{number}"}}"#);
         let headers = [("Authorization", &*bearer)];
@@ -110,7 +115,7 @@ fn the_status_says_how_old_the_image_of_the_guests_is() {
         built: "2026-01-31".into(),
         windows_evaluation_end: Some(today.clone()),
     };
-    assert_eq!(FakeGuest { image, ..guest(&pool, 1) }.fetch_config().status, 200);
+    assert_eq!(FakeGuest { image, ..pool.guest(1) }.fetch_config().status, 200);
     let status = pool.get("/api/status").json();
     assert_eq!(status["image"]["runner_version"], "2.338.0");
     assert_eq!(status["image"]["built"], "2026-01-31");

@@ -346,7 +346,7 @@ fn nonsense_gets_an_answer_that_says_so_and_moves_nothing() {
 #[test]
 fn http_1_0_and_pipelining_work_for_every_route() {
     let mut pool = one_ready();
-    let secret = pool.vm_secret(1);
+    let bearer = pool.guest(1).bearer("GET", "/api/runner-config/runner-1");
     for path in ["/health", "/metrics", "/api/status"] {
         let answer = talk(&pool, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
         assert_eq!(status(&answer), 200, "{path}");
@@ -356,9 +356,8 @@ fn http_1_0_and_pipelining_work_for_every_route() {
     assert!(talk(&pool, old.as_bytes()).ends_with("\r\n\r\nOK"));
 
     // One write with deliveries, a VM's question, a refusal and health, over and over: answered in this order.
-    let config = format!(
-        "GET /api/runner-config/runner-1 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {secret}\r\n\r\n"
-    );
+    let config =
+        format!("GET /api/runner-config/runner-1 HTTP/1.1\r\nHost: h\r\nAuthorization: {bearer}\r\n\r\n");
     let wrong = "POST /api/runner-complete/runner-1 HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}";
     let health = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
     let mut all = Vec::new();
@@ -372,7 +371,7 @@ fn http_1_0_and_pipelining_work_for_every_route() {
         let answers = [connection.read(), connection.read(), connection.read(), connection.read()];
         assert_eq!(answers.each_ref().map(|a| a.status), [200, 200, 401, 200], "round {n}");
         assert_eq!(answers[0].body, "OK");
-        assert!(answers[1].body.contains("\"token\":\"simulated-jit-"), "{}", answers[1].body);
+        assert!(answers[1].body.contains("\"registration\":\"jit\""), "{}", answers[1].body);
         assert!(answers[3].body.contains("\"ready\":1"), "{}", answers[3].body);
     }
     pool.kill();

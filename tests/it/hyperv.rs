@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4";
 const CREATE_STEPS: [&str; 8] =
     ["template", "disk", "vm", "notes", "settings", "network", "key-values", "start"];
+const JIT_CONFIG: &str = "eyJqaXQiOiJub3QgcmVhbCJ9";
 
 fn settings(host: &FakeHost) -> HyperVConfig {
     let source = Source::new([], host.folder().into());
@@ -71,12 +72,12 @@ fn spec(host: &FakeHost, id: VmId) -> VmSpec {
         created: 1_700_000_000,
         job_started: None,
     };
-    VmSpec { id, notes, secret: Secret::new(SECRET) }
+    VmSpec { id, notes, secret: Secret::new(SECRET), jit_config: Some(Secret::new(JIT_CONFIG)) }
 }
 
 fn create(host: &FakeHost, hyperv: &HyperV, id: VmId) -> Result<(), String> {
     hyperv.create(&spec(host, id)).map_err(|e| {
-        assert!(!e.0.contains(SECRET), "{e}");
+        assert!(!e.0.contains(SECRET) && !e.0.contains(JIT_CONFIG), "{e}");
         e.0
     })
 }
@@ -103,6 +104,7 @@ fn a_created_vm_runs_from_a_differencing_disk_and_knows_the_pool() {
     assert_eq!(host.kvp("runner-1", "RunnerPoolUrl"), "http://127.0.0.1:8080");
     assert_eq!(host.kvp("runner-1", "RunnerPoolVmName"), "runner-1");
     assert_eq!(host.kvp("runner-1", "RunnerPoolVmSecret"), SECRET);
+    assert_eq!(host.jit_config("runner-1").as_deref(), Some(JIT_CONFIG));
 }
 
 #[test]

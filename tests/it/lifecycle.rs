@@ -1,5 +1,6 @@
 //! A VM's life: made, ready, one job, gone, replaced.
 use crate::support::delivery::workflow_job;
+use crate::support::fake_guest::FakeGuest;
 use crate::support::http::Connection;
 use crate::support::mock_pool::{MockWorld, Phase, Stop, settings};
 use crate::support::{random, wait_until};
@@ -197,15 +198,17 @@ fn a_pool_of_64_slots_serves_200_jobs_once_each_under_random_webhooks_and_callba
                     let Some(vm) = slot.instance.map(|instance| instance.vm) else { continue };
                     let present = number >> 40 & 1 == 1;
                     let incarnation = if present { &*vm.incarnation } else { "00ff00ff00ff00ff" };
-                    let secret = format!("Bearer {}", pool.keys.vm_secret(&vm.name, incarnation).expose());
-                    let headers = [("Authorization", &*secret)];
+                    let secret = pool.keys.vm_secret(&vm.name, incarnation);
+                    let guest = FakeGuest::new(&pool.url, &vm.name, secret.expose());
                     if present {
                         let path = format!("/api/runner-config/{}", vm.name);
+                        let headers = [("Authorization", &*guest.bearer("GET", &path))];
                         let status = connection.request("GET", &path, &headers, b"").status;
                         // 503 while its VM is still being made.
                         assert!([200, 401, 404, 409, 503].contains(&status), "{status}");
                     } else {
                         let path = format!("/api/runner-complete/{}", vm.name);
+                        let headers = [("Authorization", &*guest.bearer("POST", &path))];
                         let status = connection.request("POST", &path, &headers, b"{}").status;
                         assert!([401, 404].contains(&status), "{status}");
                     }

@@ -1,6 +1,5 @@
 //! A restarted pool finds out what is there, takes over what is of use, and
 //! clears away the rest.
-use crate::support::fake_guest::FakeGuest;
 use crate::support::mock_pool::{MockWorld, Phase, Stop, TAG, settings};
 use crate::support::wait_until;
 use hyperv_runner_pool::config::PoolConfig;
@@ -20,11 +19,32 @@ fn a_vm_with_a_job_is_adopted_and_its_guest_is_still_known() {
     pool.wait_for(Phase::Running, 1);
     let adopted = pool.slot_in(Phase::Running);
     assert_eq!(adopted.instance, Some(vm.clone()));
-    let guest = FakeGuest::new(&pool.url, &vm.vm.name, &pool.vm_secret(adopted.number));
+    let guest = pool.guest(adopted.number);
     // It has had its configuration, so it gets none again, but it may report.
     assert_eq!(guest.fetch_config().status, 409);
     assert_eq!(guest.report_complete().status, 200);
     wait_until("the VM is replaced", || !world.vms().contains(&vm.vm));
+    pool.stop(Stop::Keep);
+}
+
+#[test]
+fn after_the_hosts_shutdown_only_the_lost_jobs_runner_is_registered_and_the_next_start_clears_the_vms() {
+    let world = MockWorld::with_endless_jobs();
+    let pool = world.start(settings(2, 2));
+    pool.wait_for(Phase::Ready, 2);
+    pool.queue_job(1);
+    pool.wait_for(Phase::Running, 1);
+    let with_job = pool.slot_in(Phase::Running).instance.unwrap();
+    let vms = world.vms();
+    pool.stop(Stop::HostShutdown);
+    assert_eq!(world.vms(), vms, "Hyper-V turns them off by itself");
+    let registered: Vec<String> = world.runners().into_iter().map(|runner| runner.name).collect();
+    assert_eq!(registered, [with_job.runner_name]);
+
+    vms.iter().for_each(|vm| world.power_off(&vm.name));
+    let pool = world.start(settings(2, 2));
+    pool.wait_for(Phase::Ready, 2);
+    assert!(!world.vms().iter().any(|vm| vms.contains(vm)));
     pool.stop(Stop::Keep);
 }
 

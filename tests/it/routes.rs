@@ -17,10 +17,6 @@ fn assert_unmoved(pool: MockPool) {
     pool.stop(Stop::Destroy);
 }
 
-fn bearer(pool: &MockPool) -> String {
-    format!("Bearer {}", pool.vm_secret(1))
-}
-
 #[test]
 fn a_wrong_method_says_which_is_right() {
     let (_world, pool) = one_booting();
@@ -35,10 +31,11 @@ fn a_wrong_method_says_which_is_right() {
 #[test]
 fn another_spelling_of_a_path_leads_nowhere() {
     let (_world, pool) = one_booting();
-    let headers = [("Authorization", &*bearer(&pool))];
+    let guest = pool.guest(1);
     for path in
         ["/api/runner-config/../../health", "/api/runner-config/runner-1/x", "//health", "/health/", "/"]
     {
+        let headers = [("Authorization", &*guest.bearer("GET", path))];
         assert_eq!(pool.request("GET", path, &headers, b"").status, 404, "{path}");
     }
     assert_unmoved(pool);
@@ -79,10 +76,11 @@ fn no_spelling_of_a_vms_name_leads_anywhere_else() {
         &long,
     ];
     let mut connection = Connection::open(&pool.url);
-    let headers = [("Authorization", &*bearer(&pool))];
+    let guest = pool.guest(1);
     for name in names {
         for (method, route) in [("GET", "config"), ("POST", "started"), ("POST", "complete")] {
             let path = format!("/api/runner-{route}/{name}");
+            let headers = [("Authorization", &*guest.bearer(method, &path))];
             let answer = connection.request(method, &path, &headers, b"");
             assert_eq!(answer.status, 404, "{method} {path}");
             assert!(!answer.head.contains("X-Injected"), "{}", answer.head);
@@ -94,7 +92,7 @@ fn no_spelling_of_a_vms_name_leads_anywhere_else() {
 #[test]
 fn what_came_through_a_proxy_reaches_the_webhook_and_health_alone_however_it_is_spelled() {
     let (_world, pool) = one_booting();
-    let bearer = bearer(&pool);
+    let guest = pool.guest(1);
     let marks = [
         "X-Forwarded-For",
         "x-forwarded-proto",
@@ -131,6 +129,7 @@ fn what_came_through_a_proxy_reaches_the_webhook_and_health_alone_however_it_is_
     ];
     for mark in marks {
         for (method, path) in private {
+            let bearer = guest.bearer(method, path);
             // An empty value marks as well as any other.
             for value in ["203.0.113.9", ""] {
                 let request = format!(

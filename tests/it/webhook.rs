@@ -1,7 +1,6 @@
 //! `POST /webhook`: which deliveries are taken, and what they do.
 
 use crate::support::delivery::workflow_job;
-use crate::support::fake_guest::FakeGuest;
 use crate::support::http::{Connection, Response};
 use crate::support::mock_pool::{MockPool, MockWorld, Phase, Stop, settings};
 use crate::support::wait_until;
@@ -132,7 +131,7 @@ fn a_delivery_is_about_a_vm_by_its_runners_id_and_name_and_ends_it_only_with_its
     pool.wait_for(Phase::Booting, 1);
     let runner = pool.instance(1);
     let (id, name) = (runner.runner_id.unwrap(), &*runner.runner_name);
-    let guest = FakeGuest::new(&pool.url, "runner-1", &pool.vm_secret(1));
+    let guest = pool.guest(1);
     assert_eq!(guest.fetch_config().status, 200);
     for (number, other) in
         [(id + 1, name), (id, "runner-1"), (id, "runner-1-7a9e000100ff00ff")].into_iter().enumerate()

@@ -8,7 +8,8 @@ BeforeAll {
         'Set-NetConnectionProfile', 'New-NetFirewallRule', 'Remove-NetFirewallRule', 'Set-MpPreference', 'Add-MpPreference'
         'Get-Service', 'Set-Service', 'Start-Service', 'Stop-Service', 'New-LocalUser', 'Get-LocalUser', 'Set-LocalUser'
         'Disable-LocalUser', 'Get-LocalGroup', 'Add-LocalGroupMember', 'New-SelfSignedCertificate', 'New-WSManInstance'
-        'Remove-WSManInstance', 'Get-Volume', 'Set-Item', 'Set-ItemProperty', 'Remove-ItemProperty', 'Start-Sleep', 'Get-ChildItem'
+        'Get-NetAdapter', 'Get-NetIPAddress', 'New-NetIPAddress', 'Remove-NetIPAddress', 'Remove-NetRoute', 'Set-NetIPInterface'
+        'Set-DnsClientServerAddress', 'Start-Transcript', 'Remove-WSManInstance', 'Get-Volume', 'Set-Item', 'Set-ItemProperty', 'Remove-ItemProperty', 'Start-Sleep', 'Get-ChildItem'
     )
     function global:shutdown.exe { $global:StandIn.Calls.Add("shutdown.exe $args") }
     $scripts = Join-Path -Path $Root -ChildPath 'packer/scripts'
@@ -38,7 +39,7 @@ Describe 'the image''s scripts' -Skip:([System.IO.Path]::DirectorySeparatorChar 
         foreach ($folder in 'runner-pool-build', 'runner-pool-guest', 'actions-runner/bin', 'Windows/Temp', 'bin') {
             New-Item -ItemType Directory -Force -Path "$disk/$folder" | Out-Null
         }
-        Copy-Item -LiteralPath "$scripts/common.ps1" -Destination "$disk/runner-pool-build"
+        Copy-Item -LiteralPath "$Root/packer/common.ps1" -Destination "$disk/runner-pool-build"
         New-PSDrive -Name C -PSProvider FileSystem -Root $disk -Scope Global | Out-Null
         Add-Program "$disk/bin/icacls.exe"
         $env:PATH = "$disk/bin:$($before.PATH)"
@@ -47,6 +48,8 @@ Describe 'the image''s scripts' -Skip:([System.IO.Path]::DirectorySeparatorChar 
 
         # What enable-winrm.ps1 opens.
         $global:StandIn.Open = @{}
+        $global:StandIn.Category = 'Public'
+        $global:StandIn.Address = $null
         $certificate = "$disk/certificate"
         $global:StandIn.Answers = @{
             'New-ScheduledTaskAction'   = { param($Bound) [pscustomobject]@{ Argument = $Bound.Argument } }
@@ -55,7 +58,15 @@ Describe 'the image''s scripts' -Skip:([System.IO.Path]::DirectorySeparatorChar 
             'New-ScheduledTaskSettingsSet' = { [pscustomobject]@{ Kind = 'Settings' } }
             'Register-ScheduledTask'    = { param($Bound) $global:StandIn["Task $($Bound.TaskName)"] = $Bound }
             'Get-ScheduledTask'         = { [pscustomobject]@{ State = 'Ready' } }
-            'Get-NetConnectionProfile'  = { [pscustomobject]@{ Name = 'Network' } }
+            'Get-NetConnectionProfile'  = { [pscustomobject]@{ Name = 'Network'; NetworkCategory = $global:StandIn.Category } }
+            'Set-NetConnectionProfile'  = { param($Bound) $global:StandIn.Category = $Bound.NetworkCategory }
+            'Get-NetAdapter'            = {
+                [pscustomobject]@{ ifIndex = 3; Status = 'Disconnected' }
+                [pscustomobject]@{ ifIndex = 4; Status = 'Up' }
+            }
+            'Get-NetIPAddress'          = { if ($global:StandIn.Address) { $global:StandIn.Address } }
+            'New-NetIPAddress'          = { param($Bound) $global:StandIn.Address = [pscustomobject]@{ InterfaceIndex = $Bound.InterfaceIndex; IPAddress = $Bound.IPAddress } }
+            'Remove-NetIPAddress'       = { $global:StandIn.Address = $null }
             'Get-Service'               = { [pscustomobject]@{ Name = 'WinDefend' } }
             'Get-LocalUser'             = {
                 [pscustomobject]@{ Name = 'packer'; SID = [pscustomobject]@{ Value = 'S-1-5-21-1-2-3-1001' } }
@@ -132,11 +143,69 @@ Describe 'the image''s scripts' -Skip:([System.IO.Path]::DirectorySeparatorChar 
         & $wasOff | Should -BeTrue
     }
 
+    It 'enable-winrm.ps1 sets the network to private until it stays so' {
+        $global:StandIn.Looks = 0
+        $global:StandIn.Answers['Get-NetConnectionProfile'] = {
+            $global:StandIn.Looks++
+            # None at first; then Windows goes on identifying it.
+            if ($global:StandIn.Looks -in 2, 3) { $global:StandIn.Category = 'Public' }
+            if ($global:StandIn.Looks -gt 1) { [pscustomobject]@{ Name = 'Network'; NetworkCategory = $global:StandIn.Category } }
+        }
+        $global:StandIn.Faults['Set-NetConnectionProfile'] = 1
+        (Invoke-Script "$scripts/enable-winrm.ps1").Thrown | Should -Be ''
+        $global:StandIn.Category | Should -Be 'Private'
+        @($global:StandIn.Calls -like 'Set-NetConnectionProfile*').Count | Should -Be 2
+        $global:StandIn.Calls[0] | Should -BeLike 'Start-Transcript*C:\Windows\Temp\enable-winrm.log'
+    }
+
+    It 'enable-winrm.ps1 gives up on a network that stays public' {
+        $global:StandIn.Answers['Set-NetConnectionProfile'] = { }
+        (Invoke-Script "$scripts/enable-winrm.ps1").Thrown | Should -BeLike '*stays public*'
+        @($global:StandIn.Calls -like 'New-NetFirewallRule*').Count | Should -Be 0
+    }
+
+    It 'enable-winrm.ps1 takes the address of the CD, seal.ps1 takes it away again' {
+        Copy-Item -LiteralPath "$scripts/enable-winrm.ps1" -Destination $disk
+        [System.IO.File]::WriteAllText("$disk/network.json", '{"address":"172.30.1.254/23","dns_servers":["192.0.2.53","192.0.2.54"],"gateway":"172.30.0.1"}')
+        (Invoke-Script "$disk/enable-winrm.ps1").Thrown | Should -Be ''
+        $global:StandIn.Calls -like 'New-NetIPAddress*' | Should -Be 'New-NetIPAddress -DefaultGateway 172.30.0.1 -InterfaceIndex 4 -IPAddress 172.30.1.254 -PrefixLength 23'
+        $global:StandIn.Calls -like 'Set-Dns*' | Should -Be 'Set-DnsClientServerAddress -InterfaceIndex 4 -ServerAddresses 192.0.2.53 192.0.2.54'
+        # By hand, after it failed further on.
+        (Invoke-Script "$disk/enable-winrm.ps1").Thrown | Should -Be ''
+        @($global:StandIn.Calls -like 'New-NetIPAddress*').Count | Should -Be 1
+
+        & $prepareSeal
+        $global:StandIn.Calls.Clear()
+        (Invoke-Script "$scripts/seal.ps1").Thrown | Should -Be ''
+        $global:StandIn.Address | Should -BeNullOrEmpty
+        $global:StandIn.Calls -like '*-Net[IR]*' -notlike 'Get-*' | Should -Be @(
+            'Remove-NetRoute -Confirm False -DestinationPrefix 0.0.0.0/0 -InterfaceIndex 4'
+            'Remove-NetIPAddress -Confirm False -InterfaceIndex 4 -IPAddress 172.30.1.254'
+            'Set-NetIPInterface -AddressFamily IPv4 -Dhcp Enabled -InterfaceIndex 4'
+        )
+        $global:StandIn.Calls -like 'Set-Dns*' | Should -Be 'Set-DnsClientServerAddress -InterfaceIndex 4 -ResetServerAddresses True'
+    }
+
+    It 'enable-winrm.ps1 ends when <_> fails with an address on the CD' -ForEach 'Get-NetAdapter', 'New-NetIPAddress', 'Set-DnsClientServerAddress' {
+        Copy-Item -LiteralPath "$scripts/enable-winrm.ps1" -Destination $disk
+        [System.IO.File]::WriteAllText("$disk/network.json", '{"address":"172.30.1.254/23","dns_servers":["192.0.2.53"],"gateway":"172.30.0.1"}')
+        $global:StandIn.Faults[$_] = 1
+        (Invoke-Script "$disk/enable-winrm.ps1").Thrown | Should -BeLike "$_ failed*"
+    }
+
+    It 'seal.ps1 leaves the VM on when <_> fails with an address to take away' -ForEach 'Remove-NetIPAddress', 'Set-NetIPInterface', 'Set-DnsClientServerAddress' {
+        & $prepareSeal
+        $global:StandIn.Address = [pscustomobject]@{ InterfaceIndex = 4; IPAddress = '172.30.1.254' }
+        $global:StandIn.Faults[$_] = 1
+        (Invoke-Script "$scripts/seal.ps1").Thrown | Should -BeLike "$_ failed*"
+        & $wasOff | Should -BeFalse
+    }
+
     It 'enable-winrm.ps1 ends when <_> fails' -ForEach @(
-        'Set-NetConnectionProfile', 'Set-ItemProperty', 'Set-Service', 'Start-Service', 'New-SelfSignedCertificate'
+        'Get-NetConnectionProfile', 'Set-NetConnectionProfile', 'Set-ItemProperty', 'Set-Service', 'Start-Service', 'New-SelfSignedCertificate'
         'New-WSManInstance', 'Set-Item', 'New-NetFirewallRule'
     ) {
-        $global:StandIn.Faults[$_] = 1
+        $global:StandIn.Faults[$_] = 99
         (Invoke-Script "$scripts/enable-winrm.ps1").Thrown | Should -BeLike "$_ failed*"
     }
 
@@ -179,7 +248,7 @@ Describe 'the image''s scripts' -Skip:([System.IO.Path]::DirectorySeparatorChar 
         $tool = 'icacls.exe'
         if ($Fault -eq 'tool') { $tool = 'no-such-tool.exe' }
         [System.IO.File]::WriteAllText("$disk/runner-pool-build/tools.json", "{`"checks`": [`"$tool --version`"]}")
-        foreach ($file in 'pool.ps1', 'start-runner.ps1', 'job-started.ps1', 'supervise.ps1', 'image.json') {
+        foreach ($file in 'pool.ps1', 'listener.ps1', 'start-runner.ps1', 'job-started.ps1', 'supervise.ps1', 'image.json') {
             [System.IO.File]::WriteAllText("$disk/runner-pool-guest/$file", '')
         }
         if ($Fault -eq 'file') { [System.IO.File]::Delete("$disk/runner-pool-guest/image.json") }

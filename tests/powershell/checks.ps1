@@ -60,16 +60,14 @@ function Set-FakeHost($Fake, $Changes) {
         service   = 'Running'
         switches  = @('Default Switch', 'Lan')
         addresses = @(
-            @{ alias = 'Ethernet'; ip = '10.0.0.7' },
-            @{ alias = 'vEthernet (Default Switch)'; ip = '169.254.9.9' },
-            @{ alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
+            @{ adapter = 'Ethernet'; alias = 'Ethernet'; ip = '10.0.0.7' },
+            @{ adapter = 'Default Switch'; alias = 'vEthernet (Default Switch)'; ip = '169.254.9.9' },
+            @{ adapter = 'Default Switch'; alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
         )
         firewall  = @{ enabled = 'True'; rules = @() }
-        adapters  = @(
-            @{ alias = 'vEthernet (Default Switch)'; index = 9; guid = '{D1}'; switch = 'Default Switch'; state = 'Connected'; metric = 5000; dns = @() },
-            @{ alias = 'Off'; index = 5; guid = '{F5}'; switch = ''; state = 'Disconnected'; metric = 1; dns = @('10.9.9.9') },
-            @{ alias = 'Wi-Fi'; index = 4; guid = '{E4}'; switch = ''; state = 'Connected'; metric = 35; dns = @('8.8.8.8', '10.0.0.53') },
-            @{ alias = 'Ethernet'; index = 3; guid = '{E3}'; switch = ''; state = 'Connected'; metric = 25; dns = @('10.0.0.53') }
+        dns       = @(
+            @{ adapter = 'Default Switch'; metric = 5000; servers = @() }, @{ adapter = 'Unplugged'; metric = 1; servers = @('10.9.9.9') },
+            @{ adapter = 'Wi-Fi'; metric = 35; servers = @('8.8.8.8', '10.0.0.53') }, @{ adapter = 'Ethernet'; metric = 25; servers = @('10.0.0.53') }
         )
         routes    = @('0.0.0.0/0', '10.0.0.0/24', '10.0.0.7/32', '127.0.0.0/8', '224.0.0.0/4', '255.255.255.255/32')
         nats      = @()
@@ -207,6 +205,7 @@ function Get-CreateRequest($Fake, $Changes) {
         'host'                 = ''
         'port'                 = 8080
         'secret'               = 'f00dfeed'
+        'jitConfig'            = ''
     }
     foreach ($key in @($Changes.Keys)) {
         $request[$key] = $Changes[$key]
@@ -285,15 +284,11 @@ function Assert-NothingLeft($Fake, [int]$Others) {
 
 # The value of a key-value item of a VM.
 function Get-HostItem($Vm, [string]$Name) {
-    foreach ($text in @($Vm.hostItems)) {
-        $document = [System.Xml.XmlDocument]::new()
-        $document.LoadXml([string]$text)
-        $key = $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Name"]/VALUE').InnerText
-        if ($key -ceq $Name) {
-            return $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Data"]/VALUE').InnerText
-        }
+    $item = $Vm.hostItems.PSObject.Properties[$Name]
+    if ($null -eq $item) {
+        return ''
     }
-    return ''
+    return $item.Value
 }
 
 function Get-GuestRequestsPath {
@@ -416,6 +411,7 @@ function Get-Check {
         Assert-Equal $vm.automaticCheckpoints $false 'automatic checkpoints'
         Assert-Equal $vm.startAction 'Nothing' 'the start action'
         Assert-Equal $vm.stopAction 'TurnOff' 'the stop action'
+        Assert-Equal $vm.recoveryAction 2 'the recovery action'
         Assert-Equal $vm.kvpEnabled $true 'the key-value pair exchange service'
         Assert-Equal (Get-HostItem $vm 'RunnerPoolUrl') 'http://172.20.0.1:8080' 'the URL for the guest'
         Assert-Equal (Get-HostItem $vm 'RunnerPoolVmName') 'runner-1' 'the name for the guest'
@@ -424,6 +420,19 @@ function Get-Check {
         Assert-Equal @($vm.disks).Count 1 'the number of disks'
         Assert-Equal @($vm.disks)[0] $disk 'the disk'
         Assert-Like ([System.IO.File]::ReadAllText($disk)) "vhdxfile child of *runner-template.vhdx" 'the disk'
+    }
+
+    $checks['create gives the guest the JIT configuration in parts'] = {
+        param($Fake)
+        $jitConfig = ('0123456789' * 90) + ('abcdefghij' * 90) + 'end='
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = $jitConfig }) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal @($vm.hostItems.PSObject.Properties).Count 7 'the number of items'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolJitConfigParts') '3' 'the number of parts'
+        $parts = @(1..3 | ForEach-Object { Get-HostItem $vm "RunnerPoolJitConfig$_" })
+        Assert-Equal $parts[0].Length 900 'the length of a part'
+        Assert-Equal ($parts -join '') $jitConfig 'the JIT configuration'
+        Assert-Equal (Get-CallCount $Fake 'AddKvpItems') 1 'the calls of AddKvpItems'
     }
 
     $checks['create makes the template read-only'] = {
@@ -501,6 +510,16 @@ function Get-Check {
         Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'vm' "*'Nat'*has none*"
     }
 
+    $checks['create finds the address of an adapter under any name'] = {
+        param($Fake)
+        $renamed = @{ adapter = 'Default Switch'; alias = 'Runners'; ip = '172.20.0.9' }
+        $other = @{ adapter = 'Lan'; alias = 'vEthernet (Default Switch)'; ip = '10.0.0.8' }
+        Set-FakeHost $Fake @{ addresses = @($other, $renamed) }
+        $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) ''
+        Assert-Success $answer
+        Assert-Equal $answer.url 'http://172.20.0.9:8080' 'the URL'
+    }
+
     $checks['create fails when the host has no address on the switch'] = {
         param($Fake)
         $request = Get-CreateRequest $Fake @{ 'switch' = 'Lan' }
@@ -542,8 +561,8 @@ function Get-Check {
     $checks['create walls a VM off from networks with public addresses that the host reaches itself'] = {
         param($Fake)
         $addresses = @(
-            @{ alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }, @{ alias = 'Ethernet'; ip = '203.0.113.7' },
-            @{ alias = 'Wi-Fi'; ip = '198.51.100.9' }
+            @{ adapter = 'Default Switch'; alias = 'x'; ip = '172.20.0.1' }, @{ adapter = 'Ethernet'; alias = 'y'; ip = '203.0.113.7' },
+            @{ adapter = 'Wi-Fi'; alias = 'z'; ip = '198.51.100.9' }
         )
         # With the two halves of the internet, as VPNs have them.
         $routes = @('0.0.0.0/0', '0.0.0.0/1', '128.0.0.0/1', '203.0.113.7/32', '203.0.113.0/24', '10.8.0.0/16', '25.0.0.0/8')
@@ -586,13 +605,13 @@ function Get-Check {
 
     $checks['create gives no address twice, and says when there is none'] = {
         param($Fake)
-        $adapters = @(@{ alias = 'vEthernet (Default Switch)'; index = 9; guid = '{D1}'; switch = 'Default Switch'; state = 'Connected'; metric = 1; dns = @('127.0.0.1') })
+        $dns = @(@{ adapter = 'Ethernet'; metric = 1; servers = @('127.0.0.1') })
         $cases = @(
             @('172.20.0.1', 246, '*no address for slot 246*POOL_SIZE*'), @('172.20.0.11', 1, '172.20.0.10'),
             @('172.20.0.11', 2, '172.20.0.12'), @('172.20.0.254', 244, '172.20.0.253')
         )
         foreach ($case in $cases) {
-            Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); adapters = $adapters; addresses = @(@{ alias = 'vEthernet (Default Switch)'; ip = $case[0] }) }
+            Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dns = $dns; addresses = @(@{ adapter = 'Default Switch'; alias = 'x'; ip = $case[0] }) }
             $disk = Join-Path -Path $Fake.Storage -ChildPath "runner-$($case[1]).vhdx"
             $request = Get-CreateRequest $Fake @{ 'slot' = $case[1]; 'name' = "runner-$($case[1])"; 'diskPath' = $disk }
             $answer = Invoke-PoolScript $Fake 'create-vm' $request ''
@@ -609,8 +628,7 @@ function Get-Check {
 
     $checks['create fails without a DNS server for a fixed address'] = {
         param($Fake)
-        $adapters = @(@{ alias = 'Ethernet'; index = 3; guid = '{E3}'; switch = ''; state = 'Connected'; metric = 1; dns = @() })
-        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); adapters = $adapters }
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dns = @() }
         Assert-Failure (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '') 'network' '*DNS server*'
         Assert-NothingLeft $Fake 0
     }
@@ -630,15 +648,6 @@ function Get-Check {
         Assert-NothingLeft $Fake 0
     }
 
-    $checks['create finds the address of an adapter that was renamed'] = {
-        param($Fake)
-        $adapters = @(@{ alias = 'Runners'; index = 9; guid = '{D1}'; switch = 'Default Switch'; state = 'Connected'; metric = 1; dns = @() })
-        Set-FakeHost $Fake @{ adapters = $adapters; addresses = @(@{ alias = 'Runners'; ip = '172.30.0.1' }) }
-        $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) ''
-        Assert-Success $answer
-        Assert-Equal $answer.url 'http://172.30.0.1:8080' 'the URL'
-    }
-
     $checks['create never uses or deletes a disk that is there already'] = {
         param($Fake)
         $disk = Get-DiskPath $Fake '0123456789abcdef'
@@ -648,34 +657,57 @@ function Get-Check {
         Assert-Equal @(Get-FakeVM $Fake).Count 0 'the VMs'
     }
 
+    # Each call in turn, and what only seems to have been done.
     $faults = [ordered]@{
-        'Get-VHD'                     = 'template'
-        'New-VHD'                     = 'disk'
-        'New-VM'                      = 'vm'
-        'New-VM-after'                = 'vm'
-        'Set-VM'                      = 'notes'
-        'Set-VMMemory'                = 'settings'
-        'Set-VMProcessor'             = 'settings'
-        'Set-VMFirmware'              = 'settings'
-        'Enable-VMIntegrationService' = 'settings'
-        'Set-VMNetworkAdapter'        = 'network'
-        'GuardLost'                   = 'network'
-        'Get-NetRoute'                = 'network'
-        'AclLost:1'                   = 'network'
-        'Invoke-CimMethod'            = 'key-values'
-        'Job'                         = 'key-values'
-        'KvpLost'                     = 'key-values'
-        'Start-VM'                    = 'start'
-        'Start-VM-after'              = 'start'
+        'Get-VHD'                                              = 'template'
+        'New-VHD'                                              = 'disk'
+        'Get-VMSwitch'                                         = 'vm'
+        'New-VM'                                               = 'vm'
+        'New-VM-after'                                         = 'vm'
+        'Set-VM'                                               = 'notes'
+        'Get-CimInstance Msvm_VirtualSystemSettingData'        = 'settings'
+        'Serialize'                                            = 'settings'
+        'Get-CimInstance Msvm_VirtualSystemManagementService'  = 'settings'
+        'ModifySystemSettings'                                 = 'settings'
+        'SettingLost'                                          = 'settings'
+        'Set-VMMemory'                                         = 'settings'
+        'Set-VMProcessor'                                      = 'settings'
+        'Set-VMFirmware'                                       = 'settings'
+        'Get-VMIntegrationService'                             = 'settings'
+        'Enable-VMIntegrationService'                          = 'settings'
+        'Get-VMNetworkAdapter'                                 = 'network'
+        'Set-VMNetworkAdapter'                                 = 'network'
+        'Get-NetAdapter'                                       = 'network'
+        'Get-NetIPAddress'                                     = 'network'
+        'Get-NetNat'                                           = 'network'
+        'Get-NetIPInterface'                                   = 'network'
+        'Get-DnsClientServerAddress'                           = 'network'
+        'Get-NetRoute'                                         = 'network'
+        'Add-VMNetworkAdapterExtendedAcl'                      = 'network'
+        'AclLost:1'                                            = 'network'
+        'GuardLost'                                            = 'network'
+        'Get-VMNetworkAdapterExtendedAcl'                      = 'network'
+        'Get-CimInstance Msvm_ComputerSystem'                  = 'key-values'
+        'Get-CimClass'                                         = 'key-values'
+        'New-CimInstance'                                      = 'key-values'
+        'AddKvpItems'                                          = 'key-values'
+        'Get-CimInstance'                                      = 'key-values'
+        'Job'                                                  = 'key-values'
+        'KvpLost'                                              = 'key-values'
+        'Get-CimInstance Msvm_KvpExchangeComponentSettingData' = 'key-values'
+        'Start-VM'                                             = 'start'
+        'Start-VM-after'                                       = 'start'
     }
     foreach ($fault in @($faults.Keys)) {
         $at = $faults[$fault]
         $checks["create undoes everything when $fault fails"] = @{ Data = @($fault, $at); Body = {
             param($Fake, $Data)
             Add-FakeVM $Fake 'runner-1' 'Running' 'mine, hands off' (Join-Path -Path $Fake.Folder -ChildPath 'other.vhdx')
-            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on' }) $Data[0]
+            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ'; 'isolation' = 'on' }) $Data[0]
             Assert-Failure $answer $Data[1] '*'
-            Assert-True (-not $answer.error.Contains('f00dfeed')) 'the error holds the secret'
+            foreach ($secret in 'f00dfeed', 'eyJqaXQ') {
+                Assert-True (-not $answer.error.Contains($secret)) 'the error holds a secret'
+            }
             Assert-NothingLeft $Fake 1
             Assert-Equal @(Get-FakeVM $Fake)[0].notes 'mine, hands off' 'the other VM'
             Assert-Equal @(Get-FakeVM $Fake)[0].state 'Running' 'the other VM'
@@ -843,7 +875,7 @@ function Get-Check {
         param($Fake)
         Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
         $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":5,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"freeBytes":*}' 'the answer'
+        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":*,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"freeBytes":*}' 'the answer'
         $vm = @((ConvertFrom-Json -InputObject $text).vms)[0]
         Assert-Equal $vm.notes (Get-Mark $Fake '0123456789abcdef') 'the Notes'
         Assert-Equal @($vm.disks)[0] (Get-DiskPath $Fake '0123456789abcdef') 'the disk'

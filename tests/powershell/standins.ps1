@@ -47,7 +47,7 @@ function Import-StandIn([string[]]$Name) {
                     & $global:StandIn.Answers[$name] $Bound
                 }
             } catch {
-                $isFunction = $name -match '-(ScheduledTask|Net[A-Z]|Mp[A-Z]|Volume$)'
+                $isFunction = $name -match '-(ScheduledTask|Net[A-Z]|Dns[A-Z]|Mp[A-Z]|Volume$)'
                 if (-not $isFunction -and -not $Bound.ContainsKey('ErrorAction') -and [string]$Cmdlet.SessionState.PSVariable.GetValue('ErrorActionPreference') -eq 'Stop') {
                     $Cmdlet.ThrowTerminatingError($_)
                 }
@@ -74,6 +74,7 @@ function Invoke-Script([string]$Path, [hashtable]$Parameters = @{}) {
 
 # The user is an administrator, on systems that have no such users too.
 class AdministratorIdentity {
+    [object] $User = @{ Value = 'S-1-5-21-1-2-3-1001' }
     static [object] GetCurrent() { return [AdministratorIdentity]::new() }
 }
 class AdministratorPrincipal {
@@ -84,6 +85,8 @@ function Enter-AdministratorRole {
     $accelerators = [psobject].Assembly.GetType('System.Management.Automation.TypeAccelerators')
     $accelerators::Add('System.Security.Principal.WindowsIdentity', [AdministratorIdentity])
     $accelerators::Add('System.Security.Principal.WindowsPrincipal', [AdministratorPrincipal])
+    # What a script before has used PowerShell finds without asking these again.
+    [psobject].Assembly.GetType('System.Management.Automation.Language.TypeCache').GetField('s_cache', 'NonPublic, Static').GetValue($null).Clear()
 }
 function Exit-AdministratorRole {
     $accelerators = [psobject].Assembly.GetType('System.Management.Automation.TypeAccelerators')

@@ -16,7 +16,7 @@
 //!    over; and a stopping pool ends in time.
 //! 5. Nothing that is not the pool's is touched: when anything is removed.
 //! 6. Secrets in output: tests of the whole program look at that.
-//! 7. A guest's call with a wrong secret changes nothing: when a call is accepted.
+//! 7. A guest's call with a wrong proof changes nothing: when a call is accepted.
 //!
 //! Not modeled: HTTP, PowerShell and the client of GitHub (they have tests of
 //! their own); a clock that goes back (the pool's is monotonic).
@@ -60,7 +60,7 @@ pub enum Bug {
     DestroyByName,
     /// Every runner that is offline and has no slot is removed.
     OrphansByOffline,
-    /// A guest's secret is not looked at.
+    /// A guest's proof is not looked at.
     SecretUnchecked,
 }
 

@@ -86,7 +86,7 @@ faults! {
     CallLost = 50_000, "a guest's call, or its answer, is lost";
     CallTwice = 30_000, "a guest calls twice";
     CallLate = 30_000, "a guest's call arrives late, perhaps after its VM's end";
-    CallForged = 20_000, "a call with a wrong secret";
+    CallForged = 20_000, "a call with a wrong proof";
     HookLost = 100_000, "a webhook is lost";
     HookTwice = 50_000, "a webhook comes twice";
     HookDelayed = 100_000, "a webhook comes minutes late, out of order";

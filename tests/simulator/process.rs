@@ -346,11 +346,11 @@ impl Sim {
                 Some(id) => Act::Remove(id, instance.scope),
                 None => Act::RemoveByName(instance.runner_name, instance.scope),
             },
-            Action::CreateVm(_) if p.stop_creating => {
+            Action::CreateVm { .. } if p.stop_creating => {
                 let error = hypervisor::Error("the pool stops".into());
                 return self.bring(p, Some(slot), Brought::ToSlot(Event::Created(Err(error))));
             }
-            Action::CreateVm(mut instance) => {
+            Action::CreateVm { mut instance, jit_config } => {
                 let worker = &mut p.workers[slot];
                 if self.options.bug == Some(Bug::DiskAgain)
                     && let Some(last) = &worker.last_disk
@@ -358,7 +358,8 @@ impl Sim {
                     instance.vm = last.clone();
                 }
                 worker.last_disk = Some(instance.vm.clone());
-                Act::Create(instance, slot as u32 + 1)
+                let jit = jit_config.and_then(|jit| jit.expose().strip_prefix("jit-")?.parse().ok());
+                Act::Create(instance, slot as u32 + 1, jit)
             }
             Action::DestroyVm(_) if self.options.bug == Some(Bug::DestroyLater) => {
                 return self.bring(p, Some(slot), Brought::ToSlot(Event::Destroyed(Ok(()))));
@@ -527,7 +528,7 @@ impl Sim {
                 .map(|()| None),
         };
         if forged && answer.is_ok() {
-            self.violate(7, format!("a call in the name of {} with a wrong secret counts", vm.name));
+            self.violate(7, format!("a call in the name of {} with a wrong proof counts", vm.name));
         }
         self.put_back(p);
         Some(answer)

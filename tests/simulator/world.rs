@@ -60,6 +60,8 @@ pub struct SimVm {
     pub jobs: u32,
     /// The registration of the runner that it runs.
     pub runner: Option<u64>,
+    /// In its key-values: the JIT configuration of this registration.
+    jit: Option<u64>,
     /// What it got as its configuration.
     pub config: Option<(String, Credential)>,
     /// Its guest never says anything by key-values.
@@ -128,7 +130,8 @@ pub enum Act {
     Register(String, Scope),
     Remove(u64, Scope),
     RemoveByName(String, Scope),
-    Create(Instance, u32),
+    /// The VM, its slot, and the registration whose JIT configuration it gets.
+    Create(Instance, u32, Option<u64>),
     Destroy(VmId),
     ListVms(Vec<VmWrite>),
     ListRunners(Scope),
@@ -375,7 +378,7 @@ impl Sim {
         let mut failed = None;
         match op.outcome {
             Outcome::FailsClean(at) if op.stage == at => {
-                if let Act::Create(made, _) = &op.act {
+                if let Act::Create(made, ..) = &op.act {
                     let made = made.vm.clone();
                     self.remove_vm(&op, &made, 0..3);
                 }
@@ -470,9 +473,9 @@ impl Sim {
     /// One stage takes effect. Returns whether it could.
     fn op_stage(&mut self, op: &mut Op) -> bool {
         match &op.act {
-            Act::Create(made, slot) => {
-                let (made, slot) = (made.clone(), *slot);
-                return self.create_stage(op, &made, slot);
+            Act::Create(made, slot, jit) => {
+                let (made, slot, jit) = (made.clone(), *slot, *jit);
+                return self.create_stage(op, &made, slot, jit);
             }
             Act::Destroy(vm) => {
                 let vm = vm.clone();
@@ -538,7 +541,7 @@ impl Sim {
 
     // --- the hypervisor ---
 
-    fn create_stage(&mut self, op: &Op, made: &Instance, slot: u32) -> bool {
+    fn create_stage(&mut self, op: &Op, made: &Instance, slot: u32, jit: Option<u64>) -> bool {
         let number = number_of(&made.vm);
         let at = self.vms.iter().position(|vm| vm.number == number);
         match op.stage {
@@ -582,6 +585,7 @@ impl Sim {
                     job: None,
                     jobs: 0,
                     runner: None,
+                    jit,
                     config: None,
                     mute,
                     booted: false,
@@ -912,12 +916,11 @@ impl Sim {
     }
 
     fn guest_asks(&mut self, at: usize, id: &Rc<VmId>, started: u32, tries: u16) {
-        let number = self.vms[at].number;
+        let (number, jit) = (self.vms[at].number, self.vms[at].jit);
         self.vms[at].booted = true;
         match self.tell(id, Call::Config) {
             Some(Ok(Some(config))) => {
-                let secret = config.credential.expose();
-                let jit = secret.strip_prefix("jit-").and_then(|id| id.parse().ok());
+                assert_eq!(config.token.expose(), if jit.is_some() { "" } else { "token" });
                 let credential = jit.map_or(Credential::Token, Credential::Jit);
                 let Some(vm) = self.vms.iter_mut().find(|vm| vm.number == number) else { return };
                 vm.config = Some((config.runner_name, credential));

@@ -200,11 +200,19 @@ impl Run {
             host = format!("[{host}]");
         }
         let url = format!("http://{host}:{}", self.input["port"].as_u64().expect("port is a number"));
-        let kvp = BTreeMap::from([
+        let mut kvp = BTreeMap::from([
             ("RunnerPoolUrl".to_owned(), url.clone()),
             ("RunnerPoolVmName".to_owned(), self.text("name")),
             ("RunnerPoolVmSecret".to_owned(), self.text("secret")),
         ]);
+        let jit_config = self.text("jitConfig");
+        let parts = jit_config.as_bytes().chunks(900);
+        if !jit_config.is_empty() {
+            kvp.insert("RunnerPoolJitConfigParts".into(), parts.len().to_string());
+        }
+        for (number, part) in (1..).zip(parts) {
+            kvp.insert(format!("RunnerPoolJitConfig{number}"), String::from_utf8(part.into()).unwrap());
+        }
         self.set(id, |vm| vm.kvp = kvp);
 
         self.step("start")?;

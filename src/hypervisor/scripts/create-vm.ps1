@@ -14,7 +14,6 @@ $ConfirmPreference = 'None'
 # The integration service "Key-Value Pair Exchange". Its name is translated on
 # a localised host; the end of its id is the same everywhere.
 $KvpServiceId = '2A34B1C2-FD73-4043-8A5B-DD2159BC743F'
-$Virtualization = 'root\virtualization\v2'
 $MiB = 1048576
 # What a walled-off VM does not reach: private, shared, local, multicast and
 # reserved networks, Azure's host, and all of IPv6.
@@ -22,6 +21,9 @@ $WalledOff = @(
     '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.168.0.0/16',
     '224.0.0.0/4', '240.0.0.0/4', '168.63.129.16/32', '::/0'
 )
+
+. (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
+. (Join-Path -Path $PSScriptRoot -ChildPath 'network.ps1')
 
 $script:step = 'input'
 $script:vm = $null
@@ -48,33 +50,6 @@ function Get-OneLine($ErrorRecord) {
     return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
 }
 
-function Get-AddressNumber($Address) {
-    $bytes = [System.Net.IPAddress]::Parse($Address).GetAddressBytes()
-    [array]::Reverse($bytes)
-    return [int64][System.BitConverter]::ToUInt32($bytes, 0)
-}
-
-# Whether an IPv4 prefix, such as 10.0.0.0/8, covers an address or another prefix.
-function Test-Prefix($Prefix, $Other) {
-    $base, $length = $Prefix -split '/'
-    $address, $bits = ("$Other/32" -split '/')[0, 1]
-    $shift = 32 - [int]$length
-    return [int]$bits -ge [int]$length -and ((Get-AddressNumber $base) -shr $shift) -eq ((Get-AddressNumber $address) -shr $shift)
-}
-
-# The host's own address on the switch, at which its VMs reach it; nothing if it
-# has none. Not by the adapter's name alone: people rename adapters.
-function Get-SwitchAddress($SwitchName) {
-    # -ErrorAction Stop: functions of a module do not see this script's $ErrorActionPreference.
-    $guids = @(Get-VMNetworkAdapter -ManagementOS -SwitchName $SwitchName -ErrorAction SilentlyContinue | ForEach-Object { [string]$_.DeviceId })
-    $adapters = @(Get-NetAdapter -IncludeHidden -ErrorAction Stop | Where-Object { $guids -contains $_.InterfaceGuid } | ForEach-Object { $_.InterfaceIndex })
-    $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object {
-        $adapters -contains $_.InterfaceIndex -or $_.InterfaceAlias -eq "vEthernet ($SwitchName)"
-    })
-    # 169.254.x.x is what Windows takes when nothing gave it an address.
-    return @($all | Where-Object { -not $_.IPAddress.StartsWith('169.254.') }) + $all | Select-Object -First 1
-}
-
 # The fixed address of a slot in the network on the pool's own switch: slot 1 has
 # the tenth. Those below are for the host and for whoever else is there.
 function Get-SlotAddress($OnSwitch, $Slot) {
@@ -92,17 +67,6 @@ function Get-SlotAddress($OnSwitch, $Slot) {
     $bytes = [System.BitConverter]::GetBytes([uint32]$number)
     [array]::Reverse($bytes)
     return [string][System.Net.IPAddress]::new($bytes)
-}
-
-# Whether the switch is the pool's own: a NAT of this host serves the network
-# in which the host's address on it lies.
-function Test-OwnSwitch($Address) {
-    try {
-        $nats = @(Get-NetNat -ErrorAction Stop | ForEach-Object { [string]$_.InternalIPInterfaceAddressPrefix })
-    } catch [System.Management.Automation.CommandNotFoundException] {
-        return $false
-    }
-    return @($nats | Where-Object { $_ -ne '' -and (Test-Prefix $_ $Address) }).Count -gt 0
 }
 
 # The DNS servers of the host's connected adapters, the preferred adapter's first.
@@ -272,85 +236,42 @@ function Set-Network($Vm, $Request) {
     return @{ PoolAddress = $poolAddress; Values = $values }
 }
 
-# An instance of Msvm_KvpExchangeDataItem in the XML (CIM DTD 2.0) in which
-# Hyper-V takes embedded instances. Source 0: from the host.
-function Get-KvpItemXml($Name, $Value) {
-    $safeName = [System.Security.SecurityElement]::Escape($Name)
-    $safeValue = [System.Security.SecurityElement]::Escape($Value)
-    return '<INSTANCE CLASSNAME="Msvm_KvpExchangeDataItem">' +
-    '<PROPERTY NAME="Name" TYPE="string"><VALUE>' + $safeName + '</VALUE></PROPERTY>' +
-    '<PROPERTY NAME="Data" TYPE="string"><VALUE>' + $safeValue + '</VALUE></PROPERTY>' +
-    '<PROPERTY NAME="Source" TYPE="uint16"><VALUE>0</VALUE></PROPERTY>' +
-    '</INSTANCE>'
-}
-
-# Name and value of an item, from that XML.
-function Read-KvpItemXml($Text) {
-    $found = @{ Name = ''; Data = '' }
-    $document = [System.Xml.XmlDocument]::new()
-    $document.LoadXml([string]$Text)
-    foreach ($property in $document.DocumentElement.SelectNodes('PROPERTY')) {
-        $key = $property.GetAttribute('NAME')
-        if ($found.ContainsKey($key)) {
-            $found[$key] = $property.InnerText
-        }
-    }
-    return $found
-}
-
-function Wait-HyperVJob($Result) {
-    if ($Result.ReturnValue -eq 0) {
-        return
-    }
-    # 4096: the work goes on in a job.
-    if ($Result.ReturnValue -ne 4096) {
-        throw "Hyper-V refused the key-value items (AddKvpItems returned $($Result.ReturnValue))."
-    }
-    $clock = [System.Diagnostics.Stopwatch]::StartNew()
-    while ($true) {
-        $job = Get-CimInstance -InputObject $Result.Job
-        # JobState: up to 6 it is under way, 7 is completed, above that failed;
-        # 32768 is completed with warnings.
-        if ($job.JobState -eq 7 -or $job.JobState -eq 32768) {
-            return
-        }
-        if ($job.JobState -gt 6) {
-            throw "Hyper-V could not store the key-value items: $($job.ErrorDescription)"
-        }
-        if ($clock.Elapsed.TotalSeconds -gt 30) {
-            throw 'Hyper-V did not store the key-value items within 30 seconds.'
-        }
-        Start-Sleep -Milliseconds 100
-    }
-}
-
 # Attaches the values to the VM, and reads them back to be sure that they took.
 function Add-KvpItem($Vm, $Values) {
     $id = ([string]$Vm.Id).ToUpperInvariant()
-    $service = Get-CimInstance -Namespace $Virtualization -ClassName Msvm_VirtualSystemManagementService
-    $system = Get-CimInstance -Namespace $Virtualization -ClassName Msvm_ComputerSystem -Filter "Name = '$id'"
+    $system = Get-HyperVInstance 'Msvm_ComputerSystem' "Name = '$id'"
     if ($null -eq $system) {
         throw "Hyper-V's management interface does not know the new VM ($id)."
     }
-    $items = @($Values.Keys | ForEach-Object { Get-KvpItemXml $_ $Values[$_] })
-    $arguments = @{ TargetSystem = $system; DataItems = [string[]]$items }
-    $result = Invoke-CimMethod -InputObject $service -MethodName AddKvpItems -Arguments $arguments
-    Wait-HyperVJob $result
-
-    $stored = @{}
-    $settings = Get-CimInstance -Namespace $Virtualization -ClassName Msvm_KvpExchangeComponentSettingData |
-        Where-Object { $_.InstanceID -like "Microsoft:$id\*" }
-    foreach ($setting in $settings) {
-        foreach ($text in $setting.HostExchangeItems) {
-            $item = Read-KvpItemXml $text
-            $stored[$item.Name] = $item.Data
-        }
-    }
+    Invoke-KvpMethod 'AddKvpItems' $system $Values 30
+    $stored = (Get-HostValue)[$id]
     foreach ($name in $Values.Keys) {
-        # The value is not named: one of them is the VM's secret.
-        if (-not $stored.ContainsKey($name) -or $stored[$name] -cne $Values[$name]) {
+        if ($null -eq $stored -or -not $stored.ContainsKey($name) -or $stored[$name] -cne $Values[$name]) {
             throw "Hyper-V accepted the key-value item $name but does not hold it."
         }
+    }
+}
+
+function Get-SystemSetting($Vm) {
+    $id = ([string]$Vm.Id).ToUpperInvariant()
+    # Without those of checkpoints.
+    $filter = "VirtualSystemIdentifier = '$id' AND VirtualSystemType = 'Microsoft:Hyper-V:System:Realized'"
+    return (Get-HyperVInstance 'Msvm_VirtualSystemSettingData' $filter)
+}
+
+# A VM whose worker process dies stays off: by default Hyper-V would start it
+# again, with a disk that has been used. Set-VM has no parameter for that.
+# https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-virtualsystemsettingdata
+function Disable-AutomaticRecovery($Vm) {
+    $none = [uint16]2
+    $setting = Get-SystemSetting $Vm
+    if ($null -eq $setting) {
+        throw 'Hyper-V does not know the settings of the new VM.'
+    }
+    $setting.CimInstanceProperties['AutomaticRecoveryAction'].Value = $none
+    Invoke-ManagementService 'ModifySystemSettings' @{ SystemSettings = (ConvertTo-EmbeddedInstance $setting) } 30
+    if ((Get-SystemSetting $Vm).AutomaticRecoveryAction -ne $none) {
+        throw 'Hyper-V accepted that the VM is not to be started again after a failure, but does not hold it.'
     }
 }
 
@@ -413,6 +334,7 @@ function New-RunnerVM($Request) {
     # the host's restart, and saving would reserve a file of the memory's size.
     # The next start of the pool finds the VM off and replaces it.
     Set-VM -VM $script:vm -CheckpointType Disabled -AutomaticCheckpointsEnabled $false -AutomaticStartAction Nothing -AutomaticStopAction TurnOff
+    Disable-AutomaticRecovery $script:vm
     if ([int64]$Request.memoryMaximumMB -gt 0) {
         $most = [int64]$Request.memoryMaximumMB * $MiB
         Set-VMMemory -VM $script:vm -DynamicMemoryEnabled $true -StartupBytes $memory -MinimumBytes $memory -MaximumBytes $most
@@ -442,11 +364,21 @@ function New-RunnerVM($Request) {
         $address = "[$address]"
     }
     $script:url = "http://${address}:$($Request.port)"
-    Add-KvpItem $script:vm ($network.Values + @{
-        RunnerPoolUrl      = $script:url
-        RunnerPoolVmName   = [string]$Request.name
-        RunnerPoolVmSecret = [string]$Request.secret
-    })
+    $values = $network.Values
+    $values['RunnerPoolUrl'] = $script:url
+    $values['RunnerPoolVmName'] = [string]$Request.name
+    $values['RunnerPoolVmSecret'] = [string]$Request.secret
+    # A value may have 1,023 characters.
+    $jitConfig = [string]$Request.jitConfig
+    if ($jitConfig -ne '') {
+        $parts = 0
+        for ($start = 0; $start -lt $jitConfig.Length; $start += 900) {
+            $parts++
+            $values["RunnerPoolJitConfig$parts"] = $jitConfig.Substring($start, [Math]::Min(900, $jitConfig.Length - $start))
+        }
+        $values['RunnerPoolJitConfigParts'] = [string]$parts
+    }
+    Add-KvpItem $script:vm $values
 
     $script:step = 'start'
     Start-VM -VM $script:vm

@@ -129,6 +129,10 @@ impl Slot {
     pub(super) fn runner_removed(&mut self, answer: Result<Removal, github::Error>, cx: &mut Context) {
         self.awaiting = None;
         match (&mut self.state, answer) {
+            (State::Destroying(d), Ok(Removal::Busy)) if self.stop == Some(Stop::HostShutdown) => {
+                d.deregistered = true;
+                cx.news.push(News::JobLost(d.instance.vm.clone(), Job::default()));
+            }
             // What cannot be removed now is swept later.
             (State::Destroying(d), _) => {
                 d.deregistered = true;
@@ -146,7 +150,9 @@ impl Slot {
     }
 
     pub(super) fn finish_if_gone(&mut self, now: Millis) {
-        let State::Destroying(d) = &self.state else { return };
+        let State::Destroying(d) = &mut self.state else { return };
+        // Its VM and disk are left to the next start.
+        d.vm_gone |= self.stop == Some(Stop::HostShutdown);
         if d.vm_gone && d.deregistered {
             // What could not be destroyed before is destroyed now.
             if d.attempts > 0 && self.failures == 0 {
@@ -163,10 +169,17 @@ impl Slot {
         let Some(stop) = self.stop else { return };
         let left = match (&self.state, stop) {
             (State::Stopped { .. }, _) => return,
+            // No VM was begun for this registration.
             (State::Creating { instance, credential: Some(_) }, _) if instance.runner_id.is_some() => {
-                // No VM was begun for this registration.
-                let gone = Destroying { vm_gone: true, ..Destroying::new(instance.clone(), cx.now) };
-                return self.enter(State::Destroying(gone), cx.now);
+                return self.deregister(instance.clone(), cx.now);
+            }
+            (State::Booting(live) | State::Ready(live), Stop::HostShutdown) => {
+                return self.deregister(live.instance.clone(), cx.now);
+            }
+            (State::Running(live), Stop::HostShutdown) => {
+                let left = live.instance.clone();
+                cx.news.push(News::JobLost(left.vm.clone(), live.job.clone().unwrap_or_default()));
+                return self.enter(State::Stopped { left: Some(left) }, cx.now);
             }
             (State::Recovering | State::Empty { .. } | State::Creating { .. }, _) => None,
             (State::Booting(_), _) | (State::Ready(_) | State::Running(_), Stop::Destroy) => {
@@ -182,6 +195,12 @@ impl Slot {
         };
         cx.news.extend(left.iter().map(|left| News::LeftToNextStart(left.vm.clone())));
         self.enter(State::Stopped { left }, cx.now);
+    }
+
+    /// Only its registration is to be removed.
+    fn deregister(&mut self, instance: Instance, now: Millis) {
+        let gone = Destroying { vm_gone: true, ..Destroying::new(instance, now) };
+        self.enter(State::Destroying(gone), now);
     }
 }
 

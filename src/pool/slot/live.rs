@@ -36,8 +36,9 @@ pub(super) struct Live {
     pub(super) noted: Option<u64>,
     /// What it was made of, by its Notes.
     pub(super) made_of: Option<String>,
-    /// What its guest gets to start its runner with. An adopted VM's is not known.
-    pub(super) credential: Option<Secret>,
+    /// The registration token that its guest gets, empty with a JIT
+    /// configuration. `None` if it gets no configuration (any more).
+    pub(super) token: Option<Secret>,
     pub(super) retire: Option<Retirement>,
     /// Its JIT configuration was removed from its key-values.
     pub(super) jit_config_forgotten: bool,
@@ -63,9 +64,9 @@ impl Slot {
             _ => return Err(Refusal::Answered),
         };
         // A token makes a runner each time it is used, so that it is given once.
-        let credential = if jit { live.credential.clone() } else { live.credential.take() };
-        let credential = credential.ok_or(Refusal::Answered)?;
-        Ok(RunnerConfig { runner_name: live.instance.runner_name.clone(), credential })
+        let token = if jit { live.token.clone() } else { live.token.take() };
+        let token = token.ok_or(Refusal::Answered)?;
+        Ok(RunnerConfig { runner_name: live.instance.runner_name.clone(), token })
     }
 
     /// A runner that registers itself is known by its name, which is unique.
@@ -116,7 +117,7 @@ impl Slot {
         if matches!(self.phase(), Phase::Booting | Phase::Ready)
             && let Some(mut live) = self.take_live()
         {
-            live.credential = None;
+            live.token = None;
             self.enter(State::Running(live), cx.now);
         }
     }
@@ -218,7 +219,7 @@ impl Live {
             job_seen_at: now,
             noted: None,
             made_of: None,
-            credential: None,
+            token: None,
             retire: None,
             jit_config_forgotten: false,
         }

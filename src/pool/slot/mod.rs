@@ -376,7 +376,10 @@ impl Slot {
             State::Creating { instance, credential: None } => {
                 Some(Action::Register { runner_name: instance.runner_name.clone() })
             }
-            State::Creating { instance, .. } => Some(Action::CreateVm(instance.clone())),
+            State::Creating { instance, credential } => Some(Action::CreateVm {
+                instance: instance.clone(),
+                jit_config: credential.clone().filter(|_| cx.rules.jit),
+            }),
             State::Ready(live) => live.deregistration_due(cx.now),
             State::Destroying(d) if cx.now >= d.retry_at => Some(d.next_action()),
             _ => None,
@@ -424,7 +427,8 @@ impl Slot {
                 cx.news.push(News::Made(instance.vm.clone(), cx.now - self.since));
                 // It started since then. Too early a start only makes JOB_TIMEOUT a little longer.
                 let evidence = Evidence::of_new_vm(self.since);
-                let live = Live { evidence, credential, ..Live::new(instance, cx.now) };
+                let token = if cx.rules.jit { Some(Secret::new("")) } else { credential };
+                let live = Live { evidence, token, ..Live::new(instance, cx.now) };
                 self.enter(State::Booting(live), cx.now);
             }
             Err(error) => {

@@ -4,6 +4,7 @@ use crate::github::scope::Scope;
 use crate::github::{self, Registration, Removal, Runner};
 use crate::hypervisor::{self, GuestWord, Notes, Power, Vm, VmId};
 use crate::pool::Millis;
+use crate::secret::Secret;
 use std::fmt;
 
 /// A blocking call that whoever drives the slot has to make. The matching
@@ -24,7 +25,12 @@ pub enum Action {
         not_after: Option<Millis>,
     },
     /// Make and start a VM. Brings [`Event::Created`].
-    CreateVm(Instance),
+    CreateVm {
+        /// Which.
+        instance: Instance,
+        /// The JIT configuration of its runner, if GitHub made one.
+        jit_config: Option<Secret>,
+    },
     /// Remove a VM and its disk. Brings [`Event::Destroyed`].
     DestroyVm(VmId),
 }
@@ -134,6 +140,9 @@ pub enum Stop {
     Keep,
     /// Every VM is destroyed, whatever runs on it.
     Destroy,
+    /// The host shuts down, and Hyper-V turns every VM off. Only registrations are removed;
+    /// the hypervisor is asked for nothing more.
+    HostShutdown,
 }
 
 /// Why an idle VM is asked to retire.
@@ -356,6 +365,8 @@ pub enum News {
     Paused(VmId),
     /// The pool stops and leaves it, or what is left of it, to the next start.
     LeftToNextStart(VmId),
+    /// The host shuts down, which turns the VM off with this job on it.
+    JobLost(VmId, Job),
     /// A try failed.
     Failed {
         /// Whose: a slot, by its VM's name, or GitHub, or Hyper-V.

@@ -488,8 +488,13 @@ impl State {
         }
         let id = self.add_runner(name, false, false, labels, group);
         let runner = self.runners[self.runners.len() - 1].to_json();
-        Reply::json(201, &json!({"runner": runner, "encoded_jit_config": format!("eyJqaXQiOiAi{id}In0=")}))
+        Reply::json(201, &json!({"runner": runner, "encoded_jit_config": jit_config_for(id)}))
     }
+}
+
+/// The JIT configuration of a registration: as long as GitHub's, and no real one.
+pub fn jit_config_for(id: u64) -> String {
+    format!("eyJqaXQiOiAi{id}In0{}=", "A".repeat(3000))
 }
 
 impl FakeRunner {

@@ -3,6 +3,7 @@
 //! `tests/it/fake_guest.rs`, the script by `tests/powershell`.
 
 use super::http;
+use hyperv_runner_pool::secret::{Secret, vm_proof};
 use serde_json::{Value, json};
 
 /// What the guest's User-Agent says of the image that it runs in.
@@ -71,9 +72,14 @@ impl FakeGuest {
         self.send("POST", "runner-complete", Some(&json!({ "exit_code": 0 })))
     }
 
+    /// What it sends as `Authorization` with a request.
+    pub fn bearer(&self, method: &str, path: &str) -> String {
+        format!("Bearer {}", vm_proof(&Secret::new(&*self.secret), method, path))
+    }
+
     fn send(&self, method: &str, route: &str, body: Option<&Value>) -> Answer {
         let path = format!("/api/{route}/{}", self.vm_name);
-        let (bearer, agent) = (format!("Bearer {}", self.secret), self.image.user_agent());
+        let (bearer, agent) = (self.bearer(method, &path), self.image.user_agent());
         let mut headers = vec![("Authorization", &*bearer), ("User-Agent", &agent)];
         if body.is_some() {
             headers.push(("Content-Type", "application/json"));

@@ -110,6 +110,11 @@ impl FakeHost {
         self.vm(name).kvp.get(key).cloned().unwrap_or_else(|| panic!("{name} has no item {key}"))
     }
 
+    /// The JIT configuration in a VM's key-values; `None` if there is none.
+    pub fn jit_config(&self, name: &str) -> Option<String> {
+        jit_config_of(&self.vm(name))
+    }
+
     /// Adds a VM of somebody else.
     pub fn add_vm(&self, vm: Vm) {
         self.host.change(|state| state.add(vm));
@@ -208,6 +213,12 @@ impl Drop for FakeHost {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// The JIT configuration in the key-values of a VM, put together from its parts.
+pub fn jit_config_of(vm: &Vm) -> Option<String> {
+    let parts: usize = vm.kvp.get("RunnerPoolJitConfigParts")?.parse().unwrap();
+    Some((1..=parts).map(|n| vm.kvp[&format!("RunnerPoolJitConfig{n}")].as_str()).collect())
 }
 
 /// The guest of a VM; `None` while its key-values are not all there.

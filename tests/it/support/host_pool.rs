@@ -2,10 +2,10 @@
 //! host and a fake GitHub, with the fake guests that run in its VMs.
 
 use super::delivery::{self, LABELS};
-use super::fake_github::{FakeGitHub, TOKEN};
+use super::fake_github::{FakeGitHub, TOKEN, jit_config_for};
 use super::fake_guest::FakeGuest;
 use super::fake_host::host::Vm;
-use super::fake_host::{FakeHost, guest_of};
+use super::fake_host::{FakeHost, guest_of, jit_config_of};
 use super::process::{Process, command};
 use super::{free_port, wait_until_or};
 use hyperv_runner_pool::hypervisor::Notes;
@@ -338,6 +338,7 @@ impl Guests {
     }
 
     fn boot(&mut self, vm: &Vm, guest: &FakeGuest) {
+        let jit_config = jit_config_of(vm);
         let config = guest.fetch_config();
         if config.status == 409 {
             return self.host.power_off_vm(vm.id);
@@ -348,7 +349,10 @@ impl Guests {
             let runner = if config["registration"] == "token" {
                 self.github.register_itself(name, &LABELS)
             } else {
-                notes_of(vm).unwrap().runner_id.unwrap()
+                let runner = notes_of(vm).unwrap().runner_id.unwrap();
+                assert_eq!(config["token"], "");
+                assert_eq!(jit_config, Some(jit_config_for(runner)));
+                runner
             };
             self.github.change_runner_if_there(runner, |r| r.online = true);
             self.runners.insert(vm.id, runner);

@@ -4,6 +4,7 @@
 //! The tests reach what is inside of the program through this file only.
 
 use super::delivery::{self, LABELS};
+use super::fake_guest::FakeGuest;
 use super::http::{self, Connection, Response};
 use super::wait_until;
 use hyperv_runner_pool::config::{Config, GitHubConfig, MockTiming, PoolConfig, Source};
@@ -228,6 +229,11 @@ impl MockPool {
     pub fn vm_secret(&self, number: u32) -> String {
         let vm = self.instance(number).vm;
         self.keys.vm_secret(&vm.name, &vm.incarnation).expose().to_string()
+    }
+
+    /// The guest of the VM that a slot has.
+    pub fn guest(&self, number: u32) -> FakeGuest {
+        FakeGuest::new(&self.url, &self.instance(number).vm.name, &self.vm_secret(number))
     }
 
     #[track_caller]

@@ -1,5 +1,6 @@
 //! The program as a process of its own, as its users run it.
 
+use super::fake_guest::FakeGuest;
 use super::http::{self, Connection, Response};
 use super::{free_port, wait_until};
 use hyperv_runner_pool::secret::{Keys, Secret};
@@ -140,6 +141,11 @@ impl Process {
         let slot = self.slot(number);
         let text = |key: &str| slot[key].as_str().expect("a VM").to_owned();
         self.keys.vm_secret(&text("vm"), &text("incarnation")).expose().to_owned()
+    }
+
+    /// The guest of the VM that a slot has.
+    pub fn guest(&self, number: usize) -> FakeGuest {
+        FakeGuest::new(&self.url, self.slot(number)["vm"].as_str().unwrap(), &self.vm_secret(number))
     }
 
     /// A number of `/proc/PID/status`: `Threads`, or `VmRSS` in KiB.

@@ -77,11 +77,21 @@ function Find-FakeRecord($VM) {
 }
 
 function Update-FakeRecord($VM, $Changes) {
-    $record = Find-FakeRecord $VM
-    foreach ($key in @($Changes.Keys)) {
-        $record.$key = $Changes[$key]
+    $id = (Find-FakeRecord $VM).id
+    Edit-FakeRecord (Get-FakeFolder) $id {
+        param($Record)
+        foreach ($key in @($Changes.Keys)) {
+            $Record.$key = $Changes[$key]
+        }
     }
-    Save-FakeRecord (Get-FakeFolder) $record
+}
+
+function Get-FakeUptime($Record) {
+    $uptime = [timespan]::FromSeconds([double]$Record.uptime)
+    if ([string]$Record.started -ne '') {
+        $uptime += [datetime]::UtcNow - [datetime]::ParseExact($Record.started, 'o', $null, 'RoundtripKind')
+    }
+    return $uptime
 }
 
 # What Get-VM gives for a VM.
@@ -92,7 +102,7 @@ function ConvertTo-FakeVM($Record) {
         Name       = [string]$Record.name
         State      = [string]$Record.state
         Notes      = [string]$Record.notes
-        Uptime     = [timespan]::FromSeconds([double]$Record.uptime)
+        Uptime     = (Get-FakeUptime $Record)
         HardDrives = $drives
     }
 }
@@ -237,7 +247,7 @@ function Start-VM {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Start-VM'
-    Update-FakeRecord $VM @{ state = 'Running'; uptime = 5 }
+    Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.ToString('o') }
     Enter-Call 'Start-VM-after'
 }
 
@@ -260,7 +270,7 @@ function Stop-VM {
             throw 'The operation cannot be performed while the virtual machine is in its current state.'
         }
         if ($record.stuck -eq '') {
-            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
         }
     } catch {
         $problem = $_.Exception.Message
@@ -283,7 +293,7 @@ function Remove-VMSavedState {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Remove-VMSavedState'
-    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
 }
 
 function Remove-VM {
@@ -335,28 +345,6 @@ function Get-VMSwitch {
             }
             [pscustomobject]@{ Name = [string]$one; SwitchType = $type }
         }
-    }
-}
-
-# Of a VM, or of the host itself on a switch.
-function Get-VMNetworkAdapter {
-    [CmdletBinding()]
-    param($VM, [switch]$ManagementOS, [string]$SwitchName)
-    Enter-Call 'Get-VMNetworkAdapter'
-    if ($ManagementOS) {
-        foreach ($adapter in @(Get-HostFact 'adapters' | Where-Object { $_.switch -eq $SwitchName })) {
-            [pscustomobject]@{ Name = $SwitchName; SwitchName = $SwitchName; DeviceId = [string]$adapter.guid }
-        }
-        return
-    }
-    $record = Find-FakeRecord $VM
-    [pscustomobject]@{
-        VMId               = [guid]$record.id
-        Name               = 'Netzwerkkarte'
-        SwitchName         = [string]$record.switchName
-        MacAddressSpoofing = [string]$record.macSpoofing
-        DhcpGuard          = [string]$record.dhcpGuard
-        RouterGuard        = [string]$record.routerGuard
     }
 }
 
@@ -426,21 +414,13 @@ function Get-VMNetworkAdapterExtendedAcl {
     }
 }
 
-function Get-NetAdapter {
-    [CmdletBinding()]
-    param([switch]$IncludeHidden)
-    Enter-Call 'Get-NetAdapter'
-    foreach ($adapter in @(Get-HostFact 'adapters')) {
-        [pscustomobject]@{ Name = [string]$adapter.alias; InterfaceIndex = $adapter.index; InterfaceGuid = [string]$adapter.guid }
-    }
-}
-
+# As host.json has them under "dns": adapter, metric, servers.
 function Get-NetIPInterface {
     [CmdletBinding()]
     param([string]$AddressFamily, [ValidateSet('Connected', 'Disconnected')][string]$ConnectionState)
     Enter-Call 'Get-NetIPInterface'
-    foreach ($adapter in @(Get-HostFact 'adapters' | Where-Object { $ConnectionState -eq '' -or $_.state -eq $ConnectionState })) {
-        [pscustomobject]@{ InterfaceIndex = $adapter.index; InterfaceMetric = $adapter.metric }
+    foreach ($one in @(Get-HostFact 'dns' | Where-Object { $ConnectionState -ne 'Connected' -or $_.adapter -ne 'Unplugged' })) {
+        [pscustomobject]@{ InterfaceIndex = (Get-FakeIndex $one.adapter); InterfaceMetric = $one.metric }
     }
 }
 
@@ -448,8 +428,8 @@ function Get-DnsClientServerAddress {
     [CmdletBinding()]
     param([string]$AddressFamily)
     Enter-Call 'Get-DnsClientServerAddress'
-    foreach ($adapter in @(Get-HostFact 'adapters')) {
-        [pscustomobject]@{ InterfaceIndex = $adapter.index; ServerAddresses = [string[]]@($adapter.dns) }
+    foreach ($one in @(Get-HostFact 'dns')) {
+        [pscustomobject]@{ InterfaceIndex = (Get-FakeIndex $one.adapter); ServerAddresses = [string[]]@($one.servers) }
     }
 }
 
@@ -476,14 +456,137 @@ function Get-NetIPAddress {
     param([string]$AddressFamily)
     Enter-Call 'Get-NetIPAddress'
     foreach ($address in @((Get-FakeHost).addresses)) {
-        $index = @(Get-HostFact 'adapters' | Where-Object { $_.alias -eq $address.alias } | ForEach-Object { $_.index })
         [pscustomobject]@{
             InterfaceAlias = [string]$address.alias
-            InterfaceIndex = [int]($index + 0 | Select-Object -First 1)
+            InterfaceIndex = (Get-FakeIndex $address.adapter)
             IPAddress      = [string]$address.ip
             PrefixLength   = [byte]24
         }
     }
+}
+
+# The host's adapters: these, and one for each switch, under the switch's name.
+function Get-FakeAdapter {
+    return @('Ethernet', 'Wi-Fi', 'Unplugged') + @((Get-FakeHost).switches)
+}
+
+function Get-FakeIndex([string]$Adapter) {
+    return 10 + [array]::IndexOf(@(Get-FakeAdapter), $Adapter)
+}
+
+function Get-NetAdapter {
+    [CmdletBinding()]
+    param([switch]$IncludeHidden)
+    Enter-Call 'Get-NetAdapter'
+    foreach ($name in @(Get-FakeAdapter)) {
+        # As on Windows 10 and 11.
+        if ($IncludeHidden -or $name -ne 'Default Switch') {
+            [pscustomobject]@{ DeviceID = "{adapter of $name}"; InterfaceIndex = (Get-FakeIndex $name) }
+        }
+    }
+}
+
+# Of a VM, or of the host itself.
+function Get-VMNetworkAdapter {
+    [CmdletBinding()]
+    param([Parameter(ParameterSetName = 'VM', Mandatory)]$VM, [Parameter(ParameterSetName = 'Host', Mandatory)][switch]$ManagementOS, [Parameter(ParameterSetName = 'Host')][string]$SwitchName)
+    Enter-Call 'Get-VMNetworkAdapter'
+    if (-not $ManagementOS) {
+        $record = Find-FakeRecord $VM
+        return [pscustomobject]@{
+            VMId               = [guid]$record.id
+            Name               = 'Netzwerkkarte'
+            SwitchName         = [string]$record.switchName
+            MacAddressSpoofing = [string]$record.macSpoofing
+            DhcpGuard          = [string]$record.dhcpGuard
+            RouterGuard        = [string]$record.routerGuard
+        }
+    }
+    foreach ($name in @((Get-FakeHost).switches)) {
+        if ($SwitchName -eq '' -or $name -eq $SwitchName) {
+            [pscustomobject]@{ SwitchName = $name; DeviceId = "{ADAPTER of $name}" }
+        }
+    }
+}
+
+# An instance of a CIM class: its properties can be read as such, and read and
+# set in CimInstanceProperties. Set as such, they would be read-only.
+function New-FakeInstance([string]$Class, $Properties) {
+    $instance = [pscustomobject]@{ Class = $Class; CimInstanceProperties = @{} }
+    foreach ($name in @($Properties.Keys)) {
+        $instance.CimInstanceProperties[$name] = [pscustomobject]@{ Value = $Properties[$name] }
+        $getter = [scriptblock]::Create("`$this.CimInstanceProperties['$name'].Value")
+        Add-Member -InputObject $instance -MemberType ScriptProperty -Name $name -Value $getter
+    }
+    return $instance
+}
+
+# What stands in for CIM's serializer, which PowerShell has on Windows only.
+class FakeCimSerializer {
+    static [object] Create() {
+        return [FakeCimSerializer]::new()
+    }
+    [byte[]] Serialize([object]$Instance, [object]$Options) {
+        Enter-Call 'Serialize'
+        $text = '<INSTANCE CLASSNAME="' + $Instance.Class + '">'
+        foreach ($name in $Instance.CimInstanceProperties.Keys) {
+            $value = $Instance.CimInstanceProperties[$name].Value
+            $type = 'string'
+            if ($value -isnot [string]) {
+                $type = $value.GetType().Name.ToLowerInvariant()
+            }
+            $text += '<PROPERTY NAME="' + $name + '" TYPE="' + $type + '"><VALUE>' + [System.Security.SecurityElement]::Escape([string]$value) + '</VALUE></PROPERTY>'
+        }
+        return [System.Text.Encoding]::Unicode.GetBytes($text + '</INSTANCE>')
+    }
+}
+enum FakeCimSerializerOptions { None }
+$accelerators = [psobject].Assembly.GetType('System.Management.Automation.TypeAccelerators')
+$accelerators::Add('Microsoft.Management.Infrastructure.Serialization.CimSerializer', [FakeCimSerializer])
+$accelerators::Add('Microsoft.Management.Infrastructure.Serialization.InstanceSerializationOptions', [FakeCimSerializerOptions])
+
+# The properties of an embedded instance of a class.
+function Read-EmbeddedInstance([string]$Text, [string]$Class) {
+    $document = [System.Xml.XmlDocument]::new()
+    $document.LoadXml($Text)
+    if ($document.DocumentElement.GetAttribute('CLASSNAME') -ne $Class) {
+        throw "This is no $Class."
+    }
+    $values = @{}
+    foreach ($property in $document.DocumentElement.SelectNodes('PROPERTY')) {
+        $values[$property.GetAttribute('NAME')] = $property.GetAttribute('TYPE') + ' ' + $property.InnerText
+    }
+    return $values
+}
+
+# How Hyper-V gives an item back: with more properties than it was given.
+function ConvertTo-FakeItem([string]$Name, [string]$Data) {
+    $item = '<INSTANCE CLASSNAME="Msvm_KvpExchangeDataItem"><PROPERTY NAME="Caption" TYPE="string"><VALUE>Key-Value Pair Exchange Data Item</VALUE></PROPERTY>'
+    foreach ($pair in @('Name', $Name), @('Data', $Data)) {
+        $item += '<PROPERTY NAME="' + $pair[0] + '" TYPE="string"><VALUE>' + [System.Security.SecurityElement]::Escape($pair[1]) + '</VALUE></PROPERTY>'
+    }
+    return $item + '<PROPERTY NAME="Source" TYPE="uint16"><VALUE>0</VALUE></PROPERTY></INSTANCE>'
+}
+
+function ConvertTo-FakeItemList($Items) {
+    return @(foreach ($item in @($Items.PSObject.Properties)) { ConvertTo-FakeItem $item.Name $item.Value })
+}
+
+function Get-CimClass {
+    [CmdletBinding()]
+    param([string]$ClassName, [string]$Namespace)
+    Enter-Call 'Get-CimClass'
+    if ($Namespace -ne 'root\virtualization\v2') {
+        throw "There is no class $ClassName in the namespace $Namespace."
+    }
+    return [pscustomobject]@{ CimClassName = $ClassName }
+}
+
+function New-CimInstance {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$CimClass, [System.Collections.IDictionary]$Property, [Parameter(Mandatory)][switch]$ClientOnly)
+    Enter-Call 'New-CimInstance'
+    return (New-FakeInstance $CimClass.CimClassName $Property)
 }
 
 function Get-CimInstance {
@@ -496,11 +599,11 @@ function Get-CimInstance {
         $state = 4
         if ($InputObject.Looks -ge 2) {
             $state = 7
-            if (Test-Fault 'Job') {
+            if ($InputObject.Fails -or (Test-Fault 'Job')) {
                 $state = 10
             }
         }
-        return [pscustomobject]@{ JobState = $state; ErrorDescription = 'The job failed, as it was told to.' }
+        return [pscustomobject]@{ JobState = $state; ErrorCode = 32773 }
     }
     Enter-Call "Get-CimInstance $ClassName"
     if ($ClassName -eq 'Win32_OperatingSystem') {
@@ -515,50 +618,74 @@ function Get-CimInstance {
     if ($ClassName -eq 'Msvm_VirtualSystemManagementService') {
         return [pscustomobject]@{ Name = 'vmms' }
     }
-    if ($ClassName -eq 'Msvm_ComputerSystem') {
-        foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
-            if ($Filter -eq "Name = '$($record.id)'") {
-                [pscustomobject]@{ Name = ([string]$record.id).ToUpperInvariant() }
-            }
-        }
-        return
-    }
     if ($ClassName -eq 'Msvm_KvpExchangeComponentSettingData') {
         # The one of the definition comes first, and belongs to no VM.
-        [pscustomobject]@{ InstanceID = "Microsoft:Definition\$KvpServiceId\Default"; HostExchangeItems = @() }
-        foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
-            $id = ([string]$record.id).ToUpperInvariant()
-            [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = @($record.hostItems) }
-        }
-        return
+        [pscustomobject]@{ InstanceID = "Microsoft:Definition\$KvpServiceId\Default"; HostExchangeItems = $null }
     }
-    throw "There is no class $ClassName in the simulated host."
+    foreach ($record in @(Read-FakeRecord (Get-FakeFolder))) {
+        $id = ([string]$record.id).ToUpperInvariant()
+        switch ($ClassName) {
+            'Msvm_ComputerSystem' {
+                if ($Filter -eq '' -or $Filter -eq "Name = '$id'") {
+                    [pscustomobject]@{ Name = $id }
+                }
+            }
+            'Msvm_VirtualSystemSettingData' {
+                if ($Filter -eq "VirtualSystemIdentifier = '$id' AND VirtualSystemType = 'Microsoft:Hyper-V:System:Realized'") {
+                    New-FakeInstance $ClassName @{ InstanceID = "Microsoft:$id"; AutomaticRecoveryAction = [uint16]$record.recoveryAction }
+                }
+            }
+            'Msvm_KvpExchangeComponentSettingData' {
+                [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = (ConvertTo-FakeItemList $record.hostItems) }
+            }
+            default {
+                throw "There is no class $ClassName in the simulated host."
+            }
+        }
+    }
 }
 
 function Invoke-CimMethod {
     [CmdletBinding()]
-    param($InputObject, [string]$MethodName, $Arguments)
-    Enter-Call 'Invoke-CimMethod'
-    if ($InputObject.Name -ne 'vmms' -or $MethodName -ne 'AddKvpItems') {
+    param($InputObject, [string]$MethodName, [System.Collections.IDictionary]$Arguments)
+    Enter-Call $MethodName
+    if ($InputObject.Name -ne 'vmms') {
+        throw "The simulated host has no method $MethodName there."
+    }
+    $job = [pscustomobject]@{ Looks = 0; Fails = $false }
+    if ($MethodName -eq 'ModifySystemSettings') {
+        $setting = Read-EmbeddedInstance $Arguments['SystemSettings'] 'Msvm_VirtualSystemSettingData'
+        $vm = [pscustomobject]@{ Id = $setting['InstanceID'] -replace '^string Microsoft:', '' }
+        if (-not (Test-Fault 'SettingLost')) {
+            Update-FakeRecord $vm @{ recoveryAction = [int]($setting['AutomaticRecoveryAction'] -replace '^uint16 ', '') }
+        }
+        return [pscustomobject]@{ ReturnValue = 0; Job = $null }
+    }
+    if ($MethodName -ne 'AddKvpItems' -and $MethodName -ne 'RemoveKvpItems') {
         throw "The simulated host has no method $MethodName there."
     }
     $vm = [pscustomobject]@{ Id = $Arguments['TargetSystem'].Name }
-    $items = @((Find-FakeRecord $vm).hostItems)
+    $items = (Find-FakeRecord $vm).hostItems
     foreach ($text in @($Arguments['DataItems'])) {
-        $document = [System.Xml.XmlDocument]::new()
-        $document.LoadXml($text)
-        $source = $document.DocumentElement.SelectSingleNode('PROPERTY[@NAME="Source"]/VALUE')
-        if ($null -eq $source -or $source.InnerText -ne '0') {
+        $item = Read-EmbeddedInstance $text 'Msvm_KvpExchangeDataItem'
+        if ($item['Source'] -ne 'uint16 0') {
             return [pscustomobject]@{ ReturnValue = 32773; Job = $null }
         }
-        # Hyper-V gives an item back with more properties than it was given.
-        $caption = '<PROPERTY NAME="Caption" TYPE="string"><VALUE>Key-Value Pair Exchange Data Item</VALUE></PROPERTY>'
-        $items += $text.Replace('<PROPERTY NAME="Name"', $caption + '<PROPERTY NAME="Name"')
+        $name = $item['Name'].Substring(7)
+        $data = $item['Data'].Substring(7)
+        $isThere = $null -ne $items.PSObject.Properties[$name]
+        if ($MethodName -eq 'AddKvpItems') {
+            $job.Fails = $job.Fails -or $isThere -or $data.Length -gt 1023
+            Add-Member -InputObject $items -NotePropertyName $name -NotePropertyValue $data -Force
+        } else {
+            $job.Fails = $job.Fails -or -not $isThere
+            $items.PSObject.Properties.Remove($name)
+        }
     }
-    if (-not (Test-Fault 'KvpLost')) {
-        Update-FakeRecord $vm @{ hostItems = @($items) }
+    if (-not $job.Fails -and -not (Test-Fault 'KvpLost')) {
+        Update-FakeRecord $vm @{ hostItems = $items }
     }
-    return [pscustomobject]@{ ReturnValue = 4096; Job = [pscustomobject]@{ Looks = 0 } }
+    return [pscustomobject]@{ ReturnValue = 4096; Job = $job }
 }
 
 function Get-Service {
