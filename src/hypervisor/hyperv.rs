@@ -100,12 +100,14 @@ impl HyperV {
             uptime: Duration::from_secs(fact.uptime_seconds),
             heartbeat: fact.heartbeat.unwrap_or(Heartbeat::Unknown),
             guest: guest_word(fact.guest),
+            holds_jit_config: fact.holds_jit_config,
             notes,
         })
     }
 
     /// The pool's part of what is on the host.
     fn inventory(&self, facts: Facts) -> Inventory {
+        facts.unwritten.iter().for_each(|why| log::debug!("not written: {}", one_line(why, 200)));
         Inventory {
             vms: facts.vms.into_iter().filter_map(|fact| self.recognize(fact)).collect(),
             disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
@@ -244,6 +246,7 @@ struct Facts {
     vms: Vec<VmFact>,
     disks: Vec<String>,
     free_bytes: Option<u64>,
+    unwritten: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -258,6 +261,7 @@ struct VmFact {
     /// A [`GuestWord`], if it is in order.
     #[serde(default)]
     guest: Value,
+    holds_jit_config: Option<bool>,
 }
 
 #[cfg(test)]
@@ -331,6 +335,7 @@ mod tests {
                 disks: Vec::new(),
                 heartbeat: None,
                 guest: Value::Null,
+                holds_jit_config: None,
             };
             assert_eq!(hyperv.recognize(fact), None, "{vm}");
         }

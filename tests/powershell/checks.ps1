@@ -275,6 +275,31 @@ function Assert-Wall($Vm, [string]$Direction, $Expected) {
     Assert-Equal (@($acls | ForEach-Object { Format-Acl $_ }) -join "`n") ($Expected -join "`n") "the rules, $Direction"
 }
 
+# A VM of the pool that holds a JIT configuration in two parts.
+function Add-WrittenVM($Fake, [string]$Name, [string]$Incarnation) {
+    Add-FakeVM $Fake $Name 'Running' (Get-Mark $Fake $Incarnation) ''
+    $record = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $Name })[-1]
+    $record.hostItems = @{
+        RunnerPoolVmSecret = 'f00dfeed'; RunnerPoolJitConfigParts = '2'; RunnerPoolJitConfig1 = 'eyJqaXQ'; RunnerPoolJitConfig2 = 'b'
+    }
+    Save-FakeRecord $Fake.Folder $record
+}
+
+function Get-ListRequest($Fake, $Writes) {
+    return @{ storagePath = $Fake.Storage; writes = @($Writes) }
+}
+
+# What is written into a VM: when its job began, and the names of its key-values.
+function Get-Written($Fake, [string]$Incarnation) {
+    $record = @(Get-FakeVM $Fake | Where-Object { $_.notes -like "*$Incarnation*" })[0]
+    $mark = ConvertFrom-Json -InputObject $record.notes
+    $started = 'none'
+    if (@($mark.PSObject.Properties.Name) -contains 'job_started') {
+        $started = $mark.job_started
+    }
+    return "$started " + (@($record.hostItems.PSObject.Properties.Name | Sort-Object) -join ' ')
+}
+
 # Nothing of the pool's is left, and what was there before still is.
 function Assert-NothingLeft($Fake, [int]$Others) {
     Assert-Equal @(Get-FakeVM $Fake).Count $Others 'the VMs left'
@@ -849,12 +874,12 @@ function Get-Check {
 
     $checks['list of nothing is two empty lists'] = {
         param($Fake)
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Like $text '{"ok":true,"vms":`[`],"disks":`[`],"freeBytes":*}' 'the answer'
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage; writes = @() } -Compress) ''
+        Assert-Like $text '{"ok":true,"vms":`[`],"disks":`[`],"unwritten":`[`],"freeBytes":*}' 'the answer'
         Assert-True ((ConvertFrom-Json -InputObject $text).freeBytes -gt 0) 'no free space was found'
         $gone = $Fake.Storage + ' gone'
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $gone } -Compress) ''
-        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer without a folder'
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $gone; writes = @() } -Compress) ''
+        Assert-Equal $text '{"ok":true,"vms":[],"disks":[],"unwritten":[]}' 'the answer without a folder'
     }
 
     $checks['list tells no free space of a folder that is a link to elsewhere'] = {
@@ -866,16 +891,16 @@ function Get-Check {
             $kind = 'Junction'
         }
         New-Item -Path $link -ItemType $kind -Value $Fake.Storage | Out-Null
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $link } -Compress) ''
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $link; writes = @() } -Compress) ''
         [System.IO.Directory]::Delete($link)
-        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer'
+        Assert-Equal $text '{"ok":true,"vms":[],"disks":[],"unwritten":[]}' 'the answer'
     }
 
     $checks['list of one VM with one disk is still lists'] = {
         param($Fake)
         Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":*,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"freeBytes":*}' 'the answer'
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage; writes = @() } -Compress) ''
+        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":*,"notes":"{*","disks":`["*"`],"heartbeat":"unknown"}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"unwritten":`[`],"freeBytes":*}' 'the answer'
         $vm = @((ConvertFrom-Json -InputObject $text).vms)[0]
         Assert-Equal $vm.notes (Get-Mark $Fake '0123456789abcdef') 'the Notes'
         Assert-Equal @($vm.disks)[0] (Get-DiskPath $Fake '0123456789abcdef') 'the disk'
@@ -888,7 +913,7 @@ function Get-Check {
         foreach ($name in 'notes.txt', 'left.avhdx', 'other.vhdx') {
             [System.IO.File]::WriteAllText((Join-Path -Path $Fake.Storage -ChildPath $name), 'x')
         }
-        $answer = Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage } ''
+        $answer = Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage; writes = @() } ''
         Assert-Success $answer
         $names = @($answer.vms | ForEach-Object { $_.name + ' ' + $_.state } | Sort-Object)
         Assert-Equal ($names -join ', ') 'runner-1 Off, web Saved' 'the VMs'
@@ -899,9 +924,156 @@ function Get-Check {
         Assert-Equal ($disks -join ', ') 'left.avhdx, other.vhdx, runner-1-0123456789abcdef.vhdx' 'the disks'
     }
 
+    $checks['list tells how the guests are'] = {
+        param($Fake)
+        $guests = [ordered]@{
+            'a' = @(2, @{ RunnerPoolStage = 'running'; RunnerPoolWorker = '1' })
+            'b' = @(3, @{ RunnerPoolStage = 'a<b&"c"'; RunnerPoolWorker = '0'; RunnerPoolError = 'it broke' })
+            'c' = @(12, @{ RunnerPoolStage = 'starting' })
+            'd' = @(13, @{ Another = 'value' })
+        }
+        foreach ($name in $guests.Keys) {
+            Add-FakeVM $Fake $name 'Running' '' ''
+            $record = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $name })[0]
+            $record.heartbeat = $guests[$name][0]
+            $record.guestItems = $guests[$name][1]
+            Save-FakeRecord $Fake.Folder $record
+        }
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) ''
+        Assert-Success $answer
+        $told = @($answer.vms | Sort-Object -Property name | ForEach-Object {
+            $word = 'nothing'
+            if (@($_.PSObject.Properties.Name) -contains 'guest') {
+                $word = ConvertTo-Json -InputObject $_.guest -Compress
+            }
+            "$($_.name) $($_.heartbeat) $word"
+        })
+        Assert-Equal $told[0] 'a ok {"stage":"running","lastError":null,"worker":true}' 'the first'
+        Assert-Equal $told[1] 'b ok {"stage":"a<b&\"c\"","lastError":"it broke","worker":false}' 'the second'
+        Assert-Equal $told[2] 'c unknown nothing' 'the third'
+        Assert-Equal $told[3] 'd lost nothing' 'the fourth'
+    }
+
+    foreach ($class in 'Msvm_HeartbeatComponent', 'Msvm_KvpExchangeComponent') {
+        $checks["list does without what $class tells"] = @{ Data = $class; Body = {
+            param($Fake, $Data)
+            Add-FakeVM $Fake 'runner-1' 'Running' '' ''
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) "Get-CimInstance $Data"
+            Assert-Success $answer
+            Assert-Equal @($answer.vms).Count 1 'the VMs'
+            $told = @($answer.vms[0].PSObject.Properties.Name)
+            Assert-Equal ($told -contains 'heartbeat') ($Data -ne 'Msvm_HeartbeatComponent') 'the heartbeat'
+        }
+        }
+    }
+
+    $first = '0123456789abcdef'
+    $second = 'fedcba9876543210'
+    $untouched = 'none RunnerPoolJitConfig1 RunnerPoolJitConfig2 RunnerPoolJitConfigParts RunnerPoolVmSecret'
+    $writes = @(
+        @{ name = 'runner-1'; incarnation = $first; jobStarted = 77; retire = $true; forgetJitConfig = $true },
+        @{ name = 'runner-2'; incarnation = $second; jobStarted = 99; retire = $true; forgetJitConfig = $true }
+    )
+
+    $checks['list writes to the VMs of those names and incarnations alone'] = @{ Data = @($writes[0], $first, $second, $untouched); Body = {
+        param($Fake, $Data)
+        $write, $first, $second, $untouched = $Data
+        Add-WrittenVM $Fake 'runner-1' $first
+        Add-WrittenVM $Fake 'runner-1' $second
+        Add-FakeVM $Fake 'runner-1' 'Running' 'not JSON' ''
+        Add-FakeVM $Fake 'runner-1' 'Running' '' ''
+        $copy = @{ name = 'copy'; incarnation = $second; jobStarted = 77; retire = $true; forgetJitConfig = $true }
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @($write, $copy)) ''
+        Assert-Success $answer
+        Assert-Equal @($answer.unwritten).Count 0 'what was not written'
+        Assert-Equal (Get-Written $Fake $first) '77 RunnerPoolRetire RunnerPoolVmSecret' 'the first VM'
+        Assert-Equal (Get-Written $Fake $second) $untouched 'the second VM'
+        $vm = @($answer.vms | Where-Object { $_.notes -like "*$first*" })[0]
+        Assert-Equal $vm.holdsJitConfig $false 'whether it holds a JIT configuration'
+        Assert-Like $vm.notes '*"runner_id":7*"job_started":77*' 'the Notes in the answer'
+        foreach ($call in 'AddKvpItems', 'RemoveKvpItems', 'Get-CimInstance Msvm_ComputerSystem', 'Get-CimInstance Msvm_KvpExchangeComponentSettingData') {
+            Assert-Equal (Get-CallCount $Fake $call) 1 "the calls of $call"
+        }
+
+        # All of it again: it is there already.
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @($write)) ''
+        Assert-Success $answer
+        Assert-Equal @($answer.unwritten).Count 0 'what was not written'
+        Assert-Equal (Get-CallCount $Fake 'AddKvpItems') 1 'the calls of AddKvpItems'
+    }
+    }
+
+    # Each call in turn: its first call fails, and what it does not concern is written.
+    $faults = [ordered]@{
+        'Get-CimInstance Msvm_ComputerSystem'                  = 'neither'
+        'Get-CimInstance Msvm_KvpExchangeComponentSettingData' = 'neither'
+        'Get-CimClass'                                         = 'second'
+        'New-CimInstance'                                      = 'second'
+        'Serialize'                                            = 'second'
+        'Get-CimInstance Msvm_VirtualSystemManagementService'  = 'second'
+        'AddKvpItems'                                          = 'second'
+        'Get-CimInstance'                                      = 'second'
+        'Job'                                                  = 'second'
+        'RemoveKvpItems'                                       = 'second'
+        'Set-VM'                                               = 'both'
+    }
+    foreach ($fault in @($faults.Keys)) {
+        $checks["list goes on when $fault fails as it writes"] = @{ Data = @($fault, $faults[$fault], $writes, $first, $second); Body = {
+            param($Fake, $Data)
+            $fault, $who, $writes, $first, $second = $Data
+            Add-WrittenVM $Fake 'runner-1' $first
+            Add-WrittenVM $Fake 'runner-2' $second
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake $writes) "${fault}:1"
+            Assert-Success $answer
+            Assert-Equal @($answer.vms).Count 2 'the VMs'
+            Assert-Equal @($answer.unwritten).Count 1 'what was not written'
+            foreach ($secret in 'f00dfeed', 'eyJqaXQ') {
+                Assert-True (-not ([string]$answer.unwritten).Contains($secret)) 'an error holds a secret'
+            }
+            $written = @($answer.vms | Where-Object { (Get-Written $Fake (ConvertFrom-Json -InputObject $_.notes).incarnation) -match '^\S+ RunnerPoolRetire RunnerPoolVmSecret$' })
+            $expected = @{ neither = 0; second = 1; both = 2 }
+            Assert-Equal $written.Count $expected[$who] 'the VMs whose key-values are written'
+            $started = @($answer.vms | Where-Object { $_.notes -like '*"job_started":*' })
+            Assert-Equal $started.Count ([int]($fault -eq 'Set-VM') * -1 + 2) 'the VMs whose Notes are written'
+            # The rest is due again.
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake $writes) ''
+            Assert-Equal @($answer.unwritten).Count 0 'what was not written then'
+            Assert-Equal (Get-Written $Fake $first) '77 RunnerPoolRetire RunnerPoolVmSecret' 'the first VM'
+            Assert-Equal (Get-Written $Fake $second) '99 RunnerPoolRetire RunnerPoolVmSecret' 'the second VM'
+        }
+        }
+    }
+
+    $checks['list looks again when a VM vanishes meanwhile'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' '' ''
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) 'Get-VM:1'
+        Assert-Success $answer
+        Assert-Equal @($answer.vms).Count 1 'the VMs'
+    }
+
+    $checks['list tells of a VM that cannot be looked at, unless it may be the pool''s'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+        Add-FakeVM $Fake 'web' 'Running' '' ''
+        foreach ($broken in 'web', 'runner-1') {
+            $record = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $broken })[0]
+            $record.broken = $true
+            Save-FakeRecord $Fake.Folder $record
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) ''
+            if ($broken -eq 'web') {
+                Assert-Success $answer
+                $names = @($answer.vms | ForEach-Object { "$($_.name) $($_.state) $(@($_.disks).Count)" } | Sort-Object)
+                Assert-Equal ($names -join ', ') 'runner-1 Running 1, web Other 0' 'the VMs'
+            } else {
+                Assert-Failure $answer 'vms' '*cannot be looked at*'
+            }
+        }
+    }
+
     $checks['list says so when Hyper-V does not answer'] = {
         param($Fake)
-        Assert-Failure (Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage } 'Get-VM') 'vms' '*Get-VM failed*'
+        Assert-Failure (Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage; writes = @() } 'Get-VM') 'vms' '*Get-VM failed*'
     }
 
     $checks['check-host finds the facts of a good host'] = {

@@ -21,14 +21,9 @@ function Reset-StandIn {
 # the task scheduler's, do not see the $ErrorActionPreference of the script that calls
 # them; compiled ones do.
 function Import-StandIn([string[]]$Name) {
-    $documented = ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText((Join-Path -Path $Root -ChildPath 'tests/data/cmdlets.json')))
-    $known51 = Get-Profile51
     $text = foreach ($one in $Name) {
-        if ($documented.cmdlets.PSObject.Properties[$one]) {
-            $syntax = Get-DocumentedSyntax $one $documented
-        } elseif ($known51.ContainsKey($one)) {
-            $syntax = Get-Syntax51 $one $known51
-        } else {
+        $syntax = Get-Syntax $one
+        if (-not $syntax) {
             throw "Nothing tells the parameters of $one."
         }
         Format-SyntaxFunction $syntax 'Invoke-StandIn $PSCmdlet $PSBoundParameters'

@@ -23,7 +23,7 @@ $FromPipeline = @{
 }
 
 # What the provider of the registry adds, and values that no source below lists.
-$MoreParameters = @{ 'Set-ItemProperty' = @{ Type = 'object' } }
+$MoreParameters = @{ 'Set-ItemProperty' = 'Type' }
 $MoreValues = @{
     'Set-Service StartupType' = @('Boot', 'System', 'Automatic', 'Manual', 'Disabled')
     'New-Item ItemType'       = @('File', 'Directory', 'SymbolicLink', 'Junction', 'HardLink')
@@ -49,11 +49,35 @@ function ConvertTo-KnownType([string]$Type) {
     return $known
 }
 
+# What is known of a cmdlet's parameters; $null if nothing is.
+$Sources = @{}
+function Get-Syntax([string]$Name) {
+    if ($Sources.Count -eq 0) {
+        $path = Join-Path -Path $PSScriptRoot -ChildPath '../data/cmdlets.json'
+        $Sources.Documented = (ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($path))).cmdlets
+        $Sources.Profile51 = Get-Profile51
+    }
+    if ($Sources.Documented.PSObject.Properties[$Name]) {
+        $syntax = Get-DocumentedSyntax $Name $Sources.Documented.$Name
+    } elseif ($Sources.Profile51.ContainsKey($Name)) {
+        $syntax = Get-Syntax51 $Name $Sources.Profile51
+    } else {
+        return $null
+    }
+    foreach ($set in @($syntax.Sets | Where-Object { $MoreParameters.ContainsKey($Name) })) {
+        $set[$MoreParameters[$Name]] = @{ Type = 'object'; Mandatory = $false; Position = -1 }
+    }
+    foreach ($key in @($MoreValues.Keys | Where-Object { $_.StartsWith("$Name ") })) {
+        $syntax.Values[$key.Substring($Name.Length + 1)] = $MoreValues[$key]
+    }
+    return $syntax
+}
+
 # Microsoft's pages on Windows' modules, for Server 2019, 2022 and 2025, from
 # cmdlets.json. A parameter counts only if all three have it. (A mandatory switch
 # named after the cmdlet's noun is a mistake of whoever read the pages.)
 function Get-DocumentedSyntax([string]$Name, $Documented) {
-    $versions = @($Documented.cmdlets.$Name.versions.PSObject.Properties.Value)
+    $versions = @($Documented.versions.PSObject.Properties.Value)
     $oldest = $versions[0]
     $sets = foreach ($set in $oldest.sets) {
         $parameters = [ordered]@{}
@@ -122,8 +146,9 @@ function Get-Syntax51([string]$Name, $Profile51) {
     return @{ Name = $Name; Sets = @($sets); Aliases = @{}; Values = @{} }
 }
 
-# The text of a function with these parameters and this body.
-function Format-SyntaxFunction($Syntax, [string]$Body) {
+# The text of a function with these parameters and this body. Types: those that its parameters may
+# have; others are objects.
+function Format-SyntaxFunction($Syntax, [string]$Body, [string[]]$Types = @($KnownTypes.Values | ForEach-Object { $_; "$_[]" })) {
     $name = $Syntax.Name
     $hasSets = @($Syntax.Sets).Count -gt 1
     $all = [ordered]@{}
@@ -132,6 +157,10 @@ function Format-SyntaxFunction($Syntax, [string]$Body) {
         foreach ($parameter in @($Syntax.Sets[$i].Keys)) {
             if ($parameter -in 'Confirm', 'WhatIf') {
                 $asksBack = $true
+                continue
+            }
+            # No function may have a parameter of this name.
+            if ($parameter -eq 'PSEdition') {
                 continue
             }
             if (-not $all.Contains($parameter)) {
@@ -165,14 +194,12 @@ function Format-SyntaxFunction($Syntax, [string]$Body) {
         $aliases = @($Syntax.Aliases[$parameter] | Where-Object { $_ -and -not $all.Contains($_) -and $seen.Add($_) })
         if ($parameter -eq 'LiteralPath') { $aliases += 'PSPath' }
         if ($aliases.Count -gt 0) { $attributes += "[Alias('" + ($aliases -join "', '") + "')]" }
-        $values = @($Syntax.Values[$parameter] + $MoreValues["$name $parameter"] | Where-Object { $_ })
+        $values = @($Syntax.Values[$parameter] | Where-Object { $_ })
         if ($values.Count -gt 0) { $attributes += "[ValidateSet('" + ($values -join "', '") + "')]" }
         $type = @($all[$parameter].Values)[0].Type
+        if ($type -notin $Types) { $type = 'object' }
         "        $($attributes -join '')[$type]`$$parameter"
     })
-    if ($MoreParameters.ContainsKey($name)) {
-        $lines += @($MoreParameters[$name].Keys | Sort-Object | ForEach-Object { "        [$($MoreParameters[$name][$_])]`$$_" })
-    }
     $binding = @(
         if ($asksBack) { 'SupportsShouldProcess' }
         if ($hasSets) { "DefaultParameterSetName = '0'" }

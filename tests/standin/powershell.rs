@@ -270,6 +270,7 @@ impl Run {
                 json!({
                     "name": vm.name, "state": vm.state, "uptimeSeconds": uptime,
                     "notes": vm.notes, "disks": vm.disks, "heartbeat": vm.heartbeat, "guest": vm.guest,
+                    "holdsJitConfig": vm.kvp.contains_key("RunnerPoolJitConfigParts"),
                 })
             })
             .collect();
@@ -278,7 +279,7 @@ impl Run {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| name.ends_with(".vhdx") || name.ends_with(".avhdx"))
             .collect();
-        Ok(json!({ "ok": true, "vms": vms, "disks": disks, "freeBytes": state.free_bytes }))
+        Ok(json!({ "ok": true, "vms": vms, "disks": disks, "freeBytes": state.free_bytes, "unwritten": [] }))
     }
 
     fn check(&mut self) -> Result<Value, Failure> {

@@ -89,7 +89,7 @@ function Update-FakeRecord($VM, $Changes) {
 function Get-FakeUptime($Record) {
     $uptime = [timespan]::FromSeconds([double]$Record.uptime)
     if ([string]$Record.started -ne '') {
-        $uptime += [datetime]::UtcNow - [datetime]::ParseExact($Record.started, 'o', $null, 'RoundtripKind')
+        $uptime += [datetime]::UtcNow - ([datetime]$Record.started).ToUniversalTime()
     }
     return $uptime
 }
@@ -97,7 +97,7 @@ function Get-FakeUptime($Record) {
 # What Get-VM gives for a VM.
 function ConvertTo-FakeVM($Record) {
     $drives = @($Record.disks | ForEach-Object { [pscustomobject]@{ Path = [string]$_ } })
-    return [pscustomobject]@{
+    $vm = [pscustomobject]@{
         Id         = [guid]$Record.id
         Name       = [string]$Record.name
         State      = [string]$Record.state
@@ -105,6 +105,12 @@ function ConvertTo-FakeVM($Record) {
         Uptime     = (Get-FakeUptime $Record)
         HardDrives = $drives
     }
+    if ($Record.broken) {
+        # What PowerShell gives for properties that throw.
+        $vm.HardDrives = $null
+        $vm.Notes = $null
+    }
+    return $vm
 }
 
 function Get-VM {
@@ -637,6 +643,12 @@ function Get-CimInstance {
             }
             'Msvm_KvpExchangeComponentSettingData' {
                 [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = (ConvertTo-FakeItemList $record.hostItems) }
+            }
+            'Msvm_HeartbeatComponent' {
+                [pscustomobject]@{ SystemName = $id; OperationalStatus = [uint16[]]@($record.heartbeat) }
+            }
+            'Msvm_KvpExchangeComponent' {
+                [pscustomobject]@{ SystemName = $id; GuestExchangeItems = (ConvertTo-FakeItemList $record.guestItems) }
             }
             default {
                 throw "There is no class $ClassName in the simulated host."

@@ -35,7 +35,6 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         stopAction           = 'Save'
         kvpEnabled           = $false
         recoveryAction       = 3
-        guestItems           = [pscustomobject]@{}
         hostItems            = [pscustomobject]@{}
         macAddress           = ''
         macSpoofing          = 'On'
@@ -43,6 +42,11 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         routerGuard          = 'Off'
         # The extended ACLs: direction, weight, action, local and remote address and port, protocol.
         acls                 = @()
+        guestItems           = [pscustomobject]@{}
+        # 2 well, 12 not yet heard, 13 heard no more.
+        heartbeat            = 12
+        # Its configuration cannot be read.
+        broken               = $false
         # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
         stuck                = ''
     }
