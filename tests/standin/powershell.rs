@@ -179,14 +179,23 @@ impl Run {
         settings.insert("switch".into(), json!(switch.name));
         self.set(id, |vm| vm.settings = settings);
 
-        self.step("key-values")?;
+        self.step("network")?;
         let mut host = self.text("host");
         if host.is_empty() {
             host = switch.address;
         }
         if host.is_empty() {
-            return Err(failure("key-values", format!("the host has no address on {}", switch.name)));
+            return Err(failure("network", format!("the host has no address on {}", switch.name)));
         }
+        assert_eq!(self.text("macAddress").len(), 12);
+        assert!(self.input["slot"].is_u64(), "slot is a number");
+        for key in ["isolation", "allow"] {
+            let value = self.input[key].clone();
+            assert!(!value.is_null(), "{key} is in the input");
+            self.set(id, |vm| vm.settings.extend([(key.to_owned(), value)]));
+        }
+
+        self.step("key-values")?;
         if host.contains(':') {
             host = format!("[{host}]");
         }
