@@ -87,11 +87,11 @@ function Update-FakeRecord($VM, $Changes) {
 }
 
 function Get-FakeUptime($Record) {
-    $uptime = [timespan]::FromSeconds([double]$Record.uptime)
-    if ([string]$Record.started -ne '') {
-        $uptime += [datetime]::UtcNow - ([datetime]$Record.started).ToUniversalTime()
+    $ticks = [int64]([double]$Record.uptime * [timespan]::TicksPerSecond)
+    if ($Record.started -gt 0) {
+        $ticks += [datetime]::UtcNow.Ticks - $Record.started
     }
-    return $uptime
+    return [timespan]::FromTicks($ticks)
 }
 
 # What Get-VM gives for a VM.
@@ -253,7 +253,7 @@ function Start-VM {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Start-VM'
-    Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.ToString('o') }
+    Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.Ticks }
     Enter-Call 'Start-VM-after'
 }
 
@@ -276,7 +276,7 @@ function Stop-VM {
             throw 'The operation cannot be performed while the virtual machine is in its current state.'
         }
         if ($record.stuck -eq '') {
-            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
+            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = 0 }
         }
     } catch {
         $problem = $_.Exception.Message
@@ -299,7 +299,7 @@ function Remove-VMSavedState {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Remove-VMSavedState'
-    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
+    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = 0 }
 }
 
 function Remove-VM {

@@ -15,8 +15,8 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         state                = $State
         notes                = $Notes
         uptime               = 0
-        # When it was turned on; uptime counts beside it.
-        started              = ''
+        # When it was turned on, in ticks; counts beside uptime.
+        started              = 0
         disks                = $disks
         switchName           = ''
         generation           = 1
