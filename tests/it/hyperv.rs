@@ -702,6 +702,40 @@ fn the_check_of_a_good_host_finds_no_fault() {
 }
 
 #[test]
+fn the_check_names_a_group_policy_that_forbids_scripts() {
+    let host = FakeHost::new();
+    for (policies, forbids) in [
+        ("MachinePolicy=AllSigned\r\nUserPolicy=Undefined\r\nProcess=Bypass\r\n", true),
+        ("MachinePolicy=Undefined\nUserPolicy=Restricted\n", true),
+        ("MachinePolicy=RemoteSigned\nUserPolicy=AllSigned\n", false),
+        ("MachinePolicy=Undefined\nUserPolicy=Undefined\nLocalMachine=AllSigned\n", false),
+        ("", false),
+    ] {
+        host.set_fault("check-host", FaultKind::Crash);
+        fs::write(host.folder().join("host").join("policies"), policies).unwrap();
+        let findings = host_check::run(&powershell(&host), &settings(&host), &pool(4));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].severity, Severity::Fault);
+        assert_eq!(
+            findings[0].text.contains("RemoteSigned for this host"),
+            forbids,
+            "{policies}: {}",
+            findings[0]
+        );
+    }
+}
+
+#[test]
+fn the_fingerprint_covers_whether_vms_are_walled_off() {
+    let host = FakeHost::new();
+    let of = |settings| HyperV::new(settings, powershell(&host)).unwrap().fingerprint().unwrap();
+    let usual = of(settings(&host));
+    assert_ne!(of(HyperVConfig { isolation: Isolation::On, ..settings(&host) }), usual);
+    let allow = vec!["10.0.0.5:3128".parse().unwrap()];
+    assert_ne!(of(HyperVConfig { allow, ..settings(&host) }), usual);
+}
+
+#[test]
 fn the_check_finds_what_is_missing_on_the_host() {
     let host = FakeHost::new();
     let settings = HyperVConfig {

@@ -1094,6 +1094,12 @@ function Get-Check {
         Assert-Equal $answer.firewall 'blocked' 'the firewall'
         Assert-Equal $answer.memoryBytes 34359738368 'the memory'
         Assert-Equal $answer.processors 8 'the processors'
+        Assert-Equal $answer.hypervisorPresent $true 'whether the hypervisor runs'
+        Assert-Equal $answer.switchType 'Internal' 'the kind of switch'
+        Assert-Equal $answer.ownSwitch $false 'whether the switch is the pool''s own'
+        Assert-Equal "$($answer.macMinimum) $($answer.macMaximum)" '00155D000700 00155D0007FF' 'the MAC addresses that Hyper-V gives'
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/20') }
+        Assert-Equal (Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) '').ownSwitch $true 'whether a switch with a NAT is the pool''s own'
     }
 
     $checks['check-host leaves out memory and processors that it cannot find out'] = {
@@ -1129,7 +1135,7 @@ function Get-Check {
 
     $rule = @{
         id = 'r1'; action = 'Allow'; profile = 'Any'; protocol = 'TCP'; port = '8080'
-        program = 'Any'; adapter = 'vEthernet (Default Switch)'; service = 'Any'
+        program = 'Any'; adapter = 'vEthernet (Default Switch)'; service = 'Any'; remote = 'Any'
     }
     $cases = @(
         @('allowed', 'a rule for the port', @{}),
@@ -1137,6 +1143,13 @@ function Get-Check {
         @('allowed', 'a rule for all ports', @{ port = 'Any'; protocol = 'Any' }),
         @('blocked', 'a rule for another port', @{ port = '8081' }),
         @('blocked', 'a rule for another adapter', @{ adapter = 'Ethernet' }),
+        @('blocked', 'a rule for an adapter that is gone', @{ adapter = '' }),
+        @('allowed', 'a rule for the network of the switch', @{ adapter = 'Any'; remote = '172.20.0.0/255.255.240.0' }),
+        @('allowed', 'a rule for that network among others', @{ adapter = 'Any'; remote = @('10.0.0.0/8', '172.16.0.0/12') }),
+        @('allowed', 'a rule for a range with the host on the switch', @{ remote = '172.20.0.0-172.20.0.255' }),
+        @('allowed', 'a rule for the local subnet', @{ remote = 'LocalSubnet' }),
+        @('blocked', 'a rule for the network that the switch had before', @{ adapter = 'Any'; remote = '172.20.32.0/255.255.240.0' }),
+        @('blocked', 'a rule for one other address', @{ remote = @('fe80::/64', '192.0.2.10') }),
         @('blocked', 'a rule for another program', @{ program = 'C:\other.exe' }),
         @('blocked', 'a rule for a service', @{ service = 'wuauserv' }),
         @('blocked', 'a rule for another kind of network', @{ profile = 'Domain, Private' }),

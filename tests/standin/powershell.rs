@@ -30,6 +30,11 @@ fn main() -> ExitCode {
     if args == ["--grandchild"] {
         return grandchild(&host);
     }
+    if args.iter().any(|arg| arg == "-Command") {
+        // The pool asks only one thing in this way: the execution policies.
+        print_now(&fs::read_to_string(host.file("policies")).unwrap_or_default());
+        return ExitCode::SUCCESS;
+    }
     let ["-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File", script] =
         args.iter().map(String::as_str).collect::<Vec<_>>()[..]
     else {
@@ -308,6 +313,11 @@ impl Run {
             "freeBytes": state.free_bytes,
             "switches": state.switches.iter().map(|switch| &switch.name).collect::<Vec<_>>(),
             "switchAddress": address.unwrap_or_default(),
+            "switchType": "Internal",
+            "ownSwitch": true,
+            "macMinimum": "00155D000700",
+            "macMaximum": "00155D0007FF",
+            "hypervisorPresent": true,
             "firewall": "allowed",
             "memoryBytes": 1_u64 << 36,
             "processors": 32,

@@ -616,7 +616,7 @@ function Get-CimInstance {
         return [pscustomobject]@{ Caption = 'Simulated Windows Server' }
     }
     if ($ClassName -eq 'Win32_ComputerSystem') {
-        return [pscustomobject]@{ TotalPhysicalMemory = [uint64]34359738368; NumberOfLogicalProcessors = [uint32]8 }
+        return [pscustomobject]@{ TotalPhysicalMemory = [uint64]34359738368; NumberOfLogicalProcessors = [uint32]8; HypervisorPresent = $true }
     }
     if ($Namespace -ne 'root\virtualization\v2') {
         throw "There is no class $ClassName in the namespace $Namespace."
@@ -764,6 +764,22 @@ function Get-NetFirewallInterfaceFilter {
     foreach ($rule in @((Get-FakeHost).firewall.rules)) {
         [pscustomobject]@{ InstanceID = [string]$rule.id; InterfaceAlias = [string]$rule.adapter }
     }
+}
+
+function Get-NetFirewallAddressFilter {
+    [CmdletBinding()]
+    param([string]$PolicyStore)
+    Enter-Call 'Get-NetFirewallAddressFilter'
+    foreach ($rule in @((Get-FakeHost).firewall.rules)) {
+        [pscustomobject]@{ InstanceID = [string]$rule.id; RemoteAddress = $rule.remote }
+    }
+}
+
+function Get-VMHost {
+    [CmdletBinding()]
+    param()
+    Enter-Call 'Get-VMHost'
+    return [pscustomobject]@{ MacAddressMinimum = '00155D000700'; MacAddressMaximum = '00155D0007FF' }
 }
 
 function Get-NetFirewallServiceFilter {
