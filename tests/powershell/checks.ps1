@@ -65,6 +65,13 @@ function Set-FakeHost($Fake, $Changes) {
             @{ adapter = 'Default Switch'; alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
         )
         firewall  = @{ enabled = 'True'; rules = @() }
+        dns       = @(
+            @{ adapter = 'Default Switch'; metric = 5000; servers = @() }, @{ adapter = 'Unplugged'; metric = 1; servers = @('10.9.9.9') },
+            @{ adapter = 'Wi-Fi'; metric = 35; servers = @('8.8.8.8', '10.0.0.53') }, @{ adapter = 'Ethernet'; metric = 25; servers = @('10.0.0.53') }
+        )
+        routes    = @('0.0.0.0/0', '10.0.0.0/24', '10.0.0.7/32', '127.0.0.0/8', '224.0.0.0/4', '255.255.255.255/32')
+        nats      = @()
+        external  = @('Lan')
     }
     foreach ($key in @($Changes.Keys)) {
         $facts[$key] = $Changes[$key]
@@ -189,6 +196,10 @@ function Get-CreateRequest($Fake, $Changes) {
         'memoryMaximumMB'      = 0
         'cpuCount'             = 2
         'switch'               = 'Default Switch'
+        'slot'                 = 1
+        'macAddress'           = '0A0123456789'
+        'isolation'            = 'auto'
+        'allow'                = @()
         'secureBootTemplate'   = 'MicrosoftWindows'
         'nestedVirtualization' = $false
         'host'                 = ''
@@ -246,6 +257,22 @@ function Get-CheckRequest($Fake) {
         'host'         = ''
         'port'         = 8080
     }
+}
+
+# What no walled-off VM reaches.
+function Get-WalledOff {
+    '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.168.0.0/16', '224.0.0.0/4', '240.0.0.0/4', '168.63.129.16/32', '::/0'
+}
+
+# A rule in one line: action, protocol, local and remote address with port.
+function Format-Acl($Acl) {
+    return "$($Acl.action) $($Acl.protocol) $($Acl.local):$($Acl.localPort) $($Acl.remote):$($Acl.remotePort)"
+}
+
+# The rules of one direction, as the VM's switch weighs them.
+function Assert-Wall($Vm, [string]$Direction, $Expected) {
+    $acls = @($Vm.acls | Where-Object { $_.direction -eq $Direction } | Sort-Object -Property weight -Descending)
+    Assert-Equal (@($acls | ForEach-Object { Format-Acl $_ }) -join "`n") ($Expected -join "`n") "the rules, $Direction"
 }
 
 # A VM of the pool that holds a JIT configuration in two parts.
@@ -401,6 +428,8 @@ function Get-Check {
         Assert-Equal $vm.processors 2 'the processors'
         Assert-Equal $vm.nested $false 'nested virtualization'
         Assert-Equal $vm.switchName 'Default Switch' 'the switch'
+        Assert-Equal $vm.macAddress '0A0123456789' 'the MAC address'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '' 'the address for the guest, which it gets by DHCP'
         Assert-Equal $vm.secureBoot 'On' 'secure boot'
         Assert-Equal $vm.secureBootTemplate 'MicrosoftWindows' 'the secure boot template'
         Assert-Equal $vm.checkpoints 'Disabled' 'checkpoints'
@@ -519,7 +548,128 @@ function Get-Check {
     $checks['create fails when the host has no address on the switch'] = {
         param($Fake)
         $request = Get-CreateRequest $Fake @{ 'switch' = 'Lan' }
-        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'key-values' "*'Lan'*ORCHESTRATOR_IP*"
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'network' "*'Lan'*ORCHESTRATOR_IP*"
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create walls a VM off from all but the pool, DNS, DHCP, what is allowed and the internet'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'allow' = @('192.168.1.20:8443', 'localhost:443') }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' $request '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal "$($vm.macSpoofing) $($vm.dhcpGuard) $($vm.routerGuard)" 'Off On On' 'MAC spoofing, DHCP guard and router guard'
+        $both = @(
+            'Allow TCP ANY:ANY 172.20.0.1:8080', 'Allow TCP ANY:ANY 192.168.1.20:8443', 'Allow TCP ANY:ANY 127.0.0.1:443',
+            'Allow UDP ANY:ANY 172.20.0.1:53', 'Allow TCP ANY:ANY 172.20.0.1:53', 'Allow UDP ANY:ANY 10.0.0.53:53',
+            'Allow TCP ANY:ANY 10.0.0.53:53', 'Allow UDP ANY:ANY 8.8.8.8:53', 'Allow TCP ANY:ANY 8.8.8.8:53'
+        )
+        $denied = @(Get-WalledOff | ForEach-Object { "Deny ANY ANY:ANY ${_}:ANY" })
+        Assert-Wall $vm 'Outbound' ($both + 'Allow UDP ANY:68 255.255.255.255:67' + 'Allow UDP ANY:68 172.20.0.1:67' + $denied)
+        Assert-Wall $vm 'Inbound' ($both + 'Allow UDP ANY:68 172.20.0.1:67' + $denied)
+    }
+
+    $checks['create walls no VM off unless told to, or the switch is its own'] = {
+        param($Fake)
+        $cases = @(
+            @('auto', @(), $false), @('off', @('172.20.0.0/20'), $false), @('auto', @('192.168.0.0/16'), $false),
+            @('auto', @('192.168.0.0/16', '172.20.0.0/20'), $true), @('on', @(), $true)
+        )
+        for ($i = 0; $i -lt $cases.Count; $i++) {
+            Set-FakeHost $Fake @{ nats = $cases[$i][1] }
+            $request = Get-CreateRequest $Fake @{ 'isolation' = $cases[$i][0]; 'name' = "runner-$i"; 'diskPath' = Join-Path -Path $Fake.Storage -ChildPath "runner-$i.vhdx" }
+            Assert-Success (Invoke-PoolScript $Fake 'create-vm' $request '')
+            $vm = @(Get-FakeVM $Fake | Where-Object { $_.name -eq "runner-$i" })[0]
+            Assert-Equal (@($vm.acls).Count -gt 0) $cases[$i][2] "whether VM_ISOLATION=$($cases[$i][0]) with NAT for '$($cases[$i][1])' walls a VM off"
+        }
+    }
+
+    $checks['create walls a VM off from networks with public addresses that the host reaches itself'] = {
+        param($Fake)
+        $addresses = @(
+            @{ adapter = 'Default Switch'; alias = 'x'; ip = '172.20.0.1' }, @{ adapter = 'Ethernet'; alias = 'y'; ip = '203.0.113.7' },
+            @{ adapter = 'Wi-Fi'; alias = 'z'; ip = '198.51.100.9' }
+        )
+        # With the two halves of the internet, as VPNs have them.
+        $routes = @('0.0.0.0/0', '0.0.0.0/1', '128.0.0.0/1', '203.0.113.7/32', '203.0.113.0/24', '10.8.0.0/16', '25.0.0.0/8')
+        Set-FakeHost $Fake @{ addresses = $addresses; routes = $routes }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on' }) '')
+        $denied = @(@(Get-FakeVM $Fake)[0].acls | Where-Object { $_.action -eq 'Deny' -and $_.direction -eq 'Inbound' } | ForEach-Object { $_.remote })
+        $added = @($denied | Where-Object { @(Get-WalledOff) -notcontains $_ })
+        Assert-Equal ($added -join ', ') '25.0.0.0/8, 203.0.113.0/24, 198.51.100.9/32' 'what the host adds'
+    }
+
+    $checks['create gives a VM on the pool''s own switch a fixed address, and lets it send from no other'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/16') }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'slot' = 3 }) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '172.20.0.12' 'the address'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolPrefixLength') '24' 'the length of the prefix'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolGateway') '172.20.0.1' 'the gateway'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolDnsServers') '10.0.0.53,8.8.8.8' 'the DNS servers'
+        $rules = @(
+            'Allow TCP 172.20.0.12:ANY 172.20.0.1:8080',
+            'Allow UDP 172.20.0.12:ANY 10.0.0.53:53', 'Allow TCP 172.20.0.12:ANY 10.0.0.53:53',
+            'Allow UDP 172.20.0.12:ANY 8.8.8.8:53', 'Allow TCP 172.20.0.12:ANY 8.8.8.8:53'
+        )
+        $rules += @(Get-WalledOff | ForEach-Object { "Deny ANY ANY:ANY ${_}:ANY" })
+        $rules += 'Allow ANY 172.20.0.12:ANY 0.0.0.0/0:ANY', 'Deny ANY ANY:ANY ANY:ANY'
+        Assert-Wall $vm 'Outbound' $rules
+        Assert-Wall $vm 'Inbound' $rules
+    }
+
+    $checks['create leaves the addresses to the DHCP server of the host, if it has one'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dhcpService = 'Running' }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '' 'the address'
+        $ways = @($vm.acls | Where-Object { $_.localPort -eq '68' } | ForEach-Object { "$($_.direction) $(Format-Acl $_)" }) -join ', '
+        Assert-Equal $ways 'Outbound Allow UDP ANY:68 255.255.255.255:67, Outbound Allow UDP ANY:68 172.20.0.1:67, Inbound Allow UDP ANY:68 172.20.0.1:67' 'the ways to the DHCP server'
+    }
+
+    $checks['create gives no address twice, and says when there is none'] = {
+        param($Fake)
+        $dns = @(@{ adapter = 'Ethernet'; metric = 1; servers = @('127.0.0.1') })
+        $cases = @(
+            @('172.20.0.1', 246, '*no address for slot 246*POOL_SIZE*'), @('172.20.0.11', 1, '172.20.0.10'),
+            @('172.20.0.11', 2, '172.20.0.12'), @('172.20.0.254', 244, '172.20.0.253')
+        )
+        foreach ($case in $cases) {
+            Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dns = $dns; addresses = @(@{ adapter = 'Default Switch'; alias = 'x'; ip = $case[0] }) }
+            $disk = Join-Path -Path $Fake.Storage -ChildPath "runner-$($case[1]).vhdx"
+            $request = Get-CreateRequest $Fake @{ 'slot' = $case[1]; 'name' = "runner-$($case[1])"; 'diskPath' = $disk }
+            $answer = Invoke-PoolScript $Fake 'create-vm' $request ''
+            if ($case[2] -like '*slot*') {
+                Assert-Failure $answer 'network' $case[2]
+                continue
+            }
+            Assert-Success $answer
+            $vm = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $request['name'] })[0]
+            Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') $case[2] "the address of slot $($case[1]) beside a host at $($case[0])"
+            Assert-Equal (Get-HostItem $vm 'RunnerPoolDnsServers') $case[0] 'the DNS server, which runs on the host'
+        }
+    }
+
+    $checks['create fails without a DNS server for a fixed address'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dns = @() }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '') 'network' '*DNS server*'
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create lets a walled-off VM get its address from any DHCP server of a LAN'] = {
+        param($Fake)
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'switch' = 'Lan'; 'host' = '10.0.0.7' }) '')
+        $acls = @(@(Get-FakeVM $Fake)[0].acls | Where-Object { $_.direction -eq 'Inbound' })
+        Assert-Equal (Format-Acl $acls[0]) 'Allow TCP ANY:ANY 10.0.0.7:8080' 'the way to the pool'
+        Assert-Equal (@($acls | Where-Object { $_.localPort -eq '68' } | ForEach-Object { Format-Acl $_ }) -join ', ') 'Allow UDP ANY:68 0.0.0.0/0:67' 'the way from the DHCP server'
+    }
+
+    $checks['create fails when the name of a GitHub that VMs must reach is not known'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'allow' = @('no-such-host.invalid:443') }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'network' '*no-such-host.invalid*'
         Assert-NothingLeft $Fake 0
     }
 
@@ -550,9 +700,18 @@ function Get-Check {
         'Set-VMFirmware'                                       = 'settings'
         'Get-VMIntegrationService'                             = 'settings'
         'Enable-VMIntegrationService'                          = 'settings'
-        'Get-VMNetworkAdapter'                                 = 'key-values'
-        'Get-NetAdapter'                                       = 'key-values'
-        'Get-NetIPAddress'                                     = 'key-values'
+        'Get-VMNetworkAdapter'                                 = 'network'
+        'Set-VMNetworkAdapter'                                 = 'network'
+        'Get-NetAdapter'                                       = 'network'
+        'Get-NetIPAddress'                                     = 'network'
+        'Get-NetNat'                                           = 'network'
+        'Get-NetIPInterface'                                   = 'network'
+        'Get-DnsClientServerAddress'                           = 'network'
+        'Get-NetRoute'                                         = 'network'
+        'Add-VMNetworkAdapterExtendedAcl'                      = 'network'
+        'AclLost:1'                                            = 'network'
+        'GuardLost'                                            = 'network'
+        'Get-VMNetworkAdapterExtendedAcl'                      = 'network'
         'Get-CimInstance Msvm_ComputerSystem'                  = 'key-values'
         'Get-CimClass'                                         = 'key-values'
         'New-CimInstance'                                      = 'key-values'
@@ -569,7 +728,7 @@ function Get-Check {
         $checks["create undoes everything when $fault fails"] = @{ Data = @($fault, $at); Body = {
             param($Fake, $Data)
             Add-FakeVM $Fake 'runner-1' 'Running' 'mine, hands off' (Join-Path -Path $Fake.Folder -ChildPath 'other.vhdx')
-            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ' }) $Data[0]
+            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ'; 'isolation' = 'on' }) $Data[0]
             Assert-Failure $answer $Data[1] '*'
             foreach ($secret in 'f00dfeed', 'eyJqaXQ') {
                 Assert-True (-not $answer.error.Contains($secret)) 'the error holds a secret'
@@ -935,6 +1094,12 @@ function Get-Check {
         Assert-Equal $answer.firewall 'blocked' 'the firewall'
         Assert-Equal $answer.memoryBytes 34359738368 'the memory'
         Assert-Equal $answer.processors 8 'the processors'
+        Assert-Equal $answer.hypervisorPresent $true 'whether the hypervisor runs'
+        Assert-Equal $answer.switchType 'Internal' 'the kind of switch'
+        Assert-Equal $answer.ownSwitch $false 'whether the switch is the pool''s own'
+        Assert-Equal "$($answer.macMinimum) $($answer.macMaximum)" '00155D000700 00155D0007FF' 'the MAC addresses that Hyper-V gives'
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/20') }
+        Assert-Equal (Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) '').ownSwitch $true 'whether a switch with a NAT is the pool''s own'
     }
 
     $checks['check-host leaves out memory and processors that it cannot find out'] = {
@@ -970,7 +1135,7 @@ function Get-Check {
 
     $rule = @{
         id = 'r1'; action = 'Allow'; profile = 'Any'; protocol = 'TCP'; port = '8080'
-        program = 'Any'; adapter = 'vEthernet (Default Switch)'; service = 'Any'
+        program = 'Any'; adapter = 'vEthernet (Default Switch)'; service = 'Any'; remote = 'Any'
     }
     $cases = @(
         @('allowed', 'a rule for the port', @{}),
@@ -978,6 +1143,13 @@ function Get-Check {
         @('allowed', 'a rule for all ports', @{ port = 'Any'; protocol = 'Any' }),
         @('blocked', 'a rule for another port', @{ port = '8081' }),
         @('blocked', 'a rule for another adapter', @{ adapter = 'Ethernet' }),
+        @('blocked', 'a rule for an adapter that is gone', @{ adapter = '' }),
+        @('allowed', 'a rule for the network of the switch', @{ adapter = 'Any'; remote = '172.20.0.0/255.255.240.0' }),
+        @('allowed', 'a rule for that network among others', @{ adapter = 'Any'; remote = @('10.0.0.0/8', '172.16.0.0/12') }),
+        @('allowed', 'a rule for a range with the host on the switch', @{ remote = '172.20.0.0-172.20.0.255' }),
+        @('allowed', 'a rule for the local subnet', @{ remote = 'LocalSubnet' }),
+        @('blocked', 'a rule for the network that the switch had before', @{ adapter = 'Any'; remote = '172.20.32.0/255.255.240.0' }),
+        @('blocked', 'a rule for one other address', @{ remote = @('fe80::/64', '192.0.2.10') }),
         @('blocked', 'a rule for another program', @{ program = 'C:\other.exe' }),
         @('blocked', 'a rule for a service', @{ service = 'wuauserv' }),
         @('blocked', 'a rule for another kind of network', @{ profile = 'Domain, Private' }),

@@ -15,7 +15,7 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         state                = $State
         notes                = $Notes
         uptime               = 0
-        # When it was turned on, in ticks: ConvertFrom-Json would make a date of text. Uptime counts beside it.
+        # When it was turned on, in ticks; counts beside uptime.
         started              = 0
         disks                = $disks
         switchName           = ''
@@ -36,6 +36,12 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         kvpEnabled           = $false
         recoveryAction       = 3
         hostItems            = [pscustomobject]@{}
+        macAddress           = ''
+        macSpoofing          = 'On'
+        dhcpGuard            = 'Off'
+        routerGuard          = 'Off'
+        # The extended ACLs: direction, weight, action, local and remote address and port, protocol.
+        acls                 = @()
         guestItems           = [pscustomobject]@{}
         # 2 well, 12 not yet heard, 13 heard no more.
         heartbeat            = 12
