@@ -34,8 +34,8 @@ Describe 'every script' {
         $text = [System.IO.File]::ReadAllText("$root/$_")
         $neighbors = @(Get-Neighbor $text)
         $parsed = [System.Management.Automation.Language.Parser]::ParseInput($text, [ref]$null, [ref]$null)
-        $commands = @($parsed.FindAll({ param($Node) $Node -is [System.Management.Automation.Language.CommandAst] }, $true) |
-            Where-Object { $_.GetCommandName() -and $_.GetCommandName() -notmatch '[\\/]' })
+        $all = $parsed.FindAll({ param($Node) $Node -is [System.Management.Automation.Language.CommandAst] }, $true)
+        $commands = @($all | Where-Object { $_.GetCommandName() -and $_.GetCommandName() -notmatch '[\\/]' })
         $commands.Count | Should -BeGreaterThan 1
         for ($i = 0; $commands.Count -gt 0; $i++) {
             $words = @(foreach ($command in $commands) {
