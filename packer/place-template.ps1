@@ -102,26 +102,23 @@ function Wait-Guest {
     }
 }
 
-# Hyper-V lets go of a disk a moment after its VM is gone.
-function Remove-CheckDisk {
-    param([Parameter(Mandatory)] [string] $Path)
-    for ($try = 1; Test-Path -LiteralPath $Path; $try++) {
+# Removes the VM that checks an image, and its disk.
+function Remove-CheckVm {
+    param([Parameter(Mandatory)] [string] $Disk)
+    for ($try = 1; $true; $try++) {
         try {
-            Remove-Item -LiteralPath $Path -Force
+            foreach ($vm in @(Get-VM | Where-Object { $_.Name -eq $CheckVmName })) {
+                if ([string] $vm.State -ne 'Off') { Stop-VM -VM $vm -TurnOff -Force }
+                Remove-VM -VM $vm -Force
+            }
+            # Hyper-V lets go of it a moment after its VM is gone.
+            if (Test-Path -LiteralPath $Disk) { Remove-Item -LiteralPath $Disk -Force }
+            return
         } catch {
             if ($try -ge 20) { throw }
             Start-Sleep -Milliseconds 500
         }
     }
-}
-
-function Remove-CheckVm {
-    param([Parameter(Mandatory)] [string] $Disk)
-    foreach ($vm in @(Get-VM | Where-Object { $_.Name -eq $CheckVmName })) {
-        if ([string] $vm.State -ne 'Off') { Stop-VM -VM $vm -TurnOff -Force }
-        Remove-VM -VM $vm -Force
-    }
-    Remove-CheckDisk -Path $Disk
 }
 
 # Boots a VM of the image, without the values that the pool gives its VMs, and waits for

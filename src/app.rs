@@ -1,6 +1,6 @@
 //! The program's parts, put together: what `main` runs and tests drive.
 
-use crate::config::{Config, Shutdown, Source};
+use crate::config::{Config, Loaded, Shutdown, Source};
 use crate::github::GitHub;
 use crate::github::client::Client;
 use crate::http::server::{self, Limits, Server};
@@ -10,17 +10,57 @@ use crate::hypervisor::host_check::{self, Finding, Severity};
 use crate::hypervisor::hyperv::HyperV;
 use crate::hypervisor::identity;
 use crate::hypervisor::powershell::PowerShell;
+use crate::logging;
 use crate::pool::slot::types::Stop;
 use crate::secret::Keys;
 use crate::sim::github::MockGitHub;
 use crate::sim::hypervisor::MockHypervisor;
-use crate::workers::{Pool, STOP_LIMIT};
-use log::{Level, info, log, warn};
+use crate::workers::{HOST_SHUTDOWN_LIMIT, Pool, STOP_LIMIT};
+use log::{Level, error, info, log, warn};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Why the program does not run. The texts are for the user.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The settings are wrong, all that is wrong with them: somebody has to correct them.
+    Refused(String),
+    /// Something else, which may be over at another try.
+    Failed(String),
+}
+
+/// Reads the settings.
+///
+/// # Errors
+/// All that is wrong with them, after what is worth a warning.
+pub fn load(source: &Source) -> Result<Loaded, Failure> {
+    source.load().map_err(|faults| {
+        // A misspelled name, of which only a warning tells, is often the cause of a missing setting.
+        let warnings = faults.warnings().iter().map(|warning| format!("warning: {warning}\n"));
+        Failure::Refused(warnings.chain([faults.to_string()]).collect())
+    })
+}
+
+/// Starts the log, and then the pool.
+///
+/// # Errors
+/// When there can be no log, and as [`App::start`].
+pub fn launch(loaded: Loaded, source: Source) -> Result<(logging::Guard, App), Failure> {
+    let Loaded { config, warnings } = loaded;
+    let log = &config.log;
+    let guard = logging::start(log.level, log.format, log.dir.as_deref()).map_err(Failure::Refused)?;
+    // Nobody reads the standard error of a pool that runs unattended.
+    std::panic::set_hook(Box::new(|panic| {
+        error!("a defect of this program: {panic}");
+        log::logger().flush();
+    }));
+    warnings.iter().for_each(|warning| warn!("{warning}"));
+    App::start(&config, source).map(|app| (guard, app)).map_err(Failure::Failed)
+}
 
 /// The running program: its pool and its HTTP server.
 #[derive(Debug)]
@@ -114,8 +154,19 @@ impl App {
 
     /// Stops as `SHUTDOWN` says, and returns when all is done that can be done now.
     pub fn stop(self) {
-        self.pool.stop(self.stop);
-        self.pool.join(STOP_LIMIT);
+        let stop = self.stop;
+        self.end(stop, STOP_LIMIT);
+    }
+
+    /// Stops while Windows shuts down: removes the registrations of idle runners, and leaves
+    /// the VMs to Hyper-V, which turns them off.
+    pub fn stop_for_host_shutdown(self) {
+        self.end(Stop::HostShutdown, HOST_SHUTDOWN_LIMIT);
+    }
+
+    fn end(self, stop: Stop, limit: Duration) {
+        self.pool.stop(stop);
+        self.pool.join(limit);
         self.server.stop();
     }
 }

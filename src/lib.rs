@@ -4,7 +4,8 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`app`] | the parts put together: what `main` runs |
+//! | [`service`] | the pool as a Windows service |
+//! | [`app`] | the parts put together: what `main` and the service run |
 //! | [`http`] | webhooks from GitHub, calls from the VMs, health; [`http::server`] speaks HTTP |
 //! | [`workers`] | the threads around the pool's state: one per slot, and the monitor |
 //! | [`pool`] | what decides, without I/O, threads or a clock |
@@ -14,10 +15,10 @@
 //! | [`config`] | the settings |
 //! | [`secret`] | values that are never shown, and the keys made from them |
 //! | [`logging`], [`repeats`] | the log, and what keeps it from being flooded |
-//! | [`date`], `text` | the little that is needed of a calendar; text from outside as it may be shown |
+//! | [`date`], `text`, `registry` | the little that is needed of a calendar; text from outside as it may be shown; values in Windows' registry |
 //!
 //! Dependencies between the modules point one way:
-//! `main -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.
+//! `main -> service -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.
 //! See `docs/ARCHITECTURE.md`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -30,8 +31,11 @@ pub mod http;
 pub mod hypervisor;
 pub mod logging;
 pub mod pool;
+#[cfg(windows)]
+mod registry;
 pub mod repeats;
 pub mod secret;
+pub mod service;
 pub mod sim;
 mod sync;
 mod text;

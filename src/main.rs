@@ -3,11 +3,11 @@
 //! they did, 2 for wrong arguments or settings.
 
 use crossbeam_channel::Sender;
-use hyperv_runner_pool::app::{self, App};
+use hyperv_runner_pool::app::{self, Failure};
 use hyperv_runner_pool::config::{self, Loaded, Source};
 use hyperv_runner_pool::hypervisor::host_check::{Finding, Severity};
-use hyperv_runner_pool::logging;
-use log::{error, info, warn};
+use hyperv_runner_pool::service::{self, Command};
+use log::{info, warn};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -27,6 +27,13 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         [] => with_config(run),
         ["check"] => with_config(check),
+        ["service", command @ ..] => match Command::parse(command) {
+            Ok(command) => command.perform().map_or_else(|failure| failed(&failure), |text| print(&text)),
+            Err(why) => {
+                eprintln!("hyperv-runner-pool: {why} (see --help)");
+                ExitCode::from(WRONG_USAGE)
+            }
+        },
         ["--help" | "-h" | "help"] => print(&config::help()),
         ["--version" | "-V"] => print(concat!("hyperv-runner-pool ", env!("CARGO_PKG_VERSION"), "\n")),
         ["check", unknown, ..] | [unknown, ..] => {
@@ -39,44 +46,35 @@ fn main() -> ExitCode {
 }
 
 fn with_config(go: impl FnOnce(Loaded, Source) -> ExitCode) -> ExitCode {
-    let folder = match std::env::current_dir() {
+    let folder = match service::folder() {
         Ok(folder) => folder,
-        Err(err) => return fail(&format!("the working directory cannot be read: {err}")),
+        Err(why) => return fail(&why),
     };
     let source = Source::new(std::env::vars_os(), folder);
-    match source.load() {
-        Ok(loaded) => go(loaded, source),
-        Err(faults) => {
-            // A misspelled name, of which only a warning tells, is often the cause of a missing setting.
-            faults.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
-            eprintln!("{faults}");
-            ExitCode::from(WRONG_USAGE)
+    match app::load(&source) {
+        Ok(mut loaded) => {
+            if let Some(folder) = service::installed_folder()
+                && std::env::current_dir().ok().as_ref() != Some(&folder)
+            {
+                let folder = folder.display();
+                loaded
+                    .warnings
+                    .push(format!("The settings are those of the installed service, in {folder}."));
+            }
+            go(loaded, source)
         }
+        Err(failure) => failed(&failure),
     }
 }
 
-fn run(Loaded { config, warnings }: Loaded, source: Source) -> ExitCode {
-    let log = &config.log;
-    let _flushed_at_the_end = match logging::start(log.level, log.format, log.dir.as_deref()) {
-        Ok(guard) => guard,
-        Err(why) => {
-            eprintln!("{why}");
-            return ExitCode::from(WRONG_USAGE);
-        }
-    };
-    // Nobody reads the standard error of a pool that runs unattended.
-    std::panic::set_hook(Box::new(|panic| {
-        error!("a defect of this program: {panic}");
-        log::logger().flush();
-    }));
-    warnings.iter().for_each(|warning| warn!("{warning}"));
+fn run(loaded: Loaded, source: Source) -> ExitCode {
     let (interrupt, interrupted) = crossbeam_channel::unbounded();
     if let Err(why) = on_interrupt(interrupt) {
         return fail(&format!("Ctrl+C cannot be caught: {why}"));
     }
-    let app = match App::start(&config, source) {
-        Ok(app) => app,
-        Err(why) => return fail(&why),
+    let (_flushed_at_the_end, app) = match app::launch(loaded, source) {
+        Ok(running) => running,
+        Err(failure) => return failed(&failure),
     };
     if interrupted.recv().is_ok() {
         info!("stopping: no new VMs (a second Ctrl+C stops at once and leaves all to the next start)");
@@ -161,6 +159,16 @@ fn print(text: &str) -> ExitCode {
         // Whoever read has read enough.
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILED),
+    }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    match failure {
+        Failure::Refused(why) => {
+            eprintln!("{why}");
+            ExitCode::from(WRONG_USAGE)
+        }
+        Failure::Failed(why) => fail(why),
     }
 }
 

@@ -8,6 +8,7 @@
 //   POST   /-/jobs  {"script","shell"}     queues a job; answers with its id
 //   GET    /-/jobs                         every job: {"id","state","result","runner"}
 //   GET    /-/runners                      every runner's name
+//   GET    /-/online                       the names of those that are online
 //   POST   /-/runners/NAME?online=&busy=   says so of a runner that is only played
 //   DELETE /-/runners/NAME                 forgets a runner
 import { createHmac, generateKeyPairSync, randomUUID } from "node:crypto";
@@ -236,6 +237,7 @@ function control(method, kind, name, query, body) {
     return [200, { id: job.id }];
   }
   if (kind === "jobs") return [200, jobs.map(({ id, state, result, runner }) => ({ id, state, result, runner }))];
+  if (kind === "online") return [200, runners.filter((runner) => runner.online).map((runner) => runner.name)];
   if (kind !== "runners") return [404, {}];
   if (!name) return [200, runners.map((runner) => runner.name)];
   const runner = runners.find((runner) => runner.name === name);

@@ -13,6 +13,14 @@ destroyed, and is replaced by a fresh one.
 USAGE
   hyperv-runner-pool              run the pool until Ctrl+C
   hyperv-runner-pool check        check the settings and this host; change nothing
+  hyperv-runner-pool service ...  control the pool as a Windows service; all but status needs an
+                                  elevated prompt
+      install [--folder PATH]     install it, or change the folder or program of the one installed;
+                                  PATH holds .env (default: this folder, or the program's)
+      start                       start it; with Windows it starts by itself
+      stop [--now]                stop it in order; --now leaves every VM as it is
+      status                      tell whether it runs
+      uninstall                   stop it in order and remove it
   hyperv-runner-pool --help       print this text
   hyperv-runner-pool --version    print the version
 
@@ -21,12 +29,14 @@ To try it with simulated VMs, without any setup:
   $env:USE_MOCK='true'; hyperv-runner-pool                (PowerShell)
 
 EXIT CODES
-  0  the pool was stopped, or the check found no fault
-  1  the pool could not run, or the check found faults
+  0  the pool was stopped, the check found no fault, or the service is as wanted
+  1  the pool could not run, the check found faults, or the service is not as wanted
   2  an argument or a setting is wrong; every fault is listed
 
-Settings come from environment variables and from the file .env in the working directory.
-Environment variables override .env. An empty value counts as not set.
+Settings come from environment variables and from the file .env in the pool's folder. That is the
+folder of the installed service; without one, the working directory if it has a .env, else the
+program's folder. Relative paths start there. Environment variables override .env. An empty value
+counts as not set.
 ",
         env!("CARGO_PKG_VERSION")
     );
@@ -79,7 +89,11 @@ pub fn reference() -> String {
     let mut reference = String::from(
         "# Configuration
 
-Settings come from environment variables and from the file `.env` in the working directory.
+Settings come from environment variables and from the file `.env` in the pool's folder. That is the
+folder of the installed service; without one, the working directory if it has a `.env`, else the
+program's folder. Relative paths start there. The service sees the machine's environment variables
+only, and changes to them after the next start of Windows.
+
 Environment variables override `.env`. An empty value counts as not set. The pool reports all faults
 at once when it starts, and `hyperv-runner-pool check` reports them without starting it.
 

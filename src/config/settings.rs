@@ -281,7 +281,7 @@ settings! {
         LOG_FORMAT Default("text"),
             Choice(&["text", "json"], |c, i| c.log.format = [LogFormat::Text, LogFormat::Json][i]),
             "text: lines to read. json: one JSON object per line.";
-        LOG_DIR Unset("standard error"),
+        LOG_DIR Unset("standard error; for the service, `logs` in its folder"),
             Path(|c, path| { c.log.dir = Some(path); Ok(()) }),
             "Log to files in this folder.";
     }

@@ -36,6 +36,9 @@ use std::time::{Duration, Instant};
 /// How long an orderly stop may last. What is not done by then is left to the next start.
 pub const STOP_LIMIT: Duration = Duration::from_secs(180);
 
+/// How long the pool may take when the host shuts down.
+pub const HOST_SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
+
 /// The running pool.
 pub struct Pool {
     shared: Arc<Shared>,

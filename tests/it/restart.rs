@@ -28,6 +28,27 @@ fn a_vm_with_a_job_is_adopted_and_its_guest_is_still_known() {
 }
 
 #[test]
+fn after_the_hosts_shutdown_only_the_lost_jobs_runner_is_registered_and_the_next_start_clears_the_vms() {
+    let world = MockWorld::with_endless_jobs();
+    let pool = world.start(settings(2, 2));
+    pool.wait_for(Phase::Ready, 2);
+    pool.queue_job(1);
+    pool.wait_for(Phase::Running, 1);
+    let with_job = pool.slot_in(Phase::Running).instance.unwrap();
+    let vms = world.vms();
+    pool.stop(Stop::HostShutdown);
+    assert_eq!(world.vms(), vms, "Hyper-V turns them off by itself");
+    let registered: Vec<String> = world.runners().into_iter().map(|runner| runner.name).collect();
+    assert_eq!(registered, [with_job.runner_name]);
+
+    vms.iter().for_each(|vm| world.power_off(&vm.name));
+    let pool = world.start(settings(2, 2));
+    pool.wait_for(Phase::Ready, 2);
+    assert!(!world.vms().iter().any(|vm| vms.contains(vm)));
+    pool.stop(Stop::Keep);
+}
+
+#[test]
 fn a_first_list_that_leaves_vms_out_costs_no_running_job() {
     let world = MockWorld::with_endless_jobs();
     let pool = world.start(settings(1, 1));

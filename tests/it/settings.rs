@@ -2,7 +2,9 @@
 //! `docs/configuration.md`) agrees with what the program does with them.
 
 use hyperv_runner_pool::config::{self, Fallback, Faults, Loaded, SETTINGS, Source};
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 fn filled_in() -> String {
     config::example()
@@ -93,10 +95,36 @@ fn what_users_read_fits_a_hundred_columns_in_plain_ascii() {
 #[test]
 fn help_names_the_commands_the_version_and_the_exit_codes() {
     let help = config::help();
-    for text in ["hyperv-runner-pool check", "--help", "--version", "USE_MOCK", env!("CARGO_PKG_VERSION")] {
+    for text in [
+        "hyperv-runner-pool check",
+        "hyperv-runner-pool service",
+        "--help",
+        "--version",
+        "USE_MOCK",
+        env!("CARGO_PKG_VERSION"),
+    ] {
         assert!(help.contains(text), "{text}");
     }
     let codes = help.split_once("EXIT CODES\n").unwrap().1.split_once("\n\n").unwrap().0;
     let codes: Vec<_> = codes.lines().map(|line| line.trim().split_once("  ").unwrap().0).collect();
     assert_eq!(codes, ["0", "1", "2"]);
+}
+
+#[test]
+fn without_settings_in_the_working_directory_those_beside_the_program_count() {
+    let folder = std::env::temp_dir().join(format!("pool-folder-{}", std::process::id()));
+    let (programs, working) = (folder.join("program"), folder.join("working"));
+    fs::create_dir_all(&programs).unwrap();
+    fs::create_dir_all(&working).unwrap();
+    let program = programs.join("hyperv-runner-pool");
+    fs::copy(env!("CARGO_BIN_EXE_hyperv-runner-pool"), &program).unwrap();
+    let check = || {
+        let output = Command::new(&program).arg("check").current_dir(&working).env_clear().output().unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    fs::write(programs.join(".env"), "USE_MOCK=true\nPORT=beside").unwrap();
+    assert!(check().contains("PORT (.env line 2): `beside`"), "{}", check());
+    fs::write(working.join(".env"), "USE_MOCK=true\nPORT=here").unwrap();
+    assert!(check().contains("PORT (.env line 2): `here`"), "{}", check());
+    fs::remove_dir_all(&folder).unwrap();
 }

@@ -2,63 +2,77 @@ Set-StrictMode -Version Latest
 
 BeforeAll {
     . (Join-Path -Path $PSScriptRoot -ChildPath 'standins.ps1')
-    Import-StandIn 'Get-ScheduledTask', 'Stop-ScheduledTask', 'Unregister-ScheduledTask'
 }
 
-AfterAll {
-    Remove-Module -Name StandIns
-    Remove-Variable -Name StandIn -Scope Global
-}
-
-Describe 'start.ps1' {
-    BeforeAll { Enter-AdministratorRole }
-    AfterAll { Exit-AdministratorRole }
-
+Describe 'start.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\') {
     BeforeEach {
-        Reset-StandIn
         $folder = Join-Path -Path $TestDrive -ChildPath ([guid]::NewGuid())
         New-Item -ItemType Directory -Path "$folder/packer" | Out-Null
         Copy-Item -LiteralPath "$Root/start.ps1" -Destination $folder
         Copy-Item -LiteralPath "$Root/packer/common.ps1" -Destination "$folder/packer"
-    }
-
-    It 'does not say that there is no task when the task scheduler fails' {
-        $global:StandIn.Faults['Get-ScheduledTask'] = 1
-        $result = Invoke-Script "$folder/start.ps1" @{ Uninstall = $true }
-        $result.Thrown | Should -BeLike 'Get-ScheduledTask failed*'
-        $result.Output | Should -Not -BeLike '*There is no scheduled task*'
-    }
-
-    It 'says that there is no task, where there is none' {
-        $result = Invoke-Script "$folder/start.ps1" @{ Uninstall = $true }
-        $result.Thrown | Should -Be ''
-        $result.Output | Should -BeLike '*There is no scheduled task*'
-    }
-
-    It 'as a task gives the pool a LOG_DIR where .env has <Text>' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\') -ForEach @(
-        @{ Text = 'LOG_DIR= # none'; Given = $true }
-        @{ Text = 'LOG_DIR=""'; Given = $true }
-        @{ Text = 'log_dir=elsewhere'; Given = $true }
-        @{ Text = "LOG_DIR=elsewhere`nLOG_DIR="; Given = $true }
-        @{ Text = "LOG_DIR=`nLOG_DIR=elsewhere"; Given = $false }
-        @{ Text = 'export LOG_DIR="else where" # there'; Given = $false }
-        @{ Text = 'LOG_DIR=a#b'; Given = $false }
-    ) {
-        [System.IO.File]::WriteAllText("$folder/.env", "$Text`n")
-        [System.IO.File]::WriteAllText("$folder/hyperv-runner-pool", "#!/bin/sh`necho `"logs: `$LOG_DIR`"`n")
-        & chmod +x "$folder/hyperv-runner-pool"
-        $before = $env:LOG_DIR
-        $env:LOG_DIR = ''
+        Set-Content -LiteralPath "$folder/.env" -Value 'USE_MOCK=true'
         $place = Get-Location
-        try {
-            $result = Invoke-Script "$folder/start.ps1" @{ Task = $true }
-        } finally {
-            $env:LOG_DIR = $before
-            Set-Location -LiteralPath $place
+
+        # A pool that writes down how it is called. A call whose words are in `fails` gives that code.
+        function Set-Pool([hashtable]$Fails = @{}) {
+            $lines = @('#!/bin/sh', "echo `"pool `$*`"")
+            $lines += @($Fails.Keys | ForEach-Object { "[ `"`$*`" = '$_' ] && exit $($Fails[$_])" })
+            [System.IO.File]::WriteAllText("$folder/hyperv-runner-pool", (@($lines + 'exit 0') -join "`n") + "`n")
+            & chmod +x "$folder/hyperv-runner-pool"
         }
-        $result.Thrown | Should -Be ''
-        $expected = 'logs: '
-        if ($Given) { $expected += "$folder/logs" }
-        $result.Output | Should -Be $expected
+    }
+    AfterEach { Set-Location -LiteralPath $place }
+
+    It 'checks the host, then runs the pool and passes on its exit code' {
+        Set-Pool @{ '' = 7 }
+        $result = Invoke-Script "$folder/start.ps1"
+        $result.Output | Should -Be "pool check`npool "
+        $result.ExitCode | Should -Be 7
+    }
+
+    It 'does not run the pool where the check finds faults' {
+        Set-Pool @{ 'check' = 1 }
+        $result = Invoke-Script "$folder/start.ps1"
+        $result.Output | Should -Be 'pool check'
+        $result.ExitCode | Should -Be 1
+    }
+
+    It 'installs the service for its own folder and starts it, though the check finds faults that may pass' {
+        Set-Pool @{ 'check' = 1 }
+        $result = Invoke-Script "$folder/start.ps1" @{ Install = $true }
+        $result.Output | Should -Be "pool check`npool service install --folder $folder`npool service start"
+        $result.ExitCode | Should -Be 0
+    }
+
+    It 'installs no service with wrong settings' {
+        Set-Pool @{ 'check' = 2 }
+        $result = Invoke-Script "$folder/start.ps1" @{ Install = $true }
+        $result.Output | Should -Be 'pool check'
+        $result.ExitCode | Should -Be 2
+    }
+
+    It 'starts no service that could not be installed' {
+        Set-Pool @{ "service install --folder $folder" = 1 }
+        $result = Invoke-Script "$folder/start.ps1" @{ Install = $true }
+        $result.Output | Should -Not -BeLike '*service start*'
+        $result.ExitCode | Should -Be 1
+    }
+
+    It 'removes the service, without settings too' {
+        Remove-Item -Force -LiteralPath "$folder/.env"
+        Set-Pool @{ 'service uninstall' = 1 }
+        $result = Invoke-Script "$folder/start.ps1" @{ Uninstall = $true }
+        $result.Output | Should -Be 'pool service uninstall'
+        $result.ExitCode | Should -Be 1
+    }
+
+    It 'says what is missing' {
+        $result = Invoke-Script "$folder/start.ps1"
+        $result.Output | Should -BeLike '*There is no hyperv-runner-pool.exe*'
+        Set-Pool
+        Remove-Item -Force -LiteralPath "$folder/.env"
+        $result = Invoke-Script "$folder/start.ps1" @{ Install = $true }
+        $result.Output | Should -BeLike "*There is no $folder/.env*"
+        $result.ExitCode | Should -Be 1
     }
 }

@@ -448,6 +448,35 @@ Describe 'place-template.ps1' {
         Get-Content -LiteralPath "$template.previous" | Should -Be 'before'
     }
 
+    It 'places nothing when <_> fails' -ForEach 'Get-VM', 'Get-VMHardDiskDrive', 'Get-VHD' {
+        Set-Content -LiteralPath $template -Value 'before'
+        Set-Content -LiteralPath "$folder/storage/a.vhdx" -Value 'vm'
+        $global:StandIn.Vm = [pscustomobject]@{ Id = [guid]::NewGuid(); Name = 'runner-1'; State = 'Off'; Heartbeat = '' }
+        $global:StandIn.Faults[$_] = 1
+        (& $place).Thrown | Should -BeLike "$_ failed*"
+        Get-Content -LiteralPath $template | Should -Be 'before'
+        [System.IO.File]::Exists($image) | Should -BeTrue
+    }
+
+    It 'tries again to remove the VM of the check when <_> fails' -ForEach 'Stop-VM', 'Remove-VM' {
+        $global:StandIn.Faults[$_] = 2
+        (& $place).Thrown | Should -Be ''
+        Get-Content -LiteralPath $template | Should -Be 'new'
+        & $isClean | Should -BeTrue
+    }
+
+    It 'keeps old templates when it cannot look for disks that depend on them' {
+        Set-Content -LiteralPath $template -Value 'before'
+        Set-Content -LiteralPath "$folder/templates/t-20250101-000000.vhdx" -Value 'old'
+        Set-Content -LiteralPath "$folder/storage/a.vhdx" -Value 'vm'
+        $env:VM_TEMPLATE_PATH = ''
+        $global:StandIn.Faults['Get-VHD'] = 1
+        $result = & $place @{ NewName = $true }
+        $result.Thrown | Should -Be ''
+        $result.Output | Should -BeLike '*Old templates were not deleted: Get-VHD failed*'
+        [System.IO.File]::Exists("$folder/templates/t-20250101-000000.vhdx") | Should -BeTrue
+    }
+
     It 'does not place an image whose guest <Case>' -ForEach @(
         @{ Case = 'says nothing'; Guest = @{ IntegrationServicesVersion = '10.0' }; Heartbeat = 'OkApplicationsUnknown'; Says = 'The guest of the image said nothing within 0 seconds (heartbeat: OkApplicationsUnknown).' }
         @{ Case = 'has no heartbeat'; Guest = @{ RunnerPoolStage = 'x'; RunnerPoolError = 'It broke.' }; Heartbeat = 'NoContact'; Says = '*heartbeat: NoContact). It broke.' }

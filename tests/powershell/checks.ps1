@@ -716,7 +716,7 @@ function Get-Check {
         param($Fake)
         Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
         $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":5,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"freeBytes":*}' 'the answer'
+        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":*,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"freeBytes":*}' 'the answer'
         $vm = @((ConvertFrom-Json -InputObject $text).vms)[0]
         Assert-Equal $vm.notes (Get-Mark $Fake '0123456789abcdef') 'the Notes'
         Assert-Equal @($vm.disks)[0] (Get-DiskPath $Fake '0123456789abcdef') 'the disk'

@@ -80,6 +80,8 @@ function Enter-AdministratorRole {
     $accelerators = [psobject].Assembly.GetType('System.Management.Automation.TypeAccelerators')
     $accelerators::Add('System.Security.Principal.WindowsIdentity', [AdministratorIdentity])
     $accelerators::Add('System.Security.Principal.WindowsPrincipal', [AdministratorPrincipal])
+    # What a script before has used PowerShell finds without asking these again.
+    [psobject].Assembly.GetType('System.Management.Automation.Language.TypeCache').GetField('s_cache', 'NonPublic, Static').GetValue($null).Clear()
 }
 function Exit-AdministratorRole {
     $accelerators = [psobject].Assembly.GetType('System.Management.Automation.TypeAccelerators')

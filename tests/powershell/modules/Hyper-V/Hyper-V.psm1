@@ -69,11 +69,21 @@ function Find-FakeRecord($VM) {
 }
 
 function Update-FakeRecord($VM, $Changes) {
-    $record = Find-FakeRecord $VM
-    foreach ($key in @($Changes.Keys)) {
-        $record.$key = $Changes[$key]
+    $id = (Find-FakeRecord $VM).id
+    Edit-FakeRecord (Get-FakeFolder) $id {
+        param($Record)
+        foreach ($key in @($Changes.Keys)) {
+            $Record.$key = $Changes[$key]
+        }
     }
-    Save-FakeRecord (Get-FakeFolder) $record
+}
+
+function Get-FakeUptime($Record) {
+    $uptime = [timespan]::FromSeconds([double]$Record.uptime)
+    if ([string]$Record.started -ne '') {
+        $uptime += [datetime]::UtcNow - [datetime]::ParseExact($Record.started, 'o', $null, 'RoundtripKind')
+    }
+    return $uptime
 }
 
 # What Get-VM gives for a VM.
@@ -84,7 +94,7 @@ function ConvertTo-FakeVM($Record) {
         Name       = [string]$Record.name
         State      = [string]$Record.state
         Notes      = [string]$Record.notes
-        Uptime     = [timespan]::FromSeconds([double]$Record.uptime)
+        Uptime     = (Get-FakeUptime $Record)
         HardDrives = $drives
     }
 }
@@ -229,7 +239,7 @@ function Start-VM {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Start-VM'
-    Update-FakeRecord $VM @{ state = 'Running'; uptime = 5 }
+    Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.ToString('o') }
     Enter-Call 'Start-VM-after'
 }
 
@@ -252,7 +262,7 @@ function Stop-VM {
             throw 'The operation cannot be performed while the virtual machine is in its current state.'
         }
         if ($record.stuck -eq '') {
-            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
         }
     } catch {
         $problem = $_.Exception.Message
@@ -275,7 +285,7 @@ function Remove-VMSavedState {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Remove-VMSavedState'
-    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0 }
+    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
 }
 
 function Remove-VM {

@@ -15,6 +15,8 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         state                = $State
         notes                = $Notes
         uptime               = 0
+        # When it was turned on; uptime counts beside it.
+        started              = ''
         disks                = $disks
         switchName           = ''
         generation           = 1
@@ -33,17 +35,46 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         stopAction           = 'Save'
         kvpEnabled           = $false
         recoveryAction       = 3
+        guestItems           = [pscustomobject]@{}
         hostItems            = [pscustomobject]@{}
         # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
         stuck                = ''
     }
 }
 
+# Writes aside and then replaces, since others read meanwhile.
 function Save-FakeRecord([string]$Folder, $Record) {
     $vms = Join-Path -Path $Folder -ChildPath 'vms'
     New-Item -Path $vms -ItemType Directory -Force | Out-Null
     $path = Join-Path -Path $vms -ChildPath ([string]$Record.id + '.json')
-    [System.IO.File]::WriteAllText($path, (ConvertTo-Json -InputObject $Record -Depth 5))
+    $aside = "$path.$PID"
+    [System.IO.File]::WriteAllText($aside, (ConvertTo-Json -InputObject $Record -Depth 5))
+    # Move-Item would remove the other first.
+    if (Test-Path -LiteralPath $path) {
+        [System.IO.File]::Replace($aside, $path, [NullString]::Value)
+    } else {
+        [System.IO.File]::Move($aside, $path)
+    }
+}
+
+# Changes one record: reads it, calls $Change with it, writes it. One process at a time.
+function Edit-FakeRecord([string]$Folder, [string]$Id, [scriptblock]$Change) {
+    $path = Join-Path -Path (Join-Path -Path $Folder -ChildPath 'vms') -ChildPath "$Id.json"
+    $lock = $null
+    while ($null -eq $lock) {
+        try {
+            $lock = [System.IO.File]::Open("$path.lock", 'OpenOrCreate', 'ReadWrite', 'None')
+        } catch [System.IO.IOException] {
+            [System.Threading.Thread]::Sleep(5)
+        }
+    }
+    try {
+        $record = ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($path))
+        & $Change $record
+        Save-FakeRecord $Folder $record
+    } finally {
+        $lock.Dispose()
+    }
 }
 
 # Every VM of the simulated host. Wrap the call in @( ): one VM is no array.
@@ -52,7 +83,13 @@ function Read-FakeRecord([string]$Folder) {
     if (-not (Test-Path -LiteralPath $vms)) {
         return
     }
-    foreach ($file in @(Get-ChildItem -LiteralPath $vms -File | Sort-Object -Property Name)) {
-        ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($file.FullName))
+    foreach ($file in @(Get-ChildItem -LiteralPath $vms -Filter '*.json' -File | Sort-Object -Property Name)) {
+        # It may go at any time.
+        try {
+            $text = [System.IO.File]::ReadAllText($file.FullName)
+        } catch [System.IO.FileNotFoundException] {
+            continue
+        }
+        ConvertFrom-Json -InputObject $text
     }
 }

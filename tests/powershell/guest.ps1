@@ -1,0 +1,108 @@
+# Plays a VM of the simulated host on Linux: boots the image's own scripts in it.
+#   pwsh -NoProfile -File guest.ps1 -Id VM -Disk FOLDER
+# FOLDER is the VM's drive C:, with runner-pool-guest and actions-runner as in the image.
+# Only what Linux lacks is replaced: the registry, the task scheduler, shutdown.exe.
+# -Task: what the task scheduler starts, instead of a boot.
+param(
+    [Parameter(Mandatory)][string]$Id,
+    [Parameter(Mandatory)][string]$Disk,
+    [string]$Task = ''
+)
+
+Set-StrictMode -Version Latest
+$ErrorActionPreference = 'Stop'
+
+. (Join-Path -Path $PSScriptRoot -ChildPath 'modules/Hyper-V/Record.ps1')
+New-PSDrive -Name C -PSProvider FileSystem -Root $Disk -Scope Global | Out-Null
+$global:Machine = @{
+    Id     = $Id
+    Disk   = $Disk
+    Script = $PSCommandPath
+    Folder = $env:FAKE_HYPERV
+    Record = { Read-FakeRecord $global:Machine.Folder | Where-Object { $_.id -eq $global:Machine.Id } }
+    Change = {
+        param($Change)
+        Edit-FakeRecord $global:Machine.Folder $global:Machine.Id $Change
+    }
+}
+
+# ---- The registry: what the host tells the VM, and the VM the host
+
+function global:Get-Item {
+    [CmdletBinding()]
+    param([string]$LiteralPath)
+    if ($LiteralPath -notlike 'HKLM:*') {
+        return (Microsoft.PowerShell.Management\Get-Item -LiteralPath $LiteralPath)
+    }
+    $record = & $global:Machine.Record
+    return ([pscustomobject]@{ Items = $record.hostItems } | Add-Member -MemberType ScriptMethod -Name 'GetValue' -PassThru -Value {
+            param($Name)
+            $item = $this.Items.PSObject.Properties[$Name]
+            if ($null -eq $item) { return $null }
+            return $item.Value
+        })
+}
+
+function global:Test-Path {
+    [CmdletBinding()]
+    param([string]$LiteralPath, [string]$Path)
+    if ($LiteralPath -like 'HKLM:*') {
+        return $true
+    }
+    return (Microsoft.PowerShell.Management\Test-Path @PSBoundParameters)
+}
+
+function global:Set-ItemProperty {
+    [CmdletBinding()]
+    param([string]$LiteralPath, [string]$Name, [string]$Value, [string]$Type)
+    if ($Type -ne 'String' -or -not $LiteralPath.EndsWith('\Guest')) {
+        throw "Nothing but text goes to the host, and only below Guest: $LiteralPath $Name"
+    }
+    $item = @{ Name = $Name; Value = $Value }
+    & $global:Machine.Change { param($Record) Add-Member -InputObject $Record.guestItems -NotePropertyName $item.Name -NotePropertyValue $item.Value -Force }
+}
+
+function global:Remove-ItemProperty {
+    [CmdletBinding()]
+    param([string]$LiteralPath, [string]$Name)
+    if (-not $LiteralPath.EndsWith('\Guest')) {
+        throw "The VM removes nothing but its own words: $LiteralPath $Name"
+    }
+    & $global:Machine.Change { param($Record) $Record.guestItems.PSObject.Properties.Remove($Name) }
+}
+
+# ---- Processes: other VMs' are not seen, and a task is one
+
+function global:Get-Process {
+    [CmdletBinding()]
+    param([string]$Name)
+    Microsoft.PowerShell.Management\Get-Process -Name $Name | Where-Object { [string]$_.Path -like "$($global:Machine.Disk)/*" }
+}
+
+function global:New-Object {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$ComObject)
+    if ($ComObject -ne 'Schedule.Service') {
+        throw "There is no $ComObject."
+    }
+    $registered = [pscustomobject]@{ Process = $null }
+    $registered | Add-Member -MemberType ScriptProperty -Name 'State' -Value { if ($null -ne $this.Process -and -not $this.Process.HasExited) { 4 } else { 3 } }
+    $registered | Add-Member -MemberType ScriptMethod -Name 'Run' -Value {
+        $arguments = '-NoProfile', '-NonInteractive', '-File', $global:Machine.Script, '-Id', $global:Machine.Id, '-Disk', $global:Machine.Disk, '-Task', 'C:\runner-pool-guest\start-runner.ps1'
+        $this.Process = Start-Process -FilePath 'pwsh' -ArgumentList $arguments -PassThru
+    }
+    $folder = [pscustomobject]@{ Task = $registered } | Add-Member -MemberType ScriptMethod -Name 'GetTask' -Value { $this.Task } -PassThru
+    $scheduler = [pscustomobject]@{ Folder = $folder } | Add-Member -MemberType ScriptMethod -Name 'GetFolder' -Value { $this.Folder } -PassThru
+    return ($scheduler | Add-Member -MemberType ScriptMethod -Name 'Connect' -Value { } -PassThru)
+}
+
+function global:shutdown.exe {
+    & $global:Machine.Change { param($Record) $Record.state = 'Off' }
+    [System.Environment]::Exit(0)
+}
+
+if ($Task -ne '') {
+    & $Task
+    exit 0
+}
+& 'C:\runner-pool-guest\supervise.ps1'
