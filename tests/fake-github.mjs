@@ -133,9 +133,10 @@ async function message(request, name) {
   request.on("close", () => (gone = true));
   for (const end = Date.now() + pollSeconds * 1000; Date.now() < end && !gone; ) {
     const runner = runners.find((runner) => runner.name === name);
-    if (!runner) return [404, errorOfBroker("RunnerNotFound", "Runner not found")];
+    // Told so, a listener cancels the job that its Worker is just ending.
+    if (!runner && !jobs.some((job) => job.runner === name)) return [404, errorOfBroker("RunnerNotFound", "Runner not found")];
     const job = jobs.find((job) => job.state === "queued");
-    if (job && !runner.busy) {
+    if (job && runner && !runner.busy) {
       Object.assign(job, { state: "in_progress", runner: name, runnerId: runner.id });
       runner.busy = true;
       deliver("in_progress", job);

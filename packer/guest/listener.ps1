@@ -128,18 +128,20 @@ function Test-Retiring {
 }
 
 # Sends Ctrl+C to the listener, as GitHub's own service does. It reaches every process
-# of this console, so this one ignores it.
+# of this console, so this one ignores it. (Not with Add-Type, which runs a compiler.)
+# https://learn.microsoft.com/en-us/windows/console/generateconsolectrlevent
 function Send-Interrupt {
     param([System.Diagnostics.Process] $Process)
-    Add-Type -Namespace RunnerPool -Name Console -MemberDefinition @'
-[System.Runtime.InteropServices.DllImport("kernel32.dll", SetLastError = true)]
-public static extern bool SetConsoleCtrlHandler(System.IntPtr handler, bool add);
-[System.Runtime.InteropServices.DllImport("kernel32.dll", SetLastError = true)]
-public static extern bool GenerateConsoleCtrlEvent(uint controlEvent, uint processGroup);
-'@
-    if (-not [RunnerPool.Console]::SetConsoleCtrlHandler([IntPtr]::Zero, $true) -or -not [RunnerPool.Console]::GenerateConsoleCtrlEvent(0, 0)) {
-        throw "Ctrl+C cannot be sent, error $([System.Runtime.InteropServices.Marshal]::GetLastWin32Error())"
+    $name = [System.Reflection.AssemblyName]::new('RunnerPool')
+    $module = [System.Reflection.Emit.AssemblyBuilder]::DefineDynamicAssembly($name, 'Run').DefineDynamicModule('RunnerPool')
+    $type = $module.DefineType('Console', 'Public')
+    $methods = @{ SetConsoleCtrlHandler = [type[]] ([IntPtr], [bool]); GenerateConsoleCtrlEvent = [type[]] ([uint32], [uint32]) }
+    foreach ($method in $methods.Keys) {
+        $defined = $type.DefinePInvokeMethod($method, 'kernel32.dll', 'Public, Static, PinvokeImpl', 'Standard', [bool], $methods[$method], 'Winapi', 'Auto')
+        $defined.SetImplementationFlags('PreserveSig')
     }
+    $console = $type.CreateType()
+    if (-not $console::SetConsoleCtrlHandler([IntPtr]::Zero, $true) -or -not $console::GenerateConsoleCtrlEvent(0, 0)) { throw 'Windows does not send Ctrl+C' }
 }
 
 # Ends an idle listener. Interrupted, it deletes its session at GitHub and exits with 0

@@ -123,17 +123,19 @@ function Test-Value {
 function Get-GuestTask {
     if ($null -eq $script:task) {
         $service = New-Object -ComObject 'Schedule.Service'
-        $service.Connect()
+        $service.Connect() | Out-Null
         $script:task = $service.GetFolder('\').GetTask($GuestTask)
     }
     return $script:task
 }
 
-# Whether the task is queued (2) or runs (4). A failed call says nothing about the job
-# that may be running: then it counts as one that runs, until too many have failed.
+# Whether the task is queued (2) or runs (4). A failed look, after which PowerShell may
+# show the state as 0 instead of throwing, says nothing about the job that may be
+# running: the task counts as one that runs, until too many have failed in a row.
 function Test-GuestRunning {
     try {
         $state = [int] (Get-GuestTask).State
+        if ($state -eq 0) { throw 'the state of the guest''s task is unknown' }
         $script:failures = 0
         return $state -in 2, 4
     } catch {

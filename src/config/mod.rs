@@ -23,7 +23,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -98,6 +98,13 @@ pub struct HyperVConfig {
     pub cpu_count: u32,
     /// Name of the virtual switch.
     pub switch: String,
+    /// Whether VMs are walled off.
+    pub isolation: Isolation,
+    /// What walled-off VMs may reach too, over TCP.
+    pub allow: Vec<SocketAddrV4>,
+    /// Host and port of a GitHub other than github.com, which walled-off VMs
+    /// may reach too. The host may be a name.
+    pub github_server: Option<String>,
     /// Name of the secure boot template, or `off`.
     pub secure_boot: String,
     /// Whether VMs may run VMs.
@@ -119,6 +126,20 @@ pub enum DiskMode {
     Differencing,
     /// A full copy of the template.
     Copy,
+}
+
+/// Whether VMs are walled off from each other, the host, its networks and all
+/// private addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// If their switch is behind a NAT of this host.
+    #[default]
+    Auto,
+    /// On any switch.
+    On,
+    /// On none.
+    Off,
 }
 
 /// How many VMs, and how long they may take for what.

@@ -6,7 +6,7 @@
 use crate::secret::Secret;
 use crate::text::one_line;
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -211,6 +211,17 @@ pub(super) fn api_url(value: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{}{}", authority.to_ascii_lowercase(), url.path().trim_end_matches('/')))
 }
 
+/// Host and port of a parsed URL, unless it is at github.com, which is on the
+/// internet, or one that no VM reaches (this machine itself; IPv6).
+pub(super) fn server_of(url: &str) -> Option<String> {
+    let url: Uri = url.parse().ok()?;
+    let host = url
+        .host()
+        .filter(|host| *host != "api.github.com" && !host.starts_with('[') && !is_loopback(host))?;
+    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
+    Some(format!("{host}:{port}"))
+}
+
 /// Whether a parsed URL has the form of an API's at GitHub, in GitHub
 /// Enterprise Cloud (api.SUBDOMAIN.ghe.com) or in GitHub Enterprise Server.
 /// <https://docs.github.com/en/enterprise-server@latest/rest/using-the-rest-api/getting-started-with-the-rest-api>
@@ -254,6 +265,29 @@ pub(super) fn labels(value: &str) -> Result<Vec<String>, String> {
 
 pub(super) fn fixed_labels() -> Vec<String> {
     FIXED_LABELS.map(str::to_owned).into()
+}
+
+/// Addresses with ports, each once.
+pub(super) fn endpoints(value: &str) -> Result<Vec<SocketAddrV4>, String> {
+    let mut endpoints = Vec::new();
+    for part in value.split(',').map(str::trim) {
+        let endpoint = part.parse().ok().filter(|endpoint: &SocketAddrV4| {
+            let ip = endpoint.ip();
+            endpoint.port() != 0
+                && !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
+        });
+        let endpoint = endpoint.ok_or_else(|| {
+            let part = shown(part);
+            format!(
+                "contains `{part}`, which is not a host's IPv4 address with a port; write pairs such as \
+                 192.168.1.20:8443, with one comma between them"
+            )
+        })?;
+        if !endpoints.contains(&endpoint) {
+            endpoints.push(endpoint);
+        }
+    }
+    Ok(endpoints)
 }
 
 pub(super) fn orchestrator_ip(value: &str, mock: bool) -> Result<IpAddr, String> {

@@ -2,7 +2,7 @@
 //! between two of them.
 
 use super::parse;
-use super::{Config, DiskMode, LogFormat, RegistrationMode, Shutdown};
+use super::{Config, DiskMode, Isolation, LogFormat, RegistrationMode, Shutdown};
 use log::LevelFilter;
 use std::fmt;
 use std::path::PathBuf;
@@ -172,7 +172,10 @@ settings! {
             "The secret of the webhook at GitHub. Use at least 16 random characters. After a change, VMs that were \
              created before can no longer report to the pool.";
         GITHUB_API_URL Default("https://api.github.com"),
-            Text("URL", |c, value| parse::api_url(value).map(|url| c.github.api_url = url)),
+            Text("URL", |c, value| parse::api_url(value).map(|url| {
+                c.hyperv.github_server = parse::server_of(&url);
+                c.github.api_url = url;
+            })),
             "The address of GitHub's REST API. GitHub Enterprise Server: https://HOST/api/v3.";
     }
     "Runners" {
@@ -253,6 +256,15 @@ settings! {
         VM_SWITCH Default("Default Switch"),
             Text("NAME", |c, value| parse::line(value).map(|name| c.hyperv.switch = name)),
             "The virtual switch that VMs are connected to.";
+        VM_ISOLATION Default("auto"),
+            Choice(&["auto", "on", "off"], |c, i| c.hyperv.isolation = [Isolation::Auto, Isolation::On, Isolation::Off][i]),
+            "Whether VMs are walled off from each other, the host, its networks and all private addresses. They still \
+             reach the pool, DNS, the internet and VM_ALLOW. auto: on if VM_SWITCH is behind a NAT of this host \
+             (New-NetNat).";
+        VM_ALLOW Unset("nothing more"),
+            Text("IPv4:PORT,...", |c, value| parse::endpoints(value).map(|allow| c.hyperv.allow = allow)),
+            "What VMs that are walled off may reach too, over TCP, separated by commas: a proxy or a package server, \
+             such as 192.168.1.20:8443. The host of GITHUB_API_URL is always allowed.";
         VM_SECURE_BOOT Default("MicrosoftWindows"),
             Choice(SECURE_BOOT, |c, i| c.hyperv.secure_boot = SECURE_BOOT[i].into()),
             "The secure boot template, or off.";

@@ -78,6 +78,9 @@ fn the_three_required_settings_are_enough() {
             memory_max_mb: None,
             cpu_count: 2,
             switch: "Default Switch".into(),
+            isolation: Isolation::Auto,
+            allow: Vec::new(),
+            github_server: None,
             secure_boot: "MicrosoftWindows".into(),
             nested_virtualization: false,
             orchestrator_ip: None,
@@ -404,6 +407,7 @@ fn choices_and_flags_mean_what_they_say() {
         ("VM_DISK_MODE", "copy"),
         ("VM_SECURE_BOOT", "microsoftueficertificateauthority"),
         ("VM_NESTED_VIRTUALIZATION", "Yes"),
+        ("VM_ISOLATION", "ON"),
         ("LOG_LEVEL", "trace"),
         ("LOG_FORMAT", "json"),
         ("LOG_DIR", "logs"),
@@ -413,6 +417,7 @@ fn choices_and_flags_mean_what_they_say() {
     assert_eq!(config.hyperv.disk_mode, DiskMode::Copy);
     assert_eq!(config.hyperv.secure_boot, "MicrosoftUEFICertificateAuthority");
     assert!(config.hyperv.nested_virtualization);
+    assert_eq!(config.hyperv.isolation, Isolation::On);
     let dir = Some(work().join("logs"));
     assert_eq!(config.log, LogConfig { level: log::LevelFilter::Trace, format: LogFormat::Json, dir });
 }
@@ -518,6 +523,44 @@ fn the_orchestrators_address_is_one_that_a_vm_can_use() {
         assert_fault("ORCHESTRATOR_IP", value, words);
     }
     assert!(mock(&[("ORCHESTRATOR_IP", "127.0.0.1")]).is_ok());
+}
+
+#[test]
+fn what_walled_off_vms_may_reach_are_addresses_with_ports() {
+    let allow = config(&[("VM_ALLOW", "10.0.0.5:3128, 192.168.1.20:8443,10.0.0.5:3128")]).hyperv.allow;
+    assert_eq!(
+        allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.0.0.5:3128", "192.168.1.20:8443"]
+    );
+    for value in [
+        "proxy:3128",
+        "10.0.0.5",
+        "10.0.0.5:0",
+        "10.0.0.5:70000",
+        "10.0.0.0/8:443",
+        "[fd00::1]:443",
+        "127.0.0.1:80",
+        "0.0.0.0:80",
+        "224.0.0.1:80",
+        "10.0.0.5:80,",
+        "10.0.0.5:80;10.0.0.6:80",
+    ] {
+        assert_fault(
+            "VM_ALLOW",
+            value,
+            "which is not a host's IPv4 address with a port; write pairs such as",
+        );
+    }
+}
+
+#[test]
+fn walled_off_vms_may_reach_a_github_that_is_not_on_the_internet() {
+    let server = |url| config(&[("GITHUB_API_URL", url)]).hyperv.github_server;
+    assert_eq!(server("https://ghes.corp/api/v3").as_deref(), Some("ghes.corp:443"));
+    assert_eq!(server("https://10.0.0.9:8443/api/v3").as_deref(), Some("10.0.0.9:8443"));
+    for url in ["https://api.github.com", "http://127.0.0.1:8080", "https://[fd00::1]/api/v3"] {
+        assert_eq!(server(url), None, "{url}");
+    }
 }
 
 #[test]

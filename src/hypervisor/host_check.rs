@@ -2,8 +2,9 @@
 //! into findings that a person can act on.
 
 use super::NOT_WINDOWS;
+use super::identity::{mac_address, pool_tag};
 use super::powershell::{PowerShell, Script};
-use crate::config::{DiskMode, HyperVConfig, PoolConfig};
+use crate::config::{DiskMode, HyperVConfig, Isolation, PoolConfig};
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt;
@@ -72,7 +73,13 @@ pub fn run(powershell: &PowerShell, settings: &HyperVConfig, pool: &PoolConfig) 
     });
     match powershell.run(Script::CHECK_HOST, &request, &[], None) {
         Ok(facts) => findings(&facts, settings, pool),
-        Err(error) => vec![Finding::fault(format!("The host cannot be checked: {error}"))],
+        Err(error) => vec![Finding::fault(match powershell.forbidding_policy() {
+            Some(policy) => format!(
+                "Group policy lets PowerShell run no script of the pool's ({policy}): have its execution policy \
+                 set to RemoteSigned for this host."
+            ),
+            None => format!("The host cannot be checked: {error}"),
+        })],
     }
 }
 
@@ -95,6 +102,15 @@ struct HostFacts {
     free_bytes: u64,
     switches: Vec<String>,
     switch_address: String,
+    /// `Private`, `Internal`, `External` or `unknown`.
+    switch_type: String,
+    /// Whether a NAT of this host serves the switch; `None` if unknown.
+    own_switch: Option<bool>,
+    /// The MAC addresses that Hyper-V gives, 12 hex digits each; empty if unknown.
+    mac_minimum: String,
+    mac_maximum: String,
+    /// Whether the hypervisor runs; `None` if unknown.
+    hypervisor_present: Option<bool>,
     /// `allowed`, `blocked`, `off` or `unknown`.
     firewall: String,
     /// The host's memory; `None` if unknown.
@@ -117,6 +133,7 @@ fn findings(facts: &HostFacts, settings: &HyperVConfig, pool: &PoolConfig) -> Ve
     // Without Hyper-V there are no switches to be found.
     if facts.hyper_v_module {
         findings.extend(switch(facts, settings));
+        findings.extend(mac_range(facts, settings, pool));
     }
     findings.push(firewall(facts, settings));
     findings
@@ -158,7 +175,13 @@ fn hyper_v(facts: &HostFacts) -> Vec<Finding> {
             "The Hyper-V service (vmms) is not running but {state}: run `Start-Service vmms` as administrator."
         )),
     };
-    vec![module, service]
+    let hypervisor = (facts.hypervisor_present == Some(false)).then(|| {
+        Finding::fault(
+            "The hypervisor does not run, so no VM can start: turn on virtualization in the firmware, run \
+             `bcdedit /set hypervisorlaunchtype auto` as administrator, and restart the host.",
+        )
+    });
+    [module, service].into_iter().chain(hypervisor).collect()
 }
 
 fn template(facts: &HostFacts, settings: &HyperVConfig) -> Finding {
@@ -279,7 +302,43 @@ fn switch(facts: &HostFacts, settings: &HyperVConfig) -> Vec<Finding> {
             Finding::ok(format!("VMs reach the pool at {address}, the host's address on the switch."))
         }
     };
-    vec![Finding::ok(format!("The virtual switch '{name}' exists.")), address]
+    // The Default Switch has a NAT that Get-NetNat does not show.
+    let bare = facts.own_switch == Some(false)
+        && facts.switch_type == "Internal"
+        && !name.eq_ignore_ascii_case("Default Switch");
+    let switch = if bare {
+        Finding::warning(format!(
+            "The virtual switch '{name}' is internal, and no NAT of this host serves it (Get-NetNat), so VMs may have \
+             no address and no way to GitHub: make one with New-NetNat, or set VM_SWITCH to another switch."
+        ))
+    } else {
+        Finding::ok(format!("The virtual switch '{name}' exists."))
+    };
+    vec![switch, address, walls(facts, settings)]
+}
+
+fn walls(facts: &HostFacts, settings: &HyperVConfig) -> Finding {
+    let (isolation, on) = match settings.isolation {
+        Isolation::Auto => ("auto", facts.own_switch == Some(true)),
+        Isolation::On => ("on", true),
+        Isolation::Off => ("off", false),
+    };
+    Finding::ok(if on {
+        format!("VMs are walled off from each other, this host and its networks (VM_ISOLATION={isolation}).")
+    } else {
+        format!("VMs are not walled off (VM_ISOLATION={isolation}): jobs reach whatever the switch reaches.")
+    })
+}
+
+fn mac_range(facts: &HostFacts, settings: &HyperVConfig, pool: &PoolConfig) -> Option<Finding> {
+    let tag = pool_tag(&settings.storage_path).ok()?;
+    let given = facts.mac_minimum.to_uppercase()..=facts.mac_maximum.to_uppercase();
+    let (slot, mac) =
+        (1..=pool.size).map(|slot| (slot, mac_address(&tag, slot))).find(|(_, mac)| given.contains(mac))?;
+    Some(Finding::warning(format!(
+        "Hyper-V may give {mac}, the MAC address of slot {slot}, to another VM: let it give addresses that begin with \
+         00155D again (Set-VMHost -MacAddressMinimum, -MacAddressMaximum)."
+    )))
 }
 
 fn firewall(facts: &HostFacts, settings: &HyperVConfig) -> Finding {
@@ -325,6 +384,8 @@ mod tests {
             "hyperVService": "Running", "template": "ok", "templateBytes": 21474836480_u64,
             "templateReadOnly": true, "storage": "ok", "freeBytes": 107374182400_u64,
             "switches": ["Default Switch", "LAN"], "switchAddress": "172.20.0.1", "firewall": "allowed",
+            "switchType": "Internal", "ownSwitch": false, "macMinimum": "00155D000700", "macMaximum": "00155D0007FF",
+            "hypervisorPresent": true,
             "memoryBytes": 34359738368_u64, "processors": 8,
         })
     }
@@ -360,7 +421,7 @@ mod tests {
     #[test]
     fn a_good_host_has_no_complaints() {
         assert_eq!(complaints(&good(), &settings()), []);
-        assert_eq!(findings(&good(), &settings(), &pool()).len(), 12);
+        assert_eq!(findings(&good(), &settings(), &pool()).len(), 13);
     }
 
     #[test]
@@ -457,17 +518,20 @@ mod tests {
     #[test]
     fn of_memory_and_processors_that_are_not_known_nothing_is_said() {
         let mut reply = good_reply();
-        reply.as_object_mut().unwrap().retain(|fact, _| fact != "memoryBytes" && fact != "processors");
+        reply.as_object_mut().unwrap().retain(|fact, _| {
+            !["memoryBytes", "processors", "hypervisorPresent", "ownSwitch"].contains(&fact.as_str())
+        });
         let facts: HostFacts = serde_json::from_value(reply).unwrap();
         assert_eq!(complaints(&facts, &settings()), []);
-        assert_eq!(findings(&facts, &settings(), &pool()).len(), 10);
+        assert_eq!(findings(&facts, &settings(), &pool()).len(), 11);
     }
 
     #[test]
     fn an_unknown_switch_is_a_fault_that_names_those_there_are() {
         is(complaint(|_, s| s.switch = "Wan".into()), Severity::Fault, &["'Wan'", "Default Switch, LAN"]);
         is(complaint(|f, _| f.switches.clear()), Severity::Fault, &["New-VMSwitch"]);
-        assert_eq!(complaints(&good(), &HyperVConfig { switch: "lan".into(), ..settings() }), []);
+        let facts = HostFacts { own_switch: Some(true), ..good() };
+        assert_eq!(complaints(&facts, &HyperVConfig { switch: "lan".into(), ..settings() }), []);
     }
 
     #[test]
@@ -475,6 +539,42 @@ mod tests {
         is(complaint(|f, _| f.switch_address.clear()), Severity::Fault, &["ORCHESTRATOR_IP"]);
         let told = HyperVConfig { orchestrator_ip: Some("10.0.0.1".parse().unwrap()), ..settings() };
         assert_eq!(complaints(&HostFacts { switch_address: String::new(), ..good() }, &told), []);
+    }
+
+    #[test]
+    fn an_internal_switch_without_nat_is_a_warning_unless_windows_made_it() {
+        let own = |switch: &str| HyperVConfig { switch: switch.into(), ..settings() };
+        is(complaints(&good(), &own("LAN")).remove(0), Severity::Warning, &["'LAN'", "New-NetNat"]);
+        assert_eq!(complaints(&HostFacts { own_switch: Some(true), ..good() }, &own("LAN")), []);
+        assert_eq!(complaints(&HostFacts { switch_type: "External".into(), ..good() }, &own("LAN")), []);
+    }
+
+    #[test]
+    fn whether_vms_are_walled_off_is_told() {
+        for (isolation, own, words) in [
+            (Isolation::Auto, Some(true), "walled off from each other"),
+            (Isolation::On, Some(false), "walled off from each other"),
+            (Isolation::Auto, Some(false), "not walled off (VM_ISOLATION=auto)"),
+            (Isolation::Auto, None, "not walled off (VM_ISOLATION=auto)"),
+            (Isolation::Off, Some(true), "not walled off (VM_ISOLATION=off)"),
+        ] {
+            let facts = HostFacts { own_switch: own, ..good() };
+            let told = walls(&facts, &HyperVConfig { isolation, ..settings() }).text;
+            assert!(told.contains(words), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_hypervisor_that_does_not_run_is_a_fault() {
+        is(complaint(|f, _| f.hypervisor_present = Some(false)), Severity::Fault, &["firmware", "bcdedit"]);
+    }
+
+    #[test]
+    fn a_host_that_may_give_a_slots_mac_address_away_is_a_warning() {
+        let spoil = |f: &mut HostFacts, _: &mut HyperVConfig| {
+            (f.mac_minimum, f.mac_maximum) = ("0A0000000000".into(), "0AFFFFFFFFFF".into());
+        };
+        is(complaint(spoil), Severity::Warning, &["slot 1", "00155D"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! one for the monitor. A queue would make the time of a call depend on the
 //! other slots; `MAX_CONCURRENT_CREATES` is the pool's affair.
 
-use super::identity::{hash, owned_by, pool_identity, same_path, text};
+use super::identity::{hash, mac_address, owned_by, pool_identity, pool_tag, same_path, text};
 use super::powershell::{PowerShell, Script};
 use super::{Error, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite};
 use crate::config::{DiskMode, HyperVConfig};
@@ -49,6 +49,7 @@ pub struct HyperV {
     /// restart. At first, what the settings say.
     pub template_path: Box<TemplatePath>,
     pool: String,
+    tag: String,
     powershell: Arc<PowerShell>,
     creating_stopped: AtomicBool,
 }
@@ -60,9 +61,17 @@ impl HyperV {
     /// When the path of the storage folder is not Unicode.
     pub fn new(settings: HyperVConfig, powershell: Arc<PowerShell>) -> Result<HyperV, Error> {
         let pool = pool_identity(&settings.storage_path)?;
+        let tag = pool_tag(&settings.storage_path)?;
         let configured = settings.template_path.clone();
         let template_path = Box::new(move || Ok(configured.clone()));
-        Ok(HyperV { settings, template_path, pool, powershell, creating_stopped: AtomicBool::new(false) })
+        Ok(HyperV {
+            settings,
+            template_path,
+            pool,
+            tag,
+            powershell,
+            creating_stopped: AtomicBool::new(false),
+        })
     }
 
     /// The path of a VM's disk.
@@ -91,12 +100,14 @@ impl HyperV {
             uptime: Duration::from_secs(fact.uptime_seconds),
             heartbeat: fact.heartbeat.unwrap_or(Heartbeat::Unknown),
             guest: guest_word(fact.guest),
+            holds_jit_config: fact.holds_jit_config,
             notes,
         })
     }
 
     /// The pool's part of what is on the host.
     fn inventory(&self, facts: Facts) -> Inventory {
+        facts.unwritten.iter().for_each(|why| log::debug!("not written: {}", one_line(why, 200)));
         Inventory {
             vms: facts.vms.into_iter().filter_map(|fact| self.recognize(fact)).collect(),
             disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
@@ -126,9 +137,13 @@ impl Hypervisor for HyperV {
         let template_path = (self.template_path)().map_err(|e| {
             Error(format!("{} is not created, because the path of the template is unknown: {e}", vm.id))
         })?;
+        let allow: Vec<_> =
+            settings.allow.iter().map(ToString::to_string).chain(settings.github_server.clone()).collect();
         let request = json!({
             "name": vm.id.name,
             "incarnation": vm.id.incarnation,
+            "slot": vm.notes.slot,
+            "macAddress": mac_address(&self.tag, vm.notes.slot),
             "notes": json!(vm.notes).to_string(),
             "templatePath": text(&template_path)?,
             "diskPath": self.disk_path(&vm.id)?,
@@ -137,6 +152,8 @@ impl Hypervisor for HyperV {
             "memoryMaximumMB": settings.memory_max_mb.unwrap_or(0),
             "cpuCount": settings.cpu_count,
             "switch": settings.switch,
+            "isolation": settings.isolation,
+            "allow": allow,
             "secureBootTemplate": settings.secure_boot,
             "nestedVirtualization": settings.nested_virtualization,
             "host": settings.host(),
@@ -229,6 +246,7 @@ struct Facts {
     vms: Vec<VmFact>,
     disks: Vec<String>,
     free_bytes: Option<u64>,
+    unwritten: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -243,6 +261,7 @@ struct VmFact {
     /// A [`GuestWord`], if it is in order.
     #[serde(default)]
     guest: Value,
+    holds_jit_config: Option<bool>,
 }
 
 #[cfg(test)]
@@ -316,6 +335,7 @@ mod tests {
                 disks: Vec::new(),
                 heartbeat: None,
                 guest: Value::Null,
+                holds_jit_config: None,
             };
             assert_eq!(hyperv.recognize(fact), None, "{vm}");
         }

@@ -35,6 +35,16 @@ fn tag([id, name]: &[String; 2], pool: &str, windows: bool) -> String {
     hash(format!("{id}\0{name}\0{pool}").as_bytes(), 8)
 }
 
+/// The MAC address of a slot's VMs, the same for each of them, so that a DHCP
+/// server keeps one lease for a slot.
+///
+/// It begins with 0A: locally administered, for one receiver. So it never meets
+/// an address that a maker gave, or one of 00-15-5D, of which each Hyper-V host
+/// gives 256 to its other VMs, and leaves 40 bits for the hash.
+pub(super) fn mac_address(pool_tag: &str, slot: u32) -> String {
+    format!("0A{}", hash(format!("{pool_tag}\0{slot}").as_bytes(), 10).to_uppercase())
+}
+
 /// The part of the Notes that says whose a VM is.
 #[derive(Deserialize)]
 struct Mark {
@@ -145,6 +155,17 @@ mod tests {
         assert!(!same_path(r"C:\p\vms\storage2", r"C:\p\vms\storage", true));
         assert!(same_path("/p/vms/", "/p/vms", false));
         assert!(!same_path("/P/vms", "/p/vms", false));
+    }
+
+    #[test]
+    fn each_slot_has_a_mac_address_of_its_own_that_no_maker_and_no_hyper_v_gives() {
+        let first = mac_address("0a1b2c3d", 1);
+        assert_eq!(mac_address("0a1b2c3d", 1), first);
+        assert!(first.len() == 12 && first.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_lowercase()));
+        // The second lowest bit of the first byte: locally administered. The lowest: for many receivers.
+        assert_eq!(u8::from_str_radix(&first[..2], 16).unwrap() & 3, 2, "{first}");
+        assert_ne!(mac_address("0a1b2c3d", 2), first);
+        assert_ne!(mac_address("0a1b2c3e", 1), first);
     }
 
     #[test]

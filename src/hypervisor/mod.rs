@@ -169,6 +169,8 @@ pub struct Vm {
     pub heartbeat: Heartbeat,
     /// What its guest says of itself. `None` until it has said something.
     pub guest: Option<GuestWord>,
+    /// Whether a JIT configuration is in its key-values, if the list told.
+    pub holds_jit_config: Option<bool>,
     /// What its Notes say. `None` for a VM that was cut off in the making,
     /// known only by its disk.
     pub notes: Option<Notes>,

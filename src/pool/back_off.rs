@@ -7,7 +7,7 @@ use super::Millis;
 const LEAST: Millis = 1_000;
 
 /// The longest wait.
-const MOST: Millis = 5 * 60_000;
+pub const MOST: Millis = 5 * 60_000;
 
 /// The wait after so many failures in a row, in milliseconds. With up to half
 /// as much again, so that what failed together is not retried together.

@@ -46,12 +46,15 @@ pub struct ImageAge {
     image: Image,
     /// The newest version, and the earliest day on which it can have come out.
     newest: Option<(String, Option<i64>)>,
+    /// GitHub has refused the image's runner for its version, and since then no job was taken.
+    pub refused: bool,
 }
 
 impl ImageAge {
     /// A guest has said in its User-Agent what its image is made of.
     pub fn seen(&mut self, user_agent: &str) {
         if let Some(image) = Image::from_user_agent(user_agent) {
+            self.refused &= image.runner_version == self.image.runner_version;
             self.image = image;
         }
     }
@@ -72,7 +75,10 @@ impl ImageAge {
         let image = &self.image;
         let built = image.built.as_deref().and_then(parse_day);
         let mut warnings = Vec::new();
-        if let (Some(version), Some((newest, since))) = (&image.runner_version, &self.newest)
+        if self.refused {
+            let version = image.runner_version.as_deref().unwrap_or("");
+            warnings.push(format!("GitHub no longer accepts the image's runner {version}: {FIX}"));
+        } else if let (Some(version), Some((newest, since))) = (&image.runner_version, &self.newest)
             && let Some(since) = since.or(built)
             && is_older(version, newest)
         {
@@ -174,6 +180,18 @@ mod tests {
     fn a_version_that_was_newer_at_the_start_counts_from_the_day_the_image_was_built() {
         let built = parse_day("2026-01-31").unwrap();
         assert!(warnings(&[("2.331.0", built + 20)], built + 20)[0].contains("in 10 days"));
+    }
+
+    #[test]
+    fn a_runner_that_github_refused_is_warned_of_until_an_image_has_another() {
+        let mut age = ImageAge { refused: true, ..ImageAge::default() };
+        age.seen(AGENT);
+        assert!(!age.refused, "it was another image's");
+        age.refused = true;
+        age.seen(AGENT);
+        assert!(age.report(0).warnings[0].contains("no longer accepts the image's runner 2.330.0"));
+        age.seen("hyperv-runner-pool-guest/1 runner/2.331.0");
+        assert!(age.report(0).warnings.is_empty());
     }
 
     #[test]

@@ -217,6 +217,7 @@ pub(crate) mod tests {
             uptime: Duration::from_secs(60),
             heartbeat: Heartbeat::Unknown,
             guest: None,
+            holds_jit_config: None,
             notes: Some(notes),
         }
     }

@@ -121,8 +121,7 @@ impl Monitor {
                     }
                 },
                 (Some((inventory, fingerprint)), true) => {
-                    let writes = if let Ask::Vms(writes) = asked { writes } else { Vec::new() };
-                    state.vms_listed(&inventory, fingerprint, &writes, asked_at);
+                    state.vms_listed(&inventory, fingerprint, asked_at);
                     self.ask_github(state)
                 }
             },

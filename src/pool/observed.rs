@@ -50,15 +50,9 @@ impl PoolState {
         writes
     }
 
-    /// The hypervisor's list, asked for at `asked_at` together with `writes`.
+    /// The hypervisor's list, asked for at `asked_at`.
     /// `fingerprint` is that of a VM made now.
-    pub fn vms_listed(
-        &mut self,
-        inventory: &Inventory,
-        fingerprint: Option<String>,
-        writes: &[VmWrite],
-        asked_at: Millis,
-    ) {
+    pub fn vms_listed(&mut self, inventory: &Inventory, fingerprint: Option<String>, asked_at: Millis) {
         if fingerprint.is_some() {
             self.fingerprint = fingerprint;
         }
@@ -70,9 +64,6 @@ impl PoolState {
                 continue;
             };
             let vm = inventory.vms.iter().find(|vm| vm.id.incarnation == instance.vm.incarnation);
-            if writes.iter().any(|write| write.forget_jit_config && write.vm == instance.vm) {
-                self.tell(slot, Event::JitConfigForgotten);
-            }
             self.tell(slot, Event::VmObserved(vm.cloned().map(Box::new), asked_at));
         }
         self.take_in_orphans(inventory);

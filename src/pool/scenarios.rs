@@ -28,6 +28,8 @@ struct World {
     github_error: Option<Error>,
     /// Whether guests speak by key-values.
     heard: bool,
+    /// How many more times the JIT configuration cannot be removed.
+    failing_removals: u32,
     removed: Vec<u64>,
     lookups: usize,
     queued: Vec<QueuedJob>,
@@ -55,6 +57,7 @@ impl World {
             free_bytes: 100 << 30,
             github_error: None,
             heard: true,
+            failing_removals: 0,
             removed: Vec::new(),
             lookups: 0,
             queued: Vec::new(),
@@ -133,10 +136,15 @@ impl World {
                     job_started: None,
                 };
                 self.made_at.push((instance.vm.clone(), self.now));
-                let (power, heartbeat) = (Power::On, Heartbeat::Unknown);
-                let uptime = Duration::ZERO;
-                let vm = Vm { id: instance.vm, power, uptime, heartbeat, guest: None, notes: Some(notes) };
-                self.vms.push(vm);
+                self.vms.push(Vm {
+                    id: instance.vm,
+                    power: Power::On,
+                    uptime: Duration::ZERO,
+                    heartbeat: Heartbeat::Unknown,
+                    guest: None,
+                    holds_jit_config: Some(true),
+                    notes: Some(notes),
+                });
                 self.most_vms = self.most_vms.max(self.vms.len());
                 Event::Created(Ok(()))
             }
@@ -223,6 +231,10 @@ impl World {
         let Some(vm) = self.vms.iter_mut().find(|vm| vm.id == write.vm) else { return };
         let Some(notes) = &mut vm.notes else { return };
         notes.job_started = write.job_started.or(notes.job_started);
+        if write.forget_jit_config {
+            vm.holds_jit_config = Some(self.failing_removals > 0);
+            self.failing_removals = self.failing_removals.saturating_sub(1);
+        }
     }
 
     // --- guests ---
@@ -274,9 +286,13 @@ impl World {
     }
 
     fn report_end(&mut self, id: &VmId) {
+        self.report_exit_code(id, 0);
+    }
+
+    fn report_exit_code(&mut self, id: &VmId, exit_code: i64) {
         let is_proven = |its: &VmId| its == id;
-        self.fact(|state| state.guest_tells(&id.name, is_proven, Event::RunnerEnded { exit_code: Some(0) }))
-            .unwrap();
+        let ended = Event::RunnerEnded { exit_code: Some(exit_code) };
+        self.fact(|state| state.guest_tells(&id.name, is_proven, ended)).unwrap();
     }
 
     fn queue(&mut self, job: u64) -> bool {
@@ -511,6 +527,20 @@ fn a_jump_of_the_pools_clock_does_not_shorten_a_job() {
 }
 
 #[test]
+fn the_jit_configuration_is_removed_once_the_guest_was_answered_however_often_that_fails() {
+    let mut world = World::new(rules(1, 1));
+    world.failing_removals = 2;
+    world.pass(MINUTE);
+    assert_eq!((world.failing_removals, world.vms[0].holds_jit_config), (2, Some(true)));
+    world.boot_all();
+    for left in [Some(true), Some(true), Some(false)] {
+        world.pass(30_000);
+        assert_eq!(world.vms[0].holds_jit_config, left);
+    }
+    assert_eq!(world.state.take_writes(), []);
+}
+
+#[test]
 fn the_first_sign_of_a_job_is_written_into_the_vms_notes() {
     let mut world = World::ready(rules(1, 1));
     let id = world.ids()[0].clone();
@@ -609,6 +639,44 @@ fn a_runner_that_somebody_removes_is_a_failure_with_a_back_off() {
         world.boot_all();
     }
     assert_eq!(world.state.snapshot(world.now).jobs_completed(), 0);
+}
+
+// --- why a runner ended ---
+
+/// A pool of one whose idle runner has just ended with this exit code, and the
+/// VM and registration that it had.
+fn ended_with(exit_code: i64) -> (World, VmId, u64) {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.ids()[0].clone();
+    let runner = world.runner_of(&id).id;
+    world.report_exit_code(&id, exit_code);
+    (world, id, runner)
+}
+
+#[test]
+fn a_runner_that_github_did_not_let_in_is_registered_anew_with_a_new_vm() {
+    let (mut world, vm, runner) = ended_with(1);
+    assert!(world.removed.contains(&runner));
+    world.pass(MINUTE);
+    let next = world.ids()[0].clone();
+    assert_ne!(next, vm);
+    assert_ne!(world.runner_of(&next).id, runner);
+}
+
+#[test]
+fn an_outdated_runner_is_warned_of_and_tried_again_every_few_minutes() {
+    let (mut world, _, _) = ended_with(7);
+    let reason = world.state.snapshot(world.now).slots[0].reason.clone().unwrap();
+    assert!(reason.contains("exit code 7 (GitHub no longer accepts its version"), "{reason}");
+    assert!(world.state.image.refused);
+    world.pass(4 * MINUTE);
+    assert_eq!(world.ids(), []);
+    world.pass(3 * MINUTE);
+    let next = world.ids()[0].clone();
+    // A new image: its runner is let in.
+    world.boot_all();
+    world.job_starts(&next);
+    assert!(!world.state.image.refused);
 }
 
 // --- care for the host ---

@@ -8,7 +8,7 @@
 use super::demand::Demand;
 use super::health::{Health, Reach, Trouble};
 use super::image_age::ImageAge;
-use super::slot::types::{Action, Cause, Event, JobEvent, News, OrphanVm, Phase, Stop};
+use super::slot::types::{Action, Cause, EXIT_OUTDATED, Event, JobEvent, News, OrphanVm, Phase, Stop};
 use super::slot::{Context, Slot};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
 use crate::hypervisor::VmId;
@@ -320,9 +320,15 @@ impl PoolState {
         actions.extend(self.slots[slot].step(event, cx).map(|action| (slot, action)));
         for happened in &self.out.news[known..] {
             match happened {
-                News::Job(..) => self.demand.vm_taken(self.now),
+                News::Job(..) => {
+                    self.image.refused = false;
+                    self.demand.vm_taken(self.now);
+                }
                 News::Adopted(vm) => remember(&mut self.had, &vm.incarnation),
-                News::Ended { cause, .. } => *self.ended.entry(cause.name()).or_default() += 1,
+                News::Ended { cause, .. } => {
+                    self.image.refused |= cause.is_outdated();
+                    *self.ended.entry(cause.name()).or_default() += 1;
+                }
                 _ => {}
             }
         }
@@ -372,5 +378,10 @@ impl Cause {
             Cause::RunnerEnded { .. } | Cause::PoweredOff | Cause::RunnerGone => !had_job,
             Cause::Retired(_) | Cause::Stop => false,
         }
+    }
+
+    /// Whether GitHub no longer accepts its runner's version, so that the next is as outdated.
+    pub fn is_outdated(&self) -> bool {
+        matches!(self, Cause::RunnerEnded { exit_code: Some(EXIT_OUTDATED) })
     }
 }

@@ -14,7 +14,7 @@ use windows_service::Error;
 use windows_service::service::{
     Service, ServiceAccess, ServiceAction, ServiceActionType, ServiceErrorControl, ServiceExitCode,
     ServiceFailureActions, ServiceFailureResetPeriod, ServiceInfo, ServiceStartType, ServiceState,
-    ServiceStatus, ServiceType,
+    ServiceType,
 };
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 use windows_sys::Win32::System::EventLog::{
@@ -39,6 +39,9 @@ const RESTART_AFTER: [Duration; 3] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(300)];
 /// After so much time without a failure the next one counts as the first.
 const FAILURES_FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+
+/// How long its start may take: it does not wait for Hyper-V or GitHub.
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 const ACCESS_DENIED: i32 = 5;
 /// Of a setting that this version of Windows, or Wine, does not have.
@@ -161,8 +164,7 @@ pub(super) fn start() -> Result<String, Failure> {
         Err(err) if code(&err) == Some(RUNS_ALREADY) => {}
         started => started.map_err(failed)?,
     }
-    let status = wait_while(&service, ServiceState::StartPending, Duration::from_secs(120))?;
-    match status.current_state {
+    match wait_until(&service, has_started, START_LIMIT)? {
         ServiceState::Running => Ok(format!("The service {NAME} runs.\n")),
         state => Err(Failure::Failed(format!(
             "the service {NAME} is {}: its log and the event log say why (`Get-WinEvent -ProviderName {NAME} \
@@ -201,7 +203,8 @@ pub(super) fn status() -> Result<String, Failure> {
 /// Answers whether it ran.
 fn stop_and_wait(service: &Service, now: bool) -> Result<bool, Failure> {
     let failed = |err| failed("stopping the service", err);
-    if service.query_status().map_err(failed)?.current_state == ServiceState::Stopped {
+    // While it starts it takes no control.
+    if wait_until(service, has_started, START_LIMIT)? == ServiceState::Stopped {
         return Ok(false);
     }
     if now {
@@ -212,10 +215,13 @@ fn stop_and_wait(service: &Service, now: bool) -> Result<bool, Failure> {
         Err(err) if matches!(code(&err), Some(TAKES_NO_CONTROL_NOW | NOT_STARTED)) => {}
         stopping => drop(stopping.map_err(failed)?),
     }
-    let status = wait_while(service, ServiceState::StopPending, STOP_LIMIT + Duration::from_secs(30))?;
-    match status.current_state {
+    // It may still be called running for a moment.
+    match wait_until(service, |state| state == ServiceState::Stopped, STOP_LIMIT + Duration::from_secs(30))? {
         ServiceState::Stopped => Ok(true),
-        state => Err(Failure::Failed(format!("the service {NAME} is {}: try again", named(state)))),
+        state => Err(Failure::Failed(format!(
+            "the service {NAME} is still {}: end it with `hyperv-runner-pool service stop --now`",
+            named(state)
+        ))),
     }
 }
 
@@ -280,12 +286,22 @@ fn open(access: ServiceAccess) -> windows_service::Result<Service> {
     manager(ServiceManagerAccess::CONNECT)?.open_service(NAME, access)
 }
 
-fn wait_while(service: &Service, state: ServiceState, limit: Duration) -> Result<ServiceStatus, Failure> {
+/// Whether it runs, or has ended.
+fn has_started(state: ServiceState) -> bool {
+    state != ServiceState::StartPending
+}
+
+/// Waits for a state, or until `limit` is over, and answers the state then.
+fn wait_until(
+    service: &Service,
+    is_awaited: fn(ServiceState) -> bool,
+    limit: Duration,
+) -> Result<ServiceState, Failure> {
     let deadline = Instant::now() + limit;
     loop {
         let status = service.query_status().map_err(|err| failed("asking for the service's state", err))?;
-        if status.current_state != state || Instant::now() >= deadline {
-            return Ok(status);
+        if is_awaited(status.current_state) || Instant::now() >= deadline {
+            return Ok(status.current_state);
         }
         thread::sleep(Duration::from_millis(200));
     }

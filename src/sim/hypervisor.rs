@@ -226,6 +226,7 @@ impl SimulatedVm {
                 last_error: None,
                 worker: state.worker,
             }),
+            holds_jit_config: Some(state.jit_config.is_some()),
             notes: Some(state.notes.clone()),
         }
     }

@@ -7,7 +7,7 @@ use crate::support::fake_host::FakeHost;
 use crate::support::fake_host::host::{FaultKind, VHDX_SIGNATURE, Vm, make_disk};
 use crate::support::process::wait_until_dead;
 use crate::support::wait_until;
-use hyperv_runner_pool::config::{DiskMode, HyperVConfig, PoolConfig, Source};
+use hyperv_runner_pool::config::{DiskMode, HyperVConfig, Isolation, PoolConfig, Source};
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::host_check::{self, Severity};
 use hyperv_runner_pool::hypervisor::hyperv::HyperV;
@@ -22,8 +22,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const SECRET: &str = "5ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4e75ec4";
+const CREATE_STEPS: [&str; 8] =
+    ["template", "disk", "vm", "notes", "settings", "network", "key-values", "start"];
 const JIT_CONFIG: &str = "eyJqaXQiOiJub3QgcmVhbCJ9";
-const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
 
 fn settings(host: &FakeHost) -> HyperVConfig {
     let source = Source::new([], host.folder().into());
@@ -115,6 +116,9 @@ fn the_settings_of_the_pool_are_those_of_the_vm() {
         memory_max_mb: Some(8192),
         cpu_count: 6,
         switch: "Isolated".into(),
+        isolation: Isolation::On,
+        allow: vec!["10.0.0.5:3128".parse().unwrap()],
+        github_server: Some("ghes.corp:443".into()),
         secure_boot: "off".into(),
         nested_virtualization: true,
         orchestrator_ip: Some("10.1.2.3".parse().unwrap()),
@@ -130,6 +134,7 @@ fn the_settings_of_the_pool_are_those_of_the_vm() {
         serde_json::json!({
             "memoryMB": 2048, "memoryMaximumMB": 8192, "cpuCount": 6, "switch": "Isolated",
             "secureBootTemplate": "off", "nestedVirtualization": true,
+            "isolation": "on", "allow": ["10.0.0.5:3128", "ghes.corp:443"],
         })
     );
     assert_eq!(made.kvp["RunnerPoolUrl"], "http://10.1.2.3:9090");
@@ -694,6 +699,40 @@ fn the_check_of_a_good_host_finds_no_fault() {
     for finding in findings {
         assert_eq!(finding.severity, Severity::Ok, "{finding}");
     }
+}
+
+#[test]
+fn the_check_names_a_group_policy_that_forbids_scripts() {
+    let host = FakeHost::new();
+    for (policies, forbids) in [
+        ("MachinePolicy=AllSigned\r\nUserPolicy=Undefined\r\nProcess=Bypass\r\n", true),
+        ("MachinePolicy=Undefined\nUserPolicy=Restricted\n", true),
+        ("MachinePolicy=RemoteSigned\nUserPolicy=AllSigned\n", false),
+        ("MachinePolicy=Undefined\nUserPolicy=Undefined\nLocalMachine=AllSigned\n", false),
+        ("", false),
+    ] {
+        host.set_fault("check-host", FaultKind::Crash);
+        fs::write(host.folder().join("host").join("policies"), policies).unwrap();
+        let findings = host_check::run(&powershell(&host), &settings(&host), &pool(4));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].severity, Severity::Fault);
+        assert_eq!(
+            findings[0].text.contains("RemoteSigned for this host"),
+            forbids,
+            "{policies}: {}",
+            findings[0]
+        );
+    }
+}
+
+#[test]
+fn the_fingerprint_covers_whether_vms_are_walled_off() {
+    let host = FakeHost::new();
+    let of = |settings| HyperV::new(settings, powershell(&host)).unwrap().fingerprint().unwrap();
+    let usual = of(settings(&host));
+    assert_ne!(of(HyperVConfig { isolation: Isolation::On, ..settings(&host) }), usual);
+    let allow = vec!["10.0.0.5:3128".parse().unwrap()];
+    assert_ne!(of(HyperVConfig { allow, ..settings(&host) }), usual);
 }
 
 #[test]

@@ -3,7 +3,7 @@ Set-StrictMode -Version Latest
 BeforeAll {
     . (Join-Path -Path $PSScriptRoot -ChildPath 'standins.ps1')
     Import-StandIn @(
-        'Get-CimInstance', 'Get-Item', 'Set-ItemProperty', 'Start-Sleep', 'Get-AuthenticodeSignature'
+        'Get-CimInstance', 'Get-Item', 'Set-ItemProperty', 'Start-Sleep', 'Get-AuthenticodeSignature', 'Start-Process', 'Expand-Archive'
         'Get-VM', 'New-VM', 'Set-VM', 'Set-VMProcessor', 'Set-VMFirmware', 'Start-VM', 'Stop-VM', 'Remove-VM'
         'Get-VMHardDiskDrive', 'Get-VHD', 'New-VHD', 'Mount-VHD', 'Optimize-VHD', 'Dismount-VHD'
         'Get-VMSwitch', 'New-VMSwitch', 'Get-VMNetworkAdapter', 'Get-NetAdapter', 'Get-NetIPAddress', 'New-NetIPAddress'
@@ -30,7 +30,7 @@ BeforeAll {
     }
     function global:Invoke-WebRequest {
         $global:StandIn.Calls.Add('Invoke-WebRequest')
-        & $global:StandIn.Answers['Invoke-WebRequest']
+        & $global:StandIn.Answers['Invoke-WebRequest'] ($args -join ' ')
     }
     $variables = 'VM_TEMPLATE_PATH', 'VM_STORAGE_PATH', 'VM_SWITCH', 'Path', 'PATH'
     $before = @{}
@@ -356,6 +356,93 @@ Describe 'bootstrap.ps1' {
         $result = & $bootstrap
         $result.ExitCode | Should -Be 1
         $result.Output | Should -BeLike "*no virtual switch 'Default Switch'*reboot*"
+    }
+}
+
+Describe 'bootstrap.ps1, with what builds the pool and its images' {
+    BeforeEach {
+        Reset-StandIn
+        $folder = New-PoolFolder 'bootstrap.ps1', '.env.example'
+        $env:VM_SWITCH = ''
+        # No git, cargo or packer is found there.
+        $env:Path = ''
+        $env:PATH = ''
+        $programs = 'ProgramFiles', 'ProgramFiles(x86)', 'USERPROFILE'
+        $programs | ForEach-Object { [Environment]::SetEnvironmentVariable($_, "$folder/$_") }
+        $global:StandIn.Dism = @(0)
+        $global:StandIn.Feature = 'Enabled'
+        $global:StandIn.ProductType = 3
+        $global:StandIn.MachinePath = '%SystemRoot%\system32'
+        $global:StandIn.Key = [pscustomobject]@{}
+        Add-Member -InputObject $global:StandIn.Key -MemberType ScriptMethod -Name 'GetValue' -Value { param($Name, $Default, $Options) $global:StandIn.MachinePath }
+        $global:StandIn.Hash = (Get-FileHash -InputStream ([System.IO.MemoryStream]::new([byte[]]@(120)))).Hash.ToLowerInvariant()
+        $global:StandIn.Codes = @{}
+        $global:StandIn.Answers = @{
+            'Get-Item'                  = { $global:StandIn.Key }
+            'Set-ItemProperty'          = { param($Bound) $global:StandIn.MachinePath = $Bound.Value }
+            'Get-CimInstance'           = { [pscustomobject]@{ ProductType = $global:StandIn.ProductType } }
+            'Get-AuthenticodeSignature' = { [pscustomobject]@{ Status = 'Valid'; SignerCertificate = [pscustomobject]@{ Subject = 'CN=x, O=Microsoft Corporation' } } }
+            'Invoke-WebRequest'         = { param($Words) $Words -match '-OutFile:? (?<path>\S+)' | Out-Null; [System.IO.File]::WriteAllText($Matches.path, 'x') }
+            'Start-Process'             = {
+                param($Bound)
+                if ($Bound.FilePath -like '*adksetup.exe') {
+                    $path = "$env:ProgramFiles(x86)/Windows Kits\10\Assessment and Deployment Kit\Deployment Tools\amd64\Oscdimg/oscdimg.exe".Replace('\', '/')
+                    New-Item -ItemType File -Force -Path $path | Out-Null
+                }
+                [pscustomobject]@{ ExitCode = [int]$global:StandIn.Codes[[System.IO.Path]::GetFileName($Bound.FilePath)] }
+            }
+        }
+        Set-HostNetwork @{}
+        function global:Invoke-RestMethod {
+            $address = "$args"
+            if ($address -like '*git-for-windows*') {
+                [pscustomobject]@{ assets = @([pscustomobject]@{ name = 'Git-2.50.0-64-bit.exe'; browser_download_url = 'https://example.com/git'; digest = "sha256:$($global:StandIn.Hash)" }) }
+            } elseif ($address -like '*packer/latest*') {
+                [pscustomobject]@{ version = '1.14.0' }
+            } elseif ($address -like '*SHA256SUMS*') {
+                "$('0' * 64)  packer_1.14.0_linux_amd64.zip`n$($global:StandIn.Hash)  packer_1.14.0_windows_amd64.zip`n"
+            } else {
+                "$($global:StandIn.Hash) *rustup-init.exe`n"
+            }
+        }
+    }
+    AfterEach {
+        [Environment]::SetEnvironmentVariable('Path', $before.Path)
+        $env:PATH = $before.PATH
+        $programs | ForEach-Object { [Environment]::SetEnvironmentVariable($_, $null) }
+        Remove-Item -Path function:global:Invoke-RestMethod
+    }
+
+    It 'installs each, with its folder at the end of PATH' {
+        $result = Invoke-Script "$folder/bootstrap.ps1"
+        $result.ExitCode | Should -Be 0 -Because $result.Output
+        $started = @($global:StandIn.Calls -like 'Start-Process*' | ForEach-Object { [regex]::Match($_, '[\w-]+\.exe').Value })
+        $started | Should -Be 'git-setup.exe', 'vs_BuildTools.exe', 'rustup-init.exe', 'adksetup.exe'
+        $global:StandIn.MachinePath | Should -BeLike "%SystemRoot%\system32;*Git*cmd;*Packer;*Oscdimg"
+        $result.Output | Should -BeLike '*PATH has a new folder*'
+        $result.Output | Should -BeLike '*No reboot is needed*'
+    }
+
+    It 'asks for a reboot after an installer that wants one (exit code <_>)' -ForEach 3010, 1641 {
+        $global:StandIn.Codes['vs_BuildTools.exe'] = $_
+        $result = Invoke-Script "$folder/bootstrap.ps1"
+        $result.ExitCode | Should -Be 0 -Because $result.Output
+        $result.Output | Should -BeLike '*REBOOT this machine now*'
+    }
+
+    It 'ends when <_> fails' -ForEach 'git-setup.exe', 'vs_BuildTools.exe', 'rustup-init.exe', 'adksetup.exe' {
+        $global:StandIn.Codes[$_] = 1603
+        $result = Invoke-Script "$folder/bootstrap.ps1"
+        $result.ExitCode | Should -Be 1
+        $result.Output | Should -BeLike "*$_ ended with exit code 1603*"
+    }
+
+    It 'runs nothing that is not what was published' {
+        $global:StandIn.Hash = '0' * 64
+        $result = Invoke-Script "$folder/bootstrap.ps1"
+        $result.ExitCode | Should -Be 1
+        $result.Output | Should -BeLike '*The SHA-256 of https://example.com/git is*nothing of it was used*'
+        @($global:StandIn.Calls -like 'Start-Process*').Count | Should -Be 0
     }
 }
 

@@ -6,7 +6,7 @@ BeforeAll {
     . (Join-Path -Path $PSScriptRoot -ChildPath 'standins.ps1')
     Import-StandIn 'Get-Item', 'Add-Content', 'Set-Content', 'Get-Process'
     $tools = $env:TOOLS
-    if (-not $tools) { $tools = Join-Path -Path $Root -ChildPath '../shared' }
+    if (-not $tools) { throw 'TOOLS must name the folder with GitHub''s runner: see .ci/lib.sh' }
     $runner = "$TestDrive/runner"
     New-Item -ItemType Directory -Path $runner | Out-Null
     & tar -xJf "$tools/runner/runner.tar.xz" -C $runner
@@ -68,14 +68,15 @@ exit $code
     }
 
     # Starts the stand-in for GitHub's service, and gives the VM a JIT configuration for it.
-    function Start-Service([string]$Mode) {
+    function Start-GitHub([string]$Mode) {
         $port = Get-FreePort
+        $node = 'node'
         $global:StandIn.ServiceLog = "$disk/service.log"
         $env:JOB = "$tools/runner/job.json"
         $env:PKG = $package
         $env:POLL = '500'
-        $script:service = Start-Process -FilePath 'node' -ArgumentList "$tools/runner/fake-service.mjs", $port, "$disk/service.log", $Mode -PassThru -RedirectStandardOutput "$disk/service.txt"
-        Set-JitConfig (& node "$tools/runner/fake-service.mjs" jit $port)
+        $script:service = Start-Process -FilePath $node -ArgumentList "$tools/runner/fake-service.mjs", $port, "$disk/service.log", $Mode -PassThru -RedirectStandardOutput "$disk/service.txt"
+        Set-JitConfig (& $node "$tools/runner/fake-service.mjs" jit $port)
         $script:servicePort = $port
         while (-not (Test-Connection -TargetName '127.0.0.1' -TcpPort $port -Quiet)) { Microsoft.PowerShell.Utility\Start-Sleep -Milliseconds 50 }
     }
@@ -138,7 +139,7 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
     }
 
     It 'runs a job and reports its end' {
-        Start-Service 'job'
+        Start-GitHub 'job'
         (& $run).Thrown | Should -Be ''
         $asked | Should -Be 'runner-config', 'runner-complete {"exit_code":0}'
         $log = Get-Content -LiteralPath "$disk/service.log" -Raw
@@ -149,7 +150,7 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
     }
 
     It 'starts the listener again after an update, the new version and without the JIT configuration' {
-        Start-Service 'update'
+        Start-GitHub 'update'
         # GitHub removes the registration of the second one.
         $global:StandIn.Values['RunnerPoolRetire'] = {
             if (@(& $launches).Count -eq 2) { Invoke-RestMethod -Uri "http://127.0.0.1:$servicePort/control" -Method Post -Body '{"mode":"notfound"}' | Out-Null }
@@ -170,14 +171,14 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
         @{ Mode = 'notfound'; Why = 'has removed the registration'; ExitCode = 0 }
         @{ Mode = 'unauth'; Why = 'does not let it in'; ExitCode = 1 }
     ) {
-        Start-Service $Mode
+        Start-GitHub $Mode
         (& $run).Thrown | Should -Be ''
         $asked | Should -Be 'runner-config', "runner-complete {`"exit_code`":$ExitCode}"
         @(& $launches).Count | Should -Be 1
     }
 
     It 'ends an idle listener when the host asks the VM to retire' {
-        Start-Service 'ok'
+        Start-GitHub 'ok'
         $global:StandIn.Values['RunnerPoolRetire'] = { if ((Get-Content -LiteralPath $global:StandIn.ServiceLog -Raw) -like '*/message*') { '1' } }
         (& $run).Thrown | Should -Be ''
         $asked | Should -Be 'runner-config', 'runner-complete {"exit_code":0}'
@@ -185,7 +186,7 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
     }
 
     It 'lets a job end before it obeys' {
-        Start-Service 'job'
+        Start-GitHub 'job'
         $global:StandIn.Values['RunnerPoolRetire'] = { if ([System.IO.Directory]::GetFiles("$disk/actions-runner/_diag", 'Worker_*').Count -gt 0) { '1' } }
         (& $run).Thrown | Should -Be ''
         Get-Content -LiteralPath "$disk/service.log" -Raw | Should -BeLike '*"url":"/run/completejob"*succeeded*'

@@ -65,6 +65,13 @@ function Set-FakeHost($Fake, $Changes) {
             @{ adapter = 'Default Switch'; alias = 'vEthernet (Default Switch)'; ip = '172.20.0.1' }
         )
         firewall  = @{ enabled = 'True'; rules = @() }
+        dns       = @(
+            @{ adapter = 'Default Switch'; metric = 5000; servers = @() }, @{ adapter = 'Unplugged'; metric = 1; servers = @('10.9.9.9') },
+            @{ adapter = 'Wi-Fi'; metric = 35; servers = @('8.8.8.8', '10.0.0.53') }, @{ adapter = 'Ethernet'; metric = 25; servers = @('10.0.0.53') }
+        )
+        routes    = @('0.0.0.0/0', '10.0.0.0/24', '10.0.0.7/32', '127.0.0.0/8', '224.0.0.0/4', '255.255.255.255/32')
+        nats      = @()
+        external  = @('Lan')
     }
     foreach ($key in @($Changes.Keys)) {
         $facts[$key] = $Changes[$key]
@@ -193,6 +200,10 @@ function Get-CreateRequest($Fake, $Changes) {
         'memoryMaximumMB'      = 0
         'cpuCount'             = 2
         'switch'               = 'Default Switch'
+        'slot'                 = 1
+        'macAddress'           = '0A0123456789'
+        'isolation'            = 'auto'
+        'allow'                = @()
         'secureBootTemplate'   = 'MicrosoftWindows'
         'nestedVirtualization' = $false
         'host'                 = ''
@@ -250,6 +261,47 @@ function Get-CheckRequest($Fake) {
         'host'         = ''
         'port'         = 8080
     }
+}
+
+# What no walled-off VM reaches.
+function Get-WalledOff {
+    '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.168.0.0/16', '224.0.0.0/4', '240.0.0.0/4', '168.63.129.16/32', '::/0'
+}
+
+# A rule in one line: action, protocol, local and remote address with port.
+function Format-Acl($Acl) {
+    return "$($Acl.action) $($Acl.protocol) $($Acl.local):$($Acl.localPort) $($Acl.remote):$($Acl.remotePort)"
+}
+
+# The rules of one direction, as the VM's switch weighs them.
+function Assert-Wall($Vm, [string]$Direction, $Expected) {
+    $acls = @($Vm.acls | Where-Object { $_.direction -eq $Direction } | Sort-Object -Property weight -Descending)
+    Assert-Equal (@($acls | ForEach-Object { Format-Acl $_ }) -join "`n") ($Expected -join "`n") "the rules, $Direction"
+}
+
+# A VM of the pool that holds a JIT configuration in two parts.
+function Add-WrittenVM($Fake, [string]$Name, [string]$Incarnation) {
+    Add-FakeVM $Fake $Name 'Running' (Get-Mark $Fake $Incarnation) ''
+    $record = @(Get-FakeVM $Fake | Where-Object { $_.notes -like "*$Incarnation*" })[0]
+    $record.hostItems = @{
+        RunnerPoolVmSecret = 'f00dfeed'; RunnerPoolJitConfigParts = '2'; RunnerPoolJitConfig1 = 'eyJqaXQ'; RunnerPoolJitConfig2 = 'b'
+    }
+    Save-FakeRecord $Fake.Folder $record
+}
+
+function Get-ListRequest($Fake, $Writes) {
+    return @{ storagePath = $Fake.Storage; writes = @($Writes) }
+}
+
+# What is written into a VM: when its job began, and the names of its key-values.
+function Get-Written($Fake, [string]$Incarnation) {
+    $record = @(Get-FakeVM $Fake | Where-Object { $_.notes -like "*$Incarnation*" })[0]
+    $mark = ConvertFrom-Json -InputObject $record.notes
+    $started = 'none'
+    if (@($mark.PSObject.Properties.Name) -contains 'job_started') {
+        $started = $mark.job_started
+    }
+    return "$started " + (@($record.hostItems.PSObject.Properties.Name | Sort-Object) -join ' ')
 }
 
 # Nothing of the pool's is left, and what was there before still is.
@@ -380,6 +432,8 @@ function Get-Check {
         Assert-Equal $vm.processors 2 'the processors'
         Assert-Equal $vm.nested $false 'nested virtualization'
         Assert-Equal $vm.switchName 'Default Switch' 'the switch'
+        Assert-Equal $vm.macAddress '0A0123456789' 'the MAC address'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '' 'the address for the guest, which it gets by DHCP'
         Assert-Equal $vm.secureBoot 'On' 'secure boot'
         Assert-Equal $vm.secureBootTemplate 'MicrosoftWindows' 'the secure boot template'
         Assert-Equal $vm.checkpoints 'Disabled' 'checkpoints'
@@ -498,7 +552,128 @@ function Get-Check {
     $checks['create fails when the host has no address on the switch'] = {
         param($Fake)
         $request = Get-CreateRequest $Fake @{ 'switch' = 'Lan' }
-        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'key-values' "*'Lan'*ORCHESTRATOR_IP*"
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'network' "*'Lan'*ORCHESTRATOR_IP*"
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create walls a VM off from all but the pool, DNS, DHCP, what is allowed and the internet'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'allow' = @('192.168.1.20:8443', 'localhost:443') }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' $request '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal "$($vm.macSpoofing) $($vm.dhcpGuard) $($vm.routerGuard)" 'Off On On' 'MAC spoofing, DHCP guard and router guard'
+        $both = @(
+            'Allow TCP ANY:ANY 172.20.0.1:8080', 'Allow TCP ANY:ANY 192.168.1.20:8443', 'Allow TCP ANY:ANY 127.0.0.1:443',
+            'Allow UDP ANY:ANY 172.20.0.1:53', 'Allow TCP ANY:ANY 172.20.0.1:53', 'Allow UDP ANY:ANY 10.0.0.53:53',
+            'Allow TCP ANY:ANY 10.0.0.53:53', 'Allow UDP ANY:ANY 8.8.8.8:53', 'Allow TCP ANY:ANY 8.8.8.8:53'
+        )
+        $denied = @(Get-WalledOff | ForEach-Object { "Deny ANY ANY:ANY ${_}:ANY" })
+        Assert-Wall $vm 'Outbound' ($both + 'Allow UDP ANY:68 255.255.255.255:67' + 'Allow UDP ANY:68 172.20.0.1:67' + $denied)
+        Assert-Wall $vm 'Inbound' ($both + 'Allow UDP ANY:68 172.20.0.1:67' + $denied)
+    }
+
+    $checks['create walls no VM off unless told to, or the switch is its own'] = {
+        param($Fake)
+        $cases = @(
+            @('auto', @(), $false), @('off', @('172.20.0.0/20'), $false), @('auto', @('192.168.0.0/16'), $false),
+            @('auto', @('192.168.0.0/16', '172.20.0.0/20'), $true), @('on', @(), $true)
+        )
+        for ($i = 0; $i -lt $cases.Count; $i++) {
+            Set-FakeHost $Fake @{ nats = $cases[$i][1] }
+            $request = Get-CreateRequest $Fake @{ 'isolation' = $cases[$i][0]; 'name' = "runner-$i"; 'diskPath' = Join-Path -Path $Fake.Storage -ChildPath "runner-$i.vhdx" }
+            Assert-Success (Invoke-PoolScript $Fake 'create-vm' $request '')
+            $vm = @(Get-FakeVM $Fake | Where-Object { $_.name -eq "runner-$i" })[0]
+            Assert-Equal (@($vm.acls).Count -gt 0) $cases[$i][2] "whether VM_ISOLATION=$($cases[$i][0]) with NAT for '$($cases[$i][1])' walls a VM off"
+        }
+    }
+
+    $checks['create walls a VM off from networks with public addresses that the host reaches itself'] = {
+        param($Fake)
+        $addresses = @(
+            @{ adapter = 'Default Switch'; alias = 'x'; ip = '172.20.0.1' }, @{ adapter = 'Ethernet'; alias = 'y'; ip = '203.0.113.7' },
+            @{ adapter = 'Wi-Fi'; alias = 'z'; ip = '198.51.100.9' }
+        )
+        # With the two halves of the internet, as VPNs have them.
+        $routes = @('0.0.0.0/0', '0.0.0.0/1', '128.0.0.0/1', '203.0.113.7/32', '203.0.113.0/24', '10.8.0.0/16', '25.0.0.0/8')
+        Set-FakeHost $Fake @{ addresses = $addresses; routes = $routes }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on' }) '')
+        $denied = @(@(Get-FakeVM $Fake)[0].acls | Where-Object { $_.action -eq 'Deny' -and $_.direction -eq 'Inbound' } | ForEach-Object { $_.remote })
+        $added = @($denied | Where-Object { @(Get-WalledOff) -notcontains $_ })
+        Assert-Equal ($added -join ', ') '25.0.0.0/8, 203.0.113.0/24, 198.51.100.9/32' 'what the host adds'
+    }
+
+    $checks['create gives a VM on the pool''s own switch a fixed address, and lets it send from no other'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/16') }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'slot' = 3 }) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '172.20.0.12' 'the address'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolPrefixLength') '24' 'the length of the prefix'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolGateway') '172.20.0.1' 'the gateway'
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolDnsServers') '10.0.0.53,8.8.8.8' 'the DNS servers'
+        $rules = @(
+            'Allow TCP 172.20.0.12:ANY 172.20.0.1:8080',
+            'Allow UDP 172.20.0.12:ANY 10.0.0.53:53', 'Allow TCP 172.20.0.12:ANY 10.0.0.53:53',
+            'Allow UDP 172.20.0.12:ANY 8.8.8.8:53', 'Allow TCP 172.20.0.12:ANY 8.8.8.8:53'
+        )
+        $rules += @(Get-WalledOff | ForEach-Object { "Deny ANY ANY:ANY ${_}:ANY" })
+        $rules += 'Allow ANY 172.20.0.12:ANY 0.0.0.0/0:ANY', 'Deny ANY ANY:ANY ANY:ANY'
+        Assert-Wall $vm 'Outbound' $rules
+        Assert-Wall $vm 'Inbound' $rules
+    }
+
+    $checks['create leaves the addresses to the DHCP server of the host, if it has one'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dhcpService = 'Running' }
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
+        $vm = @(Get-FakeVM $Fake)[0]
+        Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') '' 'the address'
+        $ways = @($vm.acls | Where-Object { $_.localPort -eq '68' } | ForEach-Object { "$($_.direction) $(Format-Acl $_)" }) -join ', '
+        Assert-Equal $ways 'Outbound Allow UDP ANY:68 255.255.255.255:67, Outbound Allow UDP ANY:68 172.20.0.1:67, Inbound Allow UDP ANY:68 172.20.0.1:67' 'the ways to the DHCP server'
+    }
+
+    $checks['create gives no address twice, and says when there is none'] = {
+        param($Fake)
+        $dns = @(@{ adapter = 'Ethernet'; metric = 1; servers = @('127.0.0.1') })
+        $cases = @(
+            @('172.20.0.1', 246, '*no address for slot 246*POOL_SIZE*'), @('172.20.0.11', 1, '172.20.0.10'),
+            @('172.20.0.11', 2, '172.20.0.12'), @('172.20.0.254', 244, '172.20.0.253')
+        )
+        foreach ($case in $cases) {
+            Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dns = $dns; addresses = @(@{ adapter = 'Default Switch'; alias = 'x'; ip = $case[0] }) }
+            $disk = Join-Path -Path $Fake.Storage -ChildPath "runner-$($case[1]).vhdx"
+            $request = Get-CreateRequest $Fake @{ 'slot' = $case[1]; 'name' = "runner-$($case[1])"; 'diskPath' = $disk }
+            $answer = Invoke-PoolScript $Fake 'create-vm' $request ''
+            if ($case[2] -like '*slot*') {
+                Assert-Failure $answer 'network' $case[2]
+                continue
+            }
+            Assert-Success $answer
+            $vm = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $request['name'] })[0]
+            Assert-Equal (Get-HostItem $vm 'RunnerPoolAddress') $case[2] "the address of slot $($case[1]) beside a host at $($case[0])"
+            Assert-Equal (Get-HostItem $vm 'RunnerPoolDnsServers') $case[0] 'the DNS server, which runs on the host'
+        }
+    }
+
+    $checks['create fails without a DNS server for a fixed address'] = {
+        param($Fake)
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/24'); dns = @() }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '') 'network' '*DNS server*'
+        Assert-NothingLeft $Fake 0
+    }
+
+    $checks['create lets a walled-off VM get its address from any DHCP server of a LAN'] = {
+        param($Fake)
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'switch' = 'Lan'; 'host' = '10.0.0.7' }) '')
+        $acls = @(@(Get-FakeVM $Fake)[0].acls | Where-Object { $_.direction -eq 'Inbound' })
+        Assert-Equal (Format-Acl $acls[0]) 'Allow TCP ANY:ANY 10.0.0.7:8080' 'the way to the pool'
+        Assert-Equal (@($acls | Where-Object { $_.localPort -eq '68' } | ForEach-Object { Format-Acl $_ }) -join ', ') 'Allow UDP ANY:68 0.0.0.0/0:67' 'the way from the DHCP server'
+    }
+
+    $checks['create fails when the name of a GitHub that VMs must reach is not known'] = {
+        param($Fake)
+        $request = Get-CreateRequest $Fake @{ 'isolation' = 'on'; 'allow' = @('no-such-host.invalid:443') }
+        Assert-Failure (Invoke-PoolScript $Fake 'create-vm' $request '') 'network' '*no-such-host.invalid*'
         Assert-NothingLeft $Fake 0
     }
 
@@ -529,9 +704,18 @@ function Get-Check {
         'Set-VMFirmware'                                       = 'settings'
         'Get-VMIntegrationService'                             = 'settings'
         'Enable-VMIntegrationService'                          = 'settings'
-        'Get-VMNetworkAdapter'                                 = 'key-values'
-        'Get-NetAdapter'                                       = 'key-values'
-        'Get-NetIPAddress'                                     = 'key-values'
+        'Get-VMNetworkAdapter'                                 = 'network'
+        'Set-VMNetworkAdapter'                                 = 'network'
+        'Get-NetAdapter'                                       = 'network'
+        'Get-NetIPAddress'                                     = 'network'
+        'Get-NetNat'                                           = 'network'
+        'Get-NetIPInterface'                                   = 'network'
+        'Get-DnsClientServerAddress'                           = 'network'
+        'Get-NetRoute'                                         = 'network'
+        'Add-VMNetworkAdapterExtendedAcl'                      = 'network'
+        'AclLost:1'                                            = 'network'
+        'GuardLost'                                            = 'network'
+        'Get-VMNetworkAdapterExtendedAcl'                      = 'network'
         'Get-CimInstance Msvm_ComputerSystem'                  = 'key-values'
         'Get-CimClass'                                         = 'key-values'
         'New-CimInstance'                                      = 'key-values'
@@ -567,7 +751,7 @@ function Get-Check {
         $checks["create undoes everything when $fault fails"] = @{ Data = @($fault, $at); Body = {
             param($Fake, $Data)
             Add-FakeVM $Fake 'runner-1' 'Running' 'mine, hands off' (Join-Path -Path $Fake.Folder -ChildPath 'other.vhdx')
-            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ' }) $Data[0]
+            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ'; 'isolation' = 'on' }) $Data[0]
             Assert-Failure $answer $Data[1] '*'
             foreach ($secret in 'f00dfeed', 'eyJqaXQ') {
                 Assert-True (-not $answer.error.Contains($secret)) 'the error holds a secret'
@@ -727,12 +911,12 @@ function Get-Check {
 
     $checks['list of nothing is two empty lists'] = {
         param($Fake)
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Like $text '{"ok":true,"vms":`[`],"disks":`[`],"freeBytes":*}' 'the answer'
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage; writes = @() } -Compress) ''
+        Assert-Like $text '{"ok":true,"vms":`[`],"disks":`[`],"unwritten":`[`],"freeBytes":*}' 'the answer'
         Assert-True ((ConvertFrom-Json -InputObject $text).freeBytes -gt 0) 'no free space was found'
         $gone = $Fake.Storage + ' gone'
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $gone } -Compress) ''
-        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer without a folder'
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $gone; writes = @() } -Compress) ''
+        Assert-Equal $text '{"ok":true,"vms":[],"disks":[],"unwritten":[]}' 'the answer without a folder'
     }
 
     $checks['list tells no free space of a folder that is a link to elsewhere'] = {
@@ -744,16 +928,16 @@ function Get-Check {
             $kind = 'Junction'
         }
         New-Item -Path $link -ItemType $kind -Value $Fake.Storage | Out-Null
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $link } -Compress) ''
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $link; writes = @() } -Compress) ''
         [System.IO.Directory]::Delete($link)
-        Assert-Equal $text '{"ok":true,"vms":[],"disks":[]}' 'the answer'
+        Assert-Equal $text '{"ok":true,"vms":[],"disks":[],"unwritten":[]}' 'the answer'
     }
 
     $checks['list of one VM with one disk is still lists'] = {
         param($Fake)
         Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
-        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage } -Compress) ''
-        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":*,"notes":"{*","disks":`["*"`]}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"freeBytes":*}' 'the answer'
+        $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage; writes = @() } -Compress) ''
+        Assert-Like $text '{"ok":true,"vms":`[{"name":"runner-1","state":"Running","uptimeSeconds":*,"notes":"{*","disks":`["*"`],"heartbeat":"unknown"}`],"disks":`["runner-1-0123456789abcdef.vhdx"`],"unwritten":`[`],"freeBytes":*}' 'the answer'
         $vm = @((ConvertFrom-Json -InputObject $text).vms)[0]
         Assert-Equal $vm.notes (Get-Mark $Fake '0123456789abcdef') 'the Notes'
         Assert-Equal @($vm.disks)[0] (Get-DiskPath $Fake '0123456789abcdef') 'the disk'
@@ -766,7 +950,7 @@ function Get-Check {
         foreach ($name in 'notes.txt', 'left.avhdx', 'other.vhdx') {
             [System.IO.File]::WriteAllText((Join-Path -Path $Fake.Storage -ChildPath $name), 'x')
         }
-        $answer = Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage } ''
+        $answer = Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage; writes = @() } ''
         Assert-Success $answer
         $names = @($answer.vms | ForEach-Object { $_.name + ' ' + $_.state } | Sort-Object)
         Assert-Equal ($names -join ', ') 'runner-1 Off, web Saved' 'the VMs'
@@ -777,9 +961,156 @@ function Get-Check {
         Assert-Equal ($disks -join ', ') 'left.avhdx, other.vhdx, runner-1-0123456789abcdef.vhdx' 'the disks'
     }
 
+    $checks['list tells how the guests are'] = {
+        param($Fake)
+        $guests = [ordered]@{
+            'a' = @(2, @{ RunnerPoolStage = 'running'; RunnerPoolWorker = '1' })
+            'b' = @(3, @{ RunnerPoolStage = 'a<b&"c"'; RunnerPoolWorker = '0'; RunnerPoolError = 'it broke' })
+            'c' = @(12, @{ RunnerPoolStage = 'starting' })
+            'd' = @(13, @{ Another = 'value' })
+        }
+        foreach ($name in $guests.Keys) {
+            Add-FakeVM $Fake $name 'Running' '' ''
+            $record = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $name })[0]
+            $record.heartbeat = $guests[$name][0]
+            $record.guestItems = $guests[$name][1]
+            Save-FakeRecord $Fake.Folder $record
+        }
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) ''
+        Assert-Success $answer
+        $told = @($answer.vms | Sort-Object -Property name | ForEach-Object {
+            $word = 'nothing'
+            if (@($_.PSObject.Properties.Name) -contains 'guest') {
+                $word = ConvertTo-Json -InputObject $_.guest -Compress
+            }
+            "$($_.name) $($_.heartbeat) $word"
+        })
+        Assert-Equal $told[0] 'a ok {"stage":"running","lastError":null,"worker":true}' 'the first'
+        Assert-Equal $told[1] 'b ok {"stage":"a<b&\"c\"","lastError":"it broke","worker":false}' 'the second'
+        Assert-Equal $told[2] 'c unknown nothing' 'the third'
+        Assert-Equal $told[3] 'd lost nothing' 'the fourth'
+    }
+
+    foreach ($class in 'Msvm_HeartbeatComponent', 'Msvm_KvpExchangeComponent') {
+        $checks["list does without what $class tells"] = @{ Data = $class; Body = {
+            param($Fake, $Data)
+            Add-FakeVM $Fake 'runner-1' 'Running' '' ''
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) "Get-CimInstance $Data"
+            Assert-Success $answer
+            Assert-Equal @($answer.vms).Count 1 'the VMs'
+            $told = @($answer.vms[0].PSObject.Properties.Name)
+            Assert-Equal ($told -contains 'heartbeat') ($Data -ne 'Msvm_HeartbeatComponent') 'the heartbeat'
+        }
+        }
+    }
+
+    $first = '0123456789abcdef'
+    $second = 'fedcba9876543210'
+    $untouched = 'none RunnerPoolJitConfig1 RunnerPoolJitConfig2 RunnerPoolJitConfigParts RunnerPoolVmSecret'
+    $writes = @(
+        @{ name = 'runner-1'; incarnation = $first; jobStarted = 77; retire = $true; forgetJitConfig = $true },
+        @{ name = 'runner-2'; incarnation = $second; jobStarted = 99; retire = $true; forgetJitConfig = $true }
+    )
+
+    $checks['list writes to the VMs of those names and incarnations alone'] = @{ Data = @($writes[0], $first, $second, $untouched); Body = {
+        param($Fake, $Data)
+        $write, $first, $second, $untouched = $Data
+        Add-WrittenVM $Fake 'runner-1' $first
+        Add-WrittenVM $Fake 'runner-1' $second
+        Add-FakeVM $Fake 'runner-1' 'Running' 'not JSON' ''
+        Add-FakeVM $Fake 'runner-1' 'Running' '' ''
+        $copy = @{ name = 'copy'; incarnation = $second; jobStarted = 77; retire = $true; forgetJitConfig = $true }
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @($write, $copy)) ''
+        Assert-Success $answer
+        Assert-Equal @($answer.unwritten).Count 0 'what was not written'
+        Assert-Equal (Get-Written $Fake $first) '77 RunnerPoolRetire RunnerPoolVmSecret' 'the first VM'
+        Assert-Equal (Get-Written $Fake $second) $untouched 'the second VM'
+        $vm = @($answer.vms | Where-Object { $_.notes -like "*$first*" })[0]
+        Assert-Equal $vm.holdsJitConfig $false 'whether it holds a JIT configuration'
+        Assert-Like $vm.notes '*"runner_id":7*"job_started":77*' 'the Notes in the answer'
+        foreach ($call in 'AddKvpItems', 'RemoveKvpItems', 'Get-CimInstance Msvm_ComputerSystem', 'Get-CimInstance Msvm_KvpExchangeComponentSettingData') {
+            Assert-Equal (Get-CallCount $Fake $call) 1 "the calls of $call"
+        }
+
+        # All of it again: it is there already.
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @($write)) ''
+        Assert-Success $answer
+        Assert-Equal @($answer.unwritten).Count 0 'what was not written'
+        Assert-Equal (Get-CallCount $Fake 'AddKvpItems') 1 'the calls of AddKvpItems'
+    }
+    }
+
+    # Each call in turn: its first call fails, and what it does not concern is written.
+    $faults = [ordered]@{
+        'Get-CimInstance Msvm_ComputerSystem'                  = 'neither'
+        'Get-CimInstance Msvm_KvpExchangeComponentSettingData' = 'neither'
+        'Get-CimClass'                                         = 'second'
+        'New-CimInstance'                                      = 'second'
+        'Serialize'                                            = 'second'
+        'Get-CimInstance Msvm_VirtualSystemManagementService'  = 'second'
+        'AddKvpItems'                                          = 'second'
+        'Get-CimInstance'                                      = 'second'
+        'Job'                                                  = 'second'
+        'RemoveKvpItems'                                       = 'second'
+        'Set-VM'                                               = 'both'
+    }
+    foreach ($fault in @($faults.Keys)) {
+        $checks["list goes on when $fault fails as it writes"] = @{ Data = @($fault, $faults[$fault], $writes, $first, $second); Body = {
+            param($Fake, $Data)
+            $fault, $who, $writes, $first, $second = $Data
+            Add-WrittenVM $Fake 'runner-1' $first
+            Add-WrittenVM $Fake 'runner-2' $second
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake $writes) "${fault}:1"
+            Assert-Success $answer
+            Assert-Equal @($answer.vms).Count 2 'the VMs'
+            Assert-Equal @($answer.unwritten).Count 1 'what was not written'
+            foreach ($secret in 'f00dfeed', 'eyJqaXQ') {
+                Assert-True (-not ([string]$answer.unwritten).Contains($secret)) 'an error holds a secret'
+            }
+            $written = @($answer.vms | Where-Object { (Get-Written $Fake (ConvertFrom-Json -InputObject $_.notes).incarnation) -match '^\S+ RunnerPoolRetire RunnerPoolVmSecret$' })
+            $expected = @{ neither = 0; second = 1; both = 2 }
+            Assert-Equal $written.Count $expected[$who] 'the VMs whose key-values are written'
+            $started = @($answer.vms | Where-Object { $_.notes -like '*"job_started":*' })
+            Assert-Equal $started.Count ([int]($fault -eq 'Set-VM') * -1 + 2) 'the VMs whose Notes are written'
+            # The rest is due again.
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake $writes) ''
+            Assert-Equal @($answer.unwritten).Count 0 'what was not written then'
+            Assert-Equal (Get-Written $Fake $first) '77 RunnerPoolRetire RunnerPoolVmSecret' 'the first VM'
+            Assert-Equal (Get-Written $Fake $second) '99 RunnerPoolRetire RunnerPoolVmSecret' 'the second VM'
+        }
+        }
+    }
+
+    $checks['list looks again when a VM vanishes meanwhile'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' '' ''
+        $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) 'Get-VM:1'
+        Assert-Success $answer
+        Assert-Equal @($answer.vms).Count 1 'the VMs'
+    }
+
+    $checks['list tells of a VM that cannot be looked at, unless it may be the pool''s'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+        Add-FakeVM $Fake 'web' 'Running' '' ''
+        foreach ($broken in 'web', 'runner-1') {
+            $record = @(Get-FakeVM $Fake | Where-Object { $_.name -eq $broken })[0]
+            $record.broken = $true
+            Save-FakeRecord $Fake.Folder $record
+            $answer = Invoke-PoolScript $Fake 'list-vms' (Get-ListRequest $Fake @()) ''
+            if ($broken -eq 'web') {
+                Assert-Success $answer
+                $names = @($answer.vms | ForEach-Object { "$($_.name) $($_.state) $(@($_.disks).Count)" } | Sort-Object)
+                Assert-Equal ($names -join ', ') 'runner-1 Running 1, web Other 0' 'the VMs'
+            } else {
+                Assert-Failure $answer 'vms' '*cannot be looked at*'
+            }
+        }
+    }
+
     $checks['list says so when Hyper-V does not answer'] = {
         param($Fake)
-        Assert-Failure (Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage } 'Get-VM') 'vms' '*Get-VM failed*'
+        Assert-Failure (Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage; writes = @() } 'Get-VM') 'vms' '*Get-VM failed*'
     }
 
     $checks['check-host finds the facts of a good host'] = {
@@ -800,6 +1131,12 @@ function Get-Check {
         Assert-Equal $answer.firewall 'blocked' 'the firewall'
         Assert-Equal $answer.memoryBytes 34359738368 'the memory'
         Assert-Equal $answer.processors 8 'the processors'
+        Assert-Equal $answer.hypervisorPresent $true 'whether the hypervisor runs'
+        Assert-Equal $answer.switchType 'Internal' 'the kind of switch'
+        Assert-Equal $answer.ownSwitch $false 'whether the switch is the pool''s own'
+        Assert-Equal "$($answer.macMinimum) $($answer.macMaximum)" '00155D000700 00155D0007FF' 'the MAC addresses that Hyper-V gives'
+        Set-FakeHost $Fake @{ nats = @('172.20.0.0/20') }
+        Assert-Equal (Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) '').ownSwitch $true 'whether a switch with a NAT is the pool''s own'
     }
 
     $checks['check-host leaves out memory and processors that it cannot find out'] = {
@@ -861,7 +1198,7 @@ function Get-Check {
 
     $rule = @{
         id = 'r1'; action = 'Allow'; profile = 'Any'; protocol = 'TCP'; port = '8080'
-        program = 'Any'; adapter = 'vEthernet (Default Switch)'; service = 'Any'
+        program = 'Any'; adapter = 'vEthernet (Default Switch)'; service = 'Any'; remote = 'Any'
     }
     $cases = @(
         @('allowed', 'a rule for the port', @{}),
@@ -869,6 +1206,13 @@ function Get-Check {
         @('allowed', 'a rule for all ports', @{ port = 'Any'; protocol = 'Any' }),
         @('blocked', 'a rule for another port', @{ port = '8081' }),
         @('blocked', 'a rule for another adapter', @{ adapter = 'Ethernet' }),
+        @('blocked', 'a rule for an adapter that is gone', @{ adapter = '' }),
+        @('allowed', 'a rule for the network of the switch', @{ adapter = 'Any'; remote = '172.20.0.0/255.255.240.0' }),
+        @('allowed', 'a rule for that network among others', @{ adapter = 'Any'; remote = @('10.0.0.0/8', '172.16.0.0/12') }),
+        @('allowed', 'a rule for a range with the host on the switch', @{ remote = '172.20.0.0-172.20.0.255' }),
+        @('allowed', 'a rule for the local subnet', @{ remote = 'LocalSubnet' }),
+        @('blocked', 'a rule for the network that the switch had before', @{ adapter = 'Any'; remote = '172.20.32.0/255.255.240.0' }),
+        @('blocked', 'a rule for one other address', @{ remote = @('fe80::/64', '192.0.2.10') }),
         @('blocked', 'a rule for another program', @{ program = 'C:\other.exe' }),
         @('blocked', 'a rule for a service', @{ service = 'wuauserv' }),
         @('blocked', 'a rule for another kind of network', @{ profile = 'Domain, Private' }),

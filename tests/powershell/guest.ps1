@@ -34,17 +34,19 @@ function global:Get-Item {
     if ($LiteralPath -notlike 'HKLM:*') {
         return (Microsoft.PowerShell.Management\Get-Item -LiteralPath $LiteralPath)
     }
-    $record = & $global:Machine.Record
-    return ([pscustomobject]@{ Items = $record.hostItems } | Add-Member -MemberType ScriptMethod -Name 'GetValue' -PassThru -Value {
-            param($Name)
-            $item = $this.Items.PSObject.Properties[$Name]
-            if ($null -eq $item) { return $null }
-            return $item.Value
-        })
+    $key = [pscustomobject]@{ Items = (& $global:Machine.Record).hostItems }
+    Add-Member -InputObject $key -MemberType ScriptMethod -Name 'GetValue' -Value {
+        param($Name)
+        $item = $this.Items.PSObject.Properties[$Name]
+        if ($null -eq $item) { return $null }
+        return $item.Value
+    }
+    return $key
 }
 
 function global:Test-Path {
     [CmdletBinding()]
+    [OutputType([bool])]
     param([string]$LiteralPath, [string]$Path)
     if ($LiteralPath -like 'HKLM:*') {
         return $true

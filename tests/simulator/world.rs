@@ -62,6 +62,8 @@ pub struct SimVm {
     pub runner: Option<u64>,
     /// In its key-values: the JIT configuration of this registration.
     jit: Option<u64>,
+    /// What its guest read of it before it asked for the rest.
+    jit_read: Option<u64>,
     /// What it got as its configuration.
     pub config: Option<(String, Credential)>,
     /// Its guest never says anything by key-values.
@@ -586,6 +588,7 @@ impl Sim {
                     jobs: 0,
                     runner: None,
                     jit,
+                    jit_read: None,
                     config: None,
                     mute,
                     booted: false,
@@ -692,6 +695,9 @@ impl Sim {
         if let Some(notes) = vm.notes.as_mut().filter(|_| write.job_started.is_some()) {
             notes.job_started = write.job_started;
         }
+        if write.forget_jit_config {
+            vm.jit = None;
+        }
         if write.retire && !vm.told_to_retire {
             vm.told_to_retire = true;
             let (number, started, mute) = (vm.number, vm.started, vm.mute);
@@ -727,6 +733,7 @@ impl Sim {
                 last_error: None,
                 worker: vm.says_worker(vm.hangs.unwrap_or(now)),
             }),
+            holds_jit_config: Some(vm.jit.is_some()),
             notes: vm.notes.clone(),
         });
         let free_bytes = Some(if full { 1 << 30 } else { 100 << 30 });
@@ -916,12 +923,20 @@ impl Sim {
     }
 
     fn guest_asks(&mut self, at: usize, id: &Rc<VmId>, started: u32, tries: u16) {
-        let (number, jit) = (self.vms[at].number, self.vms[at].jit);
-        self.vms[at].booted = true;
+        let vm = &mut self.vms[at];
+        if tries == 0 {
+            vm.jit_read = vm.jit;
+        }
+        let (number, jit) = (vm.number, vm.jit_read);
+        vm.booted = true;
         match self.tell(id, Call::Config) {
             Some(Ok(Some(config))) => {
-                assert_eq!(config.token.expose(), if jit.is_some() { "" } else { "token" });
-                let credential = jit.map_or(Credential::Token, Credential::Jit);
+                let credential = match (jit, config.token.expose()) {
+                    (Some(id), "") => Credential::Jit(id),
+                    (None, "token") => Credential::Token,
+                    // It has rebooted, and the pool has removed what it had before.
+                    _ => return self.after(SECOND, Ev::Vm(number, started, VmEv::PowersOff)),
+                };
                 let Some(vm) = self.vms.iter_mut().find(|vm| vm.number == number) else { return };
                 vm.config = Some((config.runner_name, credential));
                 if self.fault(Fault::RunnerHangs) {

@@ -30,6 +30,11 @@ fn main() -> ExitCode {
     if args == ["--grandchild"] {
         return grandchild(&host);
     }
+    if args.iter().any(|arg| arg == "-Command") {
+        // The pool asks only one thing in this way: the execution policies.
+        print_now(&fs::read_to_string(host.file("policies")).unwrap_or_default());
+        return ExitCode::SUCCESS;
+    }
     let ["-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File", script] =
         args.iter().map(String::as_str).collect::<Vec<_>>()[..]
     else {
@@ -179,14 +184,23 @@ impl Run {
         settings.insert("switch".into(), json!(switch.name));
         self.set(id, |vm| vm.settings = settings);
 
-        self.step("key-values")?;
+        self.step("network")?;
         let mut host = self.text("host");
         if host.is_empty() {
             host = switch.address;
         }
         if host.is_empty() {
-            return Err(failure("key-values", format!("the host has no address on {}", switch.name)));
+            return Err(failure("network", format!("the host has no address on {}", switch.name)));
         }
+        assert_eq!(self.text("macAddress").len(), 12);
+        assert!(self.input["slot"].is_u64(), "slot is a number");
+        for key in ["isolation", "allow"] {
+            let value = self.input[key].clone();
+            assert!(!value.is_null(), "{key} is in the input");
+            self.set(id, |vm| vm.settings.extend([(key.to_owned(), value)]));
+        }
+
+        self.step("key-values")?;
         if host.contains(':') {
             host = format!("[{host}]");
         }
@@ -261,6 +275,7 @@ impl Run {
                 json!({
                     "name": vm.name, "state": vm.state, "uptimeSeconds": uptime,
                     "notes": vm.notes, "disks": vm.disks, "heartbeat": vm.heartbeat, "guest": vm.guest,
+                    "holdsJitConfig": vm.kvp.contains_key("RunnerPoolJitConfigParts"),
                 })
             })
             .collect();
@@ -269,7 +284,7 @@ impl Run {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| name.ends_with(".vhdx") || name.ends_with(".avhdx"))
             .collect();
-        Ok(json!({ "ok": true, "vms": vms, "disks": disks, "freeBytes": state.free_bytes }))
+        Ok(json!({ "ok": true, "vms": vms, "disks": disks, "freeBytes": state.free_bytes, "unwritten": [] }))
     }
 
     fn check(&mut self) -> Result<Value, Failure> {
@@ -298,6 +313,11 @@ impl Run {
             "freeBytes": state.free_bytes,
             "switches": state.switches.iter().map(|switch| &switch.name).collect::<Vec<_>>(),
             "switchAddress": address.unwrap_or_default(),
+            "switchType": "Internal",
+            "ownSwitch": true,
+            "macMinimum": "00155D000700",
+            "macMaximum": "00155D0007FF",
+            "hypervisorPresent": true,
             "firewall": "allowed",
             "memoryBytes": 1_u64 << 36,
             "processors": 32,

@@ -52,10 +52,17 @@ pub struct Script {
 }
 
 impl Script {
-    const ALL: [Script; 5] =
-        [Script::CREATE_VM, Script::DESTROY_VM, Script::LIST_VMS, Script::CHECK_HOST, Script::KEY_VALUES];
-    /// What others dot-source. Not run by itself.
+    const ALL: [Script; 6] = [
+        Script::CREATE_VM,
+        Script::DESTROY_VM,
+        Script::LIST_VMS,
+        Script::CHECK_HOST,
+        Script::KEY_VALUES,
+        Script::NETWORK,
+    ];
+    // What others dot-source. Not run by themselves.
     const KEY_VALUES: Script = Script::new("key-values", include_str!("../scripts/key-values.ps1"), 0);
+    const NETWORK: Script = Script::new("network", include_str!("../scripts/network.ps1"), 0);
     /// Makes and starts a VM.
     pub const CREATE_VM: Script = Script::new("create-vm", include_str!("../scripts/create-vm.ps1"), 300);
     /// Removes a VM and its disk. That takes seconds, but a disk may stay locked for a while.
@@ -121,6 +128,51 @@ impl PowerShell {
             .ok_or_else(|| Error(NOT_WINDOWS.into()))
     }
 
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["-NoProfile", "-NonInteractive"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        for name in SECRET_VARIABLES {
+            command.env_remove(name);
+        }
+        if cfg!(windows) {
+            // A pool that was started from PowerShell 7 has inherited its
+            // module path, on which Windows PowerShell finds modules that it
+            // cannot load. Without the variable it makes its own.
+            // https://github.com/PowerShell/PowerShell/issues/27774
+            command.env_remove("PSModulePath");
+        }
+        command
+    }
+
+    /// The group policy that forbids the scripts, such as
+    /// `MachinePolicy=AllSigned`, if there is one: it goes before
+    /// `-ExecutionPolicy Bypass`. Asked without a script, which it would forbid.
+    ///
+    /// <https://learn.microsoft.com/en-us/powershell/module/microsoft.powershell.core/about/about_execution_policies>
+    pub(super) fn forbidding_policy(&self) -> Option<String> {
+        let mut command = self.command();
+        command.args([
+            "-Command",
+            "foreach ($one in @(Get-ExecutionPolicy -List)) { \"$($one.Scope)=$($one.ExecutionPolicy)\" }",
+        ]);
+        let deadline = Script::LIST_VMS.deadline.min(self.longest);
+        let output = run_process(command, String::new(), deadline, None).ok()?;
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        let of_group_policy =
+            |line: &&str| line.starts_with("MachinePolicy=") || line.starts_with("UserPolicy=");
+        // The first that is defined decides.
+        let decides = stdout
+            .lines()
+            .map(str::trim)
+            .filter(of_group_policy)
+            .find(|line| !line.ends_with("=Undefined"))?;
+        (decides.ends_with("=AllSigned") || decides.ends_with("=Restricted")).then(|| decides.to_owned())
+    }
+
     /// Runs `script` with `request` as its input, and returns its answer. Once
     /// `cancel` is true, the script is killed as at its deadline.
     ///
@@ -139,24 +191,8 @@ impl PowerShell {
         let failed = |why: String| Error(redact(format!("{} failed: {why}", script.name), secrets));
         let path = unpoisoned(&self.scripts).verified(script)?;
 
-        let mut command = Command::new(&self.program);
-        command
-            .args(["-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"])
-            .arg(&path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        for name in SECRET_VARIABLES {
-            command.env_remove(name);
-        }
-        if cfg!(windows) {
-            // A pool that was started from PowerShell 7 has inherited its
-            // module path, on which Windows PowerShell finds modules that it
-            // cannot load. Without the variable it makes its own.
-            // https://github.com/PowerShell/PowerShell/issues/27774
-            command.env_remove("PSModulePath");
-        }
-
+        let mut command = self.command();
+        command.args(["-ExecutionPolicy", "Bypass", "-File"]).arg(&path);
         let deadline = script.deadline.min(self.longest);
         let output = run_process(command, ascii_json(request), deadline, cancel)
             .map_err(|e| failed(format!("{} cannot be run: {e}", self.program.display())))?;

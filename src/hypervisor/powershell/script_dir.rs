@@ -178,6 +178,23 @@ mod tests {
     }
 
     #[test]
+    #[cfg(windows)]
+    fn only_system_administrators_and_the_owner_may_open_the_folder() {
+        let scripts = ScriptDir::new().unwrap();
+        let look = format!("(Get-Acl -LiteralPath '{}').Sddl", scripts.folder.display());
+        let shown = std::process::Command::new("powershell")
+            .args(["-NoProfile", "-Command", &look])
+            .output()
+            .unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        let (_, rights) = shown.trim().split_once("D:P").expect("nothing is inherited");
+        let mut whose: Vec<&str> =
+            rights.split(['(', ')']).filter_map(|rule| rule.strip_prefix("A;OICI;FA;;;")).collect();
+        whose.sort_unstable();
+        assert_eq!(whose, ["BA", "OW", "SY"], "{shown}");
+    }
+
+    #[test]
     fn the_folder_of_a_killed_pool_goes_at_the_next_start_and_that_of_a_living_one_stays() {
         let parent = std::env::temp_dir().join(format!("scripts {:016x}", unique()));
         fs::create_dir(&parent).unwrap();

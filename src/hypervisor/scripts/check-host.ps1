@@ -1,14 +1,16 @@
 # Looks at the host before the first VM is made, and changes nothing.
 # Standard input: one JSON object. Standard output: one line of raw facts,
 # {"ok":true,...}; what they mean is the caller's business. A fact that cannot
-# be found out takes the value that means so: "", "unknown", 0, false. Only
-# memoryBytes and processors are then left out.
+# be found out takes the value that means so: "", "unknown", 0, false, or is left
+# out: memoryBytes, processors, hypervisorPresent, ownSwitch.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
 $WarningPreference = 'SilentlyContinue'
+
+. (Join-Path -Path $PSScriptRoot -ChildPath 'network.ps1')
 
 $script:step = 'input'
 $script:facts = [ordered]@{
@@ -25,6 +27,9 @@ $script:facts = [ordered]@{
     # A list, not an array: a list of one stays a list in JSON.
     switches         = [System.Collections.Generic.List[object]]::new()
     switchAddress    = ''
+    switchType       = 'unknown'
+    macMinimum       = ''
+    macMaximum       = ''
     firewall         = 'unknown'
 }
 
@@ -101,10 +106,50 @@ function Test-PortFilter($Filter, $Port) {
     return $false
 }
 
+# Whether an address filter covers an address on the same network as the host's
+# own: 'Any', 'LocalSubnet', an address, a prefix with its length or mask, or a range.
+function Test-AddressFilter($Filter, $Address) {
+    foreach ($entry in @($Filter.RemoteAddress)) {
+        $text = [string]$entry
+        if ($text -eq 'Any' -or $text -eq '' -or $text -eq 'LocalSubnet') {
+            return $true
+        }
+        if ($text -notmatch '^(?<first>[\d.]+)((?<sign>[-/])(?<second>[\d.]+))?$') {
+            continue
+        }
+        $first = Get-AddressNumber $Matches['first']
+        $number = Get-AddressNumber $Address
+        $second = $Matches['second']
+        if ($null -eq $second) {
+            $covers = $number -eq $first
+        } elseif ($Matches['sign'] -eq '-') {
+            $covers = $first -le $number -and $number -le (Get-AddressNumber $second)
+        } else {
+            $mask = [int64]0
+            if ($second.Contains('.')) {
+                $mask = Get-AddressNumber $second
+            } elseif ([int]$second -gt 0) {
+                $mask = ([int64]4294967295 -shl (32 - [int]$second)) -band [int64]4294967295
+            }
+            $covers = ($number -band $mask) -eq ($first -band $mask)
+        }
+        if ($covers) {
+            return $true
+        }
+    }
+    return $false
+}
+
 # What the firewall's rules say of the port on the switch's adapter, as far as
-# rules tell: what a rule says of remote addresses and users is not weighed.
-function Get-FirewallState($SwitchName, $Port) {
+# rules tell: what a rule says of users is not weighed. A rule for an adapter that
+# is gone has no adapter any more, which is not the same as 'Any'.
+function Get-FirewallState($SwitchName, $OnSwitch, $Port) {
     $alias = "vEthernet ($SwitchName)"
+    $address = '0.0.0.0'
+    if ($null -ne $OnSwitch) {
+        $alias = [string]$OnSwitch.InterfaceAlias
+        $address = [string]$OnSwitch.IPAddress
+    }
     # An adapter without a known network, like the Default Switch's, is public.
     $category = 'Public'
     $connection = @(Get-NetConnectionProfile -ErrorAction SilentlyContinue | Where-Object { $_.InterfaceAlias -eq $alias })
@@ -144,8 +189,13 @@ function Get-FirewallState($SwitchName, $Port) {
     }
     foreach ($filter in @(Get-NetFirewallInterfaceFilter -PolicyStore ActiveStore -ErrorAction Stop)) {
         $aliases = @($filter.InterfaceAlias | ForEach-Object { [string]$_ })
-        $covers = @($aliases | Where-Object { $_ -eq 'Any' -or $_ -eq '' -or $alias -like $_ })
-        if ($aliases.Count -gt 0 -and $covers.Count -eq 0) {
+        $covers = @($aliases | Where-Object { $_ -eq 'Any' -or ($_ -ne '' -and $alias -like $_) })
+        if ($covers.Count -eq 0) {
+            $foreign[[string]$filter.InstanceID] = $true
+        }
+    }
+    foreach ($filter in @(Get-NetFirewallAddressFilter -PolicyStore ActiveStore -ErrorAction Stop)) {
+        if (-not (Test-AddressFilter $filter $address)) {
             $foreign[[string]$filter.InstanceID] = $true
         }
     }
@@ -196,6 +246,7 @@ function Get-FactList($Request) {
         $computer = Get-CimInstance -ClassName Win32_ComputerSystem
         $facts['memoryBytes'] = [int64]$computer.TotalPhysicalMemory
         $facts['processors'] = [int]$computer.NumberOfLogicalProcessors
+        $facts['hypervisorPresent'] = [bool]$computer.HypervisorPresent
     }
     Find-Fact {
         $identity = [System.Security.Principal.WindowsIdentity]::GetCurrent()
@@ -232,19 +283,26 @@ function Get-FactList($Request) {
     Find-Fact {
         foreach ($one in @(Get-VMSwitch)) {
             $facts.switches.Add([string]$one.Name)
+            if ($one.Name -eq $Request.switch) {
+                $facts.switchType = [string]$one.SwitchType
+            }
+        }
+    }
+    $script:onSwitch = $null
+    Find-Fact {
+        $script:onSwitch = Get-SwitchAddress $Request.switch
+        if ($null -ne $script:onSwitch) {
+            $facts.switchAddress = [string]$script:onSwitch.IPAddress
+            $facts['ownSwitch'] = Test-OwnSwitch $facts.switchAddress
         }
     }
     Find-Fact {
-        $alias = "vEthernet ($($Request.switch))"
-        $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $_.InterfaceAlias -eq $alias } | ForEach-Object { [string]$_.IPAddress })
-        # 169.254.x.x is what Windows takes when nothing gave it an address.
-        $given = @($all | Where-Object { -not $_.StartsWith('169.254.') }) + $all
-        if ($given.Count -gt 0) {
-            $facts.switchAddress = $given[0]
-        }
+        $vmHost = Get-VMHost
+        $facts.macMinimum = [string]$vmHost.MacAddressMinimum
+        $facts.macMaximum = [string]$vmHost.MacAddressMaximum
     }
     Find-Fact {
-        $facts.firewall = Get-FirewallState $Request.switch ([int]$Request.port)
+        $facts.firewall = Get-FirewallState $Request.switch $script:onSwitch ([int]$Request.port)
     }
 }
 

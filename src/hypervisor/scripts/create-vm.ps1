@@ -15,8 +15,15 @@ $ConfirmPreference = 'None'
 # a localised host; the end of its id is the same everywhere.
 $KvpServiceId = '2A34B1C2-FD73-4043-8A5B-DD2159BC743F'
 $MiB = 1048576
+# What a walled-off VM does not reach: private, shared, local, multicast and
+# reserved networks, Azure's host, and all of IPv6.
+$WalledOff = @(
+    '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.168.0.0/16',
+    '224.0.0.0/4', '240.0.0.0/4', '168.63.129.16/32', '::/0'
+)
 
 . (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
+. (Join-Path -Path $PSScriptRoot -ChildPath 'network.ps1')
 
 $script:step = 'input'
 $script:vm = $null
@@ -43,23 +50,190 @@ function Get-OneLine($ErrorRecord) {
     return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
 }
 
-# The host's own address on the switch, which is where its VMs reach it.
-function Get-SwitchAddress($SwitchName) {
-    # Not by their names, which anyone may change; and the Default Switch's is hidden.
-    $devices = @(Get-VMNetworkAdapter -ManagementOS -SwitchName $SwitchName | ForEach-Object { [string]$_.DeviceId })
-    # -ErrorAction: functions of modules, which do not see this script's
-    # $ErrorActionPreference.
-    $adapters = @(Get-NetAdapter -IncludeHidden -ErrorAction Stop | Where-Object { $devices -contains $_.DeviceID } | ForEach-Object { $_.InterfaceIndex })
-    $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $adapters -contains $_.InterfaceIndex } | ForEach-Object { [string]$_.IPAddress })
-    if ($all.Count -eq 0) {
-        throw "This host has no IPv4 address on the virtual switch '$SwitchName'. Give it one, or set ORCHESTRATOR_IP."
+# The fixed address of a slot in the network on the pool's own switch: slot 1 has
+# the tenth. Those below are for the host and for whoever else is there.
+function Get-SlotAddress($OnSwitch, $Slot) {
+    $size = [int64]1 -shl (32 - $OnSwitch.PrefixLength)
+    $taken = Get-AddressNumber $OnSwitch.IPAddress
+    $network = $taken - $taken % $size
+    $number = $network + 9 + $Slot
+    if ($network + 9 -lt $taken -and $taken -le $number) {
+        $number = $number + 1
     }
-    # 169.254.x.x is what Windows takes when nothing gave it an address.
-    $given = @($all | Where-Object { -not $_.StartsWith('169.254.') })
-    if ($given.Count -gt 0) {
-        return $given[0]
+    # The last one is for broadcasts.
+    if ($number -ge $network + $size - 1) {
+        throw "The network of $($OnSwitch.IPAddress)/$($OnSwitch.PrefixLength) has no address for slot $Slot. Lower POOL_SIZE, or give the host's adapter on the switch, and its NAT, a shorter prefix."
     }
-    return $all[0]
+    $bytes = [System.BitConverter]::GetBytes([uint32]$number)
+    [array]::Reverse($bytes)
+    return [string][System.Net.IPAddress]::new($bytes)
+}
+
+# The DNS servers of the host's connected adapters, the preferred adapter's first.
+# A server on the host itself is at its address on the switch.
+function Get-DnsServer($HostAddress) {
+    $connected = @(Get-NetIPInterface -AddressFamily IPv4 -ConnectionState Connected -ErrorAction Stop | Sort-Object -Property InterfaceMetric)
+    $known = @(Get-DnsClientServerAddress -AddressFamily IPv4 -ErrorAction Stop)
+    $servers = @(foreach ($interface in $connected) {
+        $known | Where-Object { $_.InterfaceIndex -eq $interface.InterfaceIndex } | ForEach-Object { $_.ServerAddresses }
+    })
+    $servers = @($servers | ForEach-Object { if ($_ -like '127.*') { $HostAddress } else { [string]$_ } } | Where-Object { $_ })
+    return @($servers | Select-Object -Unique -First 4)
+}
+
+# What the host's addresses and routes add to the list above: a LAN with public
+# addresses, or a VPN. A prefix of less than 8 bits is a way to the internet.
+function Get-HostPrefix {
+    $own = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | ForEach-Object { "$($_.IPAddress)/32" })
+    $routed = @(Get-NetRoute -AddressFamily IPv4 -ErrorAction Stop | ForEach-Object { [string]$_.DestinationPrefix })
+    $known = @($WalledOff | Where-Object { $_ -notlike '*:*' })
+    # The shortest first: most others lie in one of them.
+    foreach ($prefix in @($routed + $own | Sort-Object -Property { [int]($_ -split '/')[1] })) {
+        $covered = @($known | Where-Object { Test-Prefix $_ $prefix }).Count -gt 0
+        if ([int]($prefix -split '/')[1] -ge 8 -and -not $covered) {
+            $known += $prefix
+            $prefix
+        }
+    }
+}
+
+# The rules that wall a VM off, for both directions. Without state, so each
+# direction needs its own; addresses and ports are as the VM sees them. Of the
+# rules that fit a packet, the one with the highest weight counts; if none fits, it passes.
+#   $Reachable   address:port pairs that the VM may reach over TCP
+#   $Dns         addresses of DNS servers
+#   $DhcpServer  whence the VM gets its address; empty if it has a fixed one
+#   $Denied      prefixes that it does not reach
+#   $VmAddress   its fixed address, from which alone it may send; or empty
+function Get-WallRule($Reachable, $Dns, $DhcpServer, $Denied, $VmAddress) {
+    $local = 'ANY'
+    if ($VmAddress -ne '') {
+        $local = $VmAddress
+    }
+    foreach ($direction in 'Outbound', 'Inbound') {
+        $rules = @(
+            foreach ($pair in $Reachable) {
+                $address, $port = $pair -split ':'
+                @{ Action = 'Allow'; LocalIPAddress = $local; RemoteIPAddress = $address; RemotePort = $port; Protocol = 'TCP' }
+            }
+            foreach ($address in $Dns) {
+                foreach ($protocol in 'UDP', 'TCP') {
+                    @{ Action = 'Allow'; LocalIPAddress = $local; RemoteIPAddress = $address; RemotePort = '53'; Protocol = $protocol }
+                }
+            }
+            if ($DhcpServer -ne '') {
+                $servers = @($DhcpServer)
+                if ($direction -eq 'Outbound') {
+                    $servers = @('255.255.255.255') + $servers
+                }
+                foreach ($address in $servers) {
+                    @{ Action = 'Allow'; RemoteIPAddress = $address; LocalPort = '68'; RemotePort = '67'; Protocol = 'UDP' }
+                }
+            }
+            foreach ($prefix in $Denied) {
+                @{ Action = 'Deny'; RemoteIPAddress = $prefix }
+            }
+            if ($VmAddress -ne '') {
+                @{ Action = 'Allow'; LocalIPAddress = $local; RemoteIPAddress = '0.0.0.0/0' }
+                @{ Action = 'Deny' }
+            }
+        )
+        # The highest that Hyper-V takes is 65535.
+        $weight = 65000
+        foreach ($rule in $rules) {
+            $rule['Direction'] = $direction
+            $rule['Weight'] = $weight
+            $weight = $weight - 1
+            $rule
+        }
+    }
+}
+
+# Makes the rules on the VM's adapter, and reads them back to be sure that they took.
+function Set-Wall($Vm, $Rules) {
+    $adapter = Get-VMNetworkAdapter -VM $Vm
+    Set-VMNetworkAdapter -VMNetworkAdapter $adapter -MacAddressSpoofing Off -DhcpGuard On -RouterGuard On
+    foreach ($rule in $Rules) {
+        Add-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $adapter -Stateful $false @rule
+    }
+    $adapter = Get-VMNetworkAdapter -VM $Vm
+    $guards = "$($adapter.MacAddressSpoofing) $($adapter.DhcpGuard) $($adapter.RouterGuard)"
+    $made = @(Get-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $adapter | ForEach-Object { "$($_.Direction) $($_.Weight) $($_.Action)" })
+    $missing = @($Rules | Where-Object { $made -notcontains "$($_.Direction) $($_.Weight) $($_.Action)" })
+    if ($guards -ne 'Off On On' -or $missing.Count -gt 0) {
+        throw "Hyper-V accepted the rules that wall the VM off but does not hold them all ($($missing.Count) of $($Rules.Count) are missing)."
+    }
+}
+
+# The address:port pairs, with addresses in place of names.
+function Resolve-Endpoint($Endpoints) {
+    foreach ($endpoint in $Endpoints) {
+        $name, $port = $endpoint -split ':'
+        try {
+            $addresses = @([System.Net.Dns]::GetHostAddresses($name) | Where-Object { [string]$_.AddressFamily -eq 'InterNetwork' })
+        } catch {
+            throw "The address of $name, which VMs must reach, could not be found: $(Get-OneLine $_)"
+        }
+        $addresses | ForEach-Object { "${_}:$port" }
+    }
+}
+
+# Sets up the VM's network. Returns the address at which it reaches the pool, and
+# the key-values by which the guest learns its own address, if it has a fixed one.
+function Set-Network($Vm, $Request) {
+    $adapter = Get-VMNetworkAdapter -VM $Vm
+    Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $Request.macAddress | Out-Null
+
+    $onSwitch = Get-SwitchAddress $Request.switch
+    $hostAddress = ''
+    $isOwn = $false
+    if ($null -ne $onSwitch) {
+        $hostAddress = [string]$onSwitch.IPAddress
+        $isOwn = Test-OwnSwitch $hostAddress
+    }
+    $poolAddress = [string]$Request.host
+    if ($poolAddress -eq '') {
+        $poolAddress = $hostAddress
+    }
+    if ($poolAddress -eq '') {
+        throw "This host has no IPv4 address on the switch '$($Request.switch)'. Give it one, or set ORCHESTRATOR_IP."
+    }
+    $isWalledOff = $Request.isolation -eq 'on' -or ($Request.isolation -eq 'auto' -and $isOwn)
+    $dns = @()
+    if ($isOwn -or $isWalledOff) {
+        $dns = @(Get-DnsServer $hostAddress)
+    }
+    # A switch of the pool's own has no DHCP server, unless the host has that role:
+    # then the VMs get their addresses from it.
+    $values = @{}
+    $vmAddress = ''
+    $dhcp = @(Get-Service -Name DHCPServer -ErrorAction SilentlyContinue | Where-Object { [string]$_.Status -eq 'Running' })
+    if ($isOwn -and $dhcp.Count -eq 0) {
+        if ($dns.Count -eq 0) {
+            throw 'This host has no IPv4 DNS server that VMs could use. Set one on its network adapter.'
+        }
+        $vmAddress = Get-SlotAddress $onSwitch ([int64]$Request.slot)
+        $values = @{
+            RunnerPoolAddress      = $vmAddress
+            RunnerPoolPrefixLength = [string]$onSwitch.PrefixLength
+            RunnerPoolGateway      = $hostAddress
+            RunnerPoolDnsServers   = $dns -join ','
+        }
+    }
+    if ($isWalledOff) {
+        $dhcpServer = ''
+        if ($vmAddress -eq '') {
+            $dns = @(@($hostAddress) + $dns | Where-Object { $_ } | Select-Object -Unique)
+            # On an internal switch only the host can be the DHCP server.
+            $dhcpServer = '0.0.0.0/0'
+            if ([string](Get-VMSwitch -Name $Request.switch).SwitchType -eq 'Internal') {
+                $dhcpServer = $hostAddress
+            }
+        }
+        $reachable = @("${poolAddress}:$($Request.port)") + @(Resolve-Endpoint $Request.allow)
+        Set-Wall $Vm @(Get-WallRule $reachable $dns $dhcpServer ($WalledOff + @(Get-HostPrefix)) $vmAddress) | Out-Null
+    }
+    return @{ PoolAddress = $poolAddress; Values = $values }
 }
 
 # Attaches the values to the VM, and reads them back to be sure that they took.
@@ -181,20 +355,19 @@ function New-RunnerVM($Request) {
         Enable-VMIntegrationService -VMIntegrationService $kvp[0]
     }
 
+    $script:step = 'network'
+    $network = Set-Network $script:vm $Request
+
     $script:step = 'key-values'
-    $address = [string]$Request.host
-    if ($address -eq '') {
-        $address = Get-SwitchAddress $Request.switch
-    }
+    $address = [string]$network.PoolAddress
     if ($address.Contains(':')) {
         $address = "[$address]"
     }
     $script:url = "http://${address}:$($Request.port)"
-    $values = @{
-        RunnerPoolUrl      = $script:url
-        RunnerPoolVmName   = [string]$Request.name
-        RunnerPoolVmSecret = [string]$Request.secret
-    }
+    $values = $network.Values
+    $values['RunnerPoolUrl'] = $script:url
+    $values['RunnerPoolVmName'] = [string]$Request.name
+    $values['RunnerPoolVmSecret'] = [string]$Request.secret
     # A value may have 1,023 characters.
     $jitConfig = [string]$Request.jitConfig
     if ($jitConfig -ne '') {

@@ -71,7 +71,9 @@ impl Slot {
                     }
                     (cause, _) => format!("the VM ended without a job: {cause}"),
                 };
-                self.count_failure(why, 0, cx.now)
+                // The next VM is as outdated, until there is a new image or a new answer.
+                let retry_after = if cause.is_outdated() { back_off::MOST } else { 0 };
+                self.count_failure(why, retry_after, cx.now)
             }
         };
         self.enter(

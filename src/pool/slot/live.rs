@@ -40,8 +40,8 @@ pub(super) struct Live {
     /// configuration. `None` if it gets no configuration (any more).
     pub(super) token: Option<Secret>,
     pub(super) retire: Option<Retirement>,
-    /// Its JIT configuration was removed from its key-values.
-    pub(super) jit_config_forgotten: bool,
+    /// A JIT configuration may be in its key-values.
+    pub(super) holds_jit_config: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -139,6 +139,7 @@ impl Slot {
             live.noted = notes.job_started;
             live.made_of.clone_from(&notes.fingerprint);
         }
+        live.holds_jit_config = vm.holds_jit_config.unwrap_or(live.holds_jit_config);
         // A clock that was off can have put the job's start into the VM's future.
         if live.job.is_some() && asked_at > live.job_seen_at {
             live.job_started = Some(live.job_started.map_or(uptime, |started| started.min(uptime)));
@@ -221,7 +222,7 @@ impl Live {
             made_of: None,
             token: None,
             retire: None,
-            jit_config_forgotten: false,
+            holds_jit_config: true,
         }
     }
 

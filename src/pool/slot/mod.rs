@@ -212,7 +212,7 @@ impl Slot {
         let live = self.live()?;
         let job_started = live.job_started.map(|at| (at / 1000) as u64).filter(|at| live.noted != Some(*at));
         let retire = matches!(self.state, State::Ready(_)) && live.retire.is_some();
-        let forget_jit_config = !live.jit_config_forgotten && !matches!(self.state, State::Booting(_));
+        let forget_jit_config = live.holds_jit_config && !matches!(self.state, State::Booting(_));
         (job_started.is_some() || retire || forget_jit_config).then(|| VmWrite {
             vm: live.instance.vm.clone(),
             job_started,
@@ -337,11 +337,6 @@ impl Slot {
             Event::ToldToRetire => {
                 if let Some(retire) = self.live_mut().and_then(|live| live.retire.as_mut()) {
                     retire.told_at.get_or_insert(cx.now);
-                }
-            }
-            Event::JitConfigForgotten => {
-                if let Some(live) = self.live_mut() {
-                    live.jit_config_forgotten = true;
                 }
             }
             Event::Stop(stop) => {

@@ -226,8 +226,6 @@ pub enum Event {
     StayIfNotTold,
     /// The VM is being told that it is to retire.
     ToldToRetire,
-    /// The JIT configuration was removed from the VM's key-values.
-    JitConfigForgotten,
     /// The pool stops.
     Stop(Stop),
 }
@@ -313,7 +311,11 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::RunnerEnded { exit_code: Some(code) } => {
-                write!(f, "its runner ended with exit code {code}")
+                write!(f, "its runner ended with exit code {code}")?;
+                match exit_code_text(*code) {
+                    "" => Ok(()),
+                    text => write!(f, " ({text})"),
+                }
             }
             Cause::RunnerEnded { exit_code: None } => f.write_str("its runner ended"),
             Cause::PoweredOff => f.write_str("it powered off"),
@@ -326,6 +328,24 @@ impl fmt::Display for Cause {
             Cause::Retired(reason) => write!(f, "it retired: {}", reason.text()),
             Cause::Stop => f.write_str("the pool stops"),
         }
+    }
+}
+
+/// The listener's exit code when GitHub no longer accepts its version. It comes
+/// as 7 because the guest asks for it; it would be 1 otherwise.
+pub(in crate::pool) const EXIT_OUTDATED: i64 = 7;
+
+/// What an exit code of GitHub's runner means, where that helps. Empty for success and for unknown ones.
+///
+/// <https://github.com/actions/runner/blob/main/src/Runner.Common/Constants.cs>
+fn exit_code_text(code: i64) -> &'static str {
+    match code {
+        1 => "GitHub did not let it in, or its guest failed: see the guest's log",
+        2 => "GitHub's service failed, time after time",
+        3 | 4 => "it updated itself, time after time",
+        5 => "GitHub has another session of the same runner",
+        EXIT_OUTDATED => "GitHub no longer accepts its version: build a new image (packer/rebuild.ps1)",
+        _ => "",
     }
 }
 

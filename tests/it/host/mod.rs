@@ -16,7 +16,8 @@ use crate::support::host_pool::HostWorld;
 use crate::support::process::Process;
 use crate::support::wait_until;
 
-const CREATE_STEPS: [&str; 7] = ["template", "disk", "vm", "notes", "settings", "key-values", "start"];
+const CREATE_STEPS: [&str; 8] =
+    ["template", "disk", "vm", "notes", "settings", "network", "key-values", "start"];
 const DESTROY_STEPS: [&str; 4] = ["find", "stop", "remove", "disk"];
 
 /// Runs cases side by side, since each of them mostly waits.
@@ -38,7 +39,8 @@ fn is_being_created(world: &HostWorld, name: &str, step: &str) -> bool {
         "vm" => world.disks().iter().any(|disk| disk.starts_with(name)),
         "notes" => vm.is_some(),
         "settings" => vm.is_some_and(|vm| !vm.notes.is_empty()),
-        "key-values" => vm.is_some_and(|vm| !vm.settings.is_empty()),
+        "network" => vm.is_some_and(|vm| !vm.settings.is_empty()),
+        "key-values" => vm.is_some_and(|vm| vm.settings.contains_key("isolation")),
         "start" => vm.is_some_and(|vm| !vm.kvp.is_empty()),
         _ => unreachable!(),
     }

@@ -29,6 +29,14 @@ function Get-FakeHost {
     return (ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($path)))
 }
 
+# A fact of the host that host.json need not have.
+function Get-HostFact([string]$Name) {
+    $facts = Get-FakeHost
+    if ($facts.PSObject.Properties[$Name]) {
+        return $facts.$Name
+    }
+}
+
 function Test-Fault([string]$Command) {
     foreach ($fault in @(([string]$env:FAKE_HYPERV_FAULT) -split ',')) {
         $name, $call = $fault -split '#'
@@ -85,17 +93,17 @@ function Update-FakeRecord($VM, $Changes) {
 }
 
 function Get-FakeUptime($Record) {
-    $uptime = [timespan]::FromSeconds([double]$Record.uptime)
-    if ([string]$Record.started -ne '') {
-        $uptime += [datetime]::UtcNow - [datetime]::ParseExact($Record.started, 'o', $null, 'RoundtripKind')
+    $ticks = [int64]([double]$Record.uptime * [timespan]::TicksPerSecond)
+    if ($Record.started -gt 0) {
+        $ticks += [datetime]::UtcNow.Ticks - $Record.started
     }
-    return $uptime
+    return [timespan]::FromTicks($ticks)
 }
 
 # What Get-VM gives for a VM.
 function ConvertTo-FakeVM($Record) {
     $drives = @($Record.disks | ForEach-Object { [pscustomobject]@{ Path = [string]$_ } })
-    return [pscustomobject]@{
+    $vm = [pscustomobject]@{
         Id         = [guid]$Record.id
         Name       = [string]$Record.name
         State      = [string]$Record.state
@@ -103,6 +111,12 @@ function ConvertTo-FakeVM($Record) {
         Uptime     = (Get-FakeUptime $Record)
         HardDrives = $drives
     }
+    if ($Record.broken) {
+        # What PowerShell gives for properties that throw.
+        $vm.HardDrives = $null
+        $vm.Notes = $null
+    }
+    return $vm
 }
 
 function Get-VM {
@@ -245,7 +259,7 @@ function Start-VM {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Start-VM'
-    Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.ToString('o') }
+    Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.Ticks }
     Enter-Call 'Start-VM-after'
 }
 
@@ -268,7 +282,7 @@ function Stop-VM {
             throw 'The operation cannot be performed while the virtual machine is in its current state.'
         }
         if ($record.stuck -eq '') {
-            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
+            Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = 0 }
         }
     } catch {
         $problem = $_.Exception.Message
@@ -291,7 +305,7 @@ function Remove-VMSavedState {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Remove-VMSavedState'
-    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = '' }
+    Update-FakeRecord $VM @{ state = 'Off'; uptime = 0; started = 0 }
 }
 
 function Remove-VM {
@@ -333,10 +347,119 @@ function Get-VHD {
 
 function Get-VMSwitch {
     [CmdletBinding()]
-    param()
+    param([string]$Name)
     Enter-Call 'Get-VMSwitch'
-    foreach ($name in @((Get-FakeHost).switches)) {
-        [pscustomobject]@{ Name = [string]$name }
+    foreach ($one in @((Get-FakeHost).switches)) {
+        if ($Name -eq '' -or $Name -eq $one) {
+            $type = 'Internal'
+            if (@(Get-HostFact 'external') -contains $one) {
+                $type = 'External'
+            }
+            [pscustomobject]@{ Name = [string]$one; SwitchType = $type }
+        }
+    }
+}
+
+function Set-VMNetworkAdapter {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)]$VMNetworkAdapter,
+        [ValidatePattern('^[0-9A-F]{12}$')][string]$StaticMacAddress,
+        [ValidateSet('On', 'Off')][string]$MacAddressSpoofing,
+        [ValidateSet('On', 'Off')][string]$DhcpGuard,
+        [ValidateSet('On', 'Off')][string]$RouterGuard
+    )
+    Enter-Call 'Set-VMNetworkAdapter'
+    $changes = @{}
+    if ($PSBoundParameters.ContainsKey('StaticMacAddress')) {
+        $changes['macAddress'] = $StaticMacAddress
+    }
+    if ($PSBoundParameters.ContainsKey('MacAddressSpoofing')) {
+        $changes['macSpoofing'] = $MacAddressSpoofing
+        $changes['routerGuard'] = $RouterGuard
+        if (-not (Test-Fault 'GuardLost')) {
+            $changes['dhcpGuard'] = $DhcpGuard
+        }
+    }
+    Update-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId }) $changes
+}
+
+function Add-VMNetworkAdapterExtendedAcl {
+    [CmdletBinding()]
+    param(
+        [Parameter(Mandatory)]$VMNetworkAdapter,
+        [Parameter(Mandatory)][ValidateSet('Allow', 'Deny')][string]$Action,
+        [Parameter(Mandatory)][ValidateSet('Inbound', 'Outbound')][string]$Direction,
+        [string]$LocalIPAddress = 'ANY',
+        [string]$RemoteIPAddress = 'ANY',
+        [string]$LocalPort = 'ANY',
+        [string]$RemotePort = 'ANY',
+        [string]$Protocol = 'ANY',
+        [Parameter(Mandatory)][int]$Weight,
+        [bool]$Stateful
+    )
+    Enter-Call 'Add-VMNetworkAdapterExtendedAcl'
+    $record = Find-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId })
+    # The switch refuses the last two only when it applies them, and tells nobody.
+    if ($record.state -ne 'Off' -or $Stateful -or $Weight -gt 65535 -or $Weight -lt 1) {
+        throw 'The rule would have no effect.'
+    }
+    if (@($record.acls | Where-Object { $_.direction -eq $Direction -and $_.weight -eq $Weight }).Count -gt 0) {
+        throw 'There is a rule of this weight and direction.'
+    }
+    if (Test-Fault 'AclLost') {
+        return
+    }
+    $acl = [pscustomobject]@{
+        direction = $Direction; weight = $Weight; action = $Action; local = $LocalIPAddress; remote = $RemoteIPAddress
+        localPort = $LocalPort; remotePort = $RemotePort; protocol = $Protocol
+    }
+    Update-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId }) @{ acls = @($record.acls) + $acl }
+}
+
+function Get-VMNetworkAdapterExtendedAcl {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VMNetworkAdapter)
+    Enter-Call 'Get-VMNetworkAdapterExtendedAcl'
+    foreach ($acl in @((Find-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId })).acls)) {
+        [pscustomobject]@{ Direction = $acl.direction; Weight = $acl.weight; Action = $acl.action; RemoteIPAddress = $acl.remote }
+    }
+}
+
+# As host.json has them under "dns": adapter, metric, servers.
+function Get-NetIPInterface {
+    [CmdletBinding()]
+    param([string]$AddressFamily, [ValidateSet('Connected', 'Disconnected')][string]$ConnectionState)
+    Enter-Call 'Get-NetIPInterface'
+    foreach ($one in @(Get-HostFact 'dns' | Where-Object { $ConnectionState -ne 'Connected' -or $_.adapter -ne 'Unplugged' })) {
+        [pscustomobject]@{ InterfaceIndex = (Get-FakeIndex $one.adapter); InterfaceMetric = $one.metric }
+    }
+}
+
+function Get-DnsClientServerAddress {
+    [CmdletBinding()]
+    param([string]$AddressFamily)
+    Enter-Call 'Get-DnsClientServerAddress'
+    foreach ($one in @(Get-HostFact 'dns')) {
+        [pscustomobject]@{ InterfaceIndex = (Get-FakeIndex $one.adapter); ServerAddresses = [string[]]@($one.servers) }
+    }
+}
+
+function Get-NetRoute {
+    [CmdletBinding()]
+    param([string]$AddressFamily)
+    Enter-Call 'Get-NetRoute'
+    foreach ($prefix in @(Get-HostFact 'routes')) {
+        [pscustomobject]@{ DestinationPrefix = [string]$prefix }
+    }
+}
+
+function Get-NetNat {
+    [CmdletBinding()]
+    param()
+    Enter-Call 'Get-NetNat'
+    foreach ($prefix in @(Get-HostFact 'nats')) {
+        [pscustomobject]@{ Name = 'Runners'; InternalIPInterfaceAddressPrefix = [string]$prefix }
     }
 }
 
@@ -345,20 +468,29 @@ function Get-NetIPAddress {
     param([string]$AddressFamily)
     Enter-Call 'Get-NetIPAddress'
     foreach ($address in @((Get-FakeHost).addresses)) {
-        [pscustomobject]@{ InterfaceAlias = [string]$address.alias; InterfaceIndex = (Get-FakeIndex $address.adapter); IPAddress = [string]$address.ip }
+        [pscustomobject]@{
+            InterfaceAlias = [string]$address.alias
+            InterfaceIndex = (Get-FakeIndex $address.adapter)
+            IPAddress      = [string]$address.ip
+            PrefixLength   = [byte]24
+        }
     }
 }
 
-# The host's adapters: "Ethernet", and one for each switch, under the switch's name.
+# The host's adapters: these, and one for each switch, under the switch's name.
+function Get-FakeAdapter {
+    return @('Ethernet', 'Wi-Fi', 'Unplugged') + @((Get-FakeHost).switches)
+}
+
 function Get-FakeIndex([string]$Adapter) {
-    return 10 + [array]::IndexOf(@('Ethernet') + @((Get-FakeHost).switches), $Adapter)
+    return 10 + [array]::IndexOf(@(Get-FakeAdapter), $Adapter)
 }
 
 function Get-NetAdapter {
     [CmdletBinding()]
     param([switch]$IncludeHidden)
     Enter-Call 'Get-NetAdapter'
-    foreach ($name in @('Ethernet') + @((Get-FakeHost).switches)) {
+    foreach ($name in @(Get-FakeAdapter)) {
         # As on Windows 10 and 11.
         if ($IncludeHidden -or $name -ne 'Default Switch') {
             [pscustomobject]@{ DeviceID = "{adapter of $name}"; InterfaceIndex = (Get-FakeIndex $name) }
@@ -366,10 +498,22 @@ function Get-NetAdapter {
     }
 }
 
+# Of a VM, or of the host itself.
 function Get-VMNetworkAdapter {
     [CmdletBinding()]
-    param([Parameter(Mandatory)][switch]$ManagementOS, [string]$SwitchName)
+    param([Parameter(ParameterSetName = 'VM', Mandatory)]$VM, [Parameter(ParameterSetName = 'Host', Mandatory)][switch]$ManagementOS, [Parameter(ParameterSetName = 'Host')][string]$SwitchName)
     Enter-Call 'Get-VMNetworkAdapter'
+    if (-not $ManagementOS) {
+        $record = Find-FakeRecord $VM
+        return [pscustomobject]@{
+            VMId               = [guid]$record.id
+            Name               = 'Netzwerkkarte'
+            SwitchName         = [string]$record.switchName
+            MacAddressSpoofing = [string]$record.macSpoofing
+            DhcpGuard          = [string]$record.dhcpGuard
+            RouterGuard        = [string]$record.routerGuard
+        }
+    }
     foreach ($name in @((Get-FakeHost).switches)) {
         if ($SwitchName -eq '' -or $name -eq $SwitchName) {
             [pscustomobject]@{ SwitchName = $name; DeviceId = "{ADAPTER of $name}" }
@@ -478,7 +622,7 @@ function Get-CimInstance {
         return [pscustomobject]@{ Caption = 'Simulated Windows Server' }
     }
     if ($ClassName -eq 'Win32_ComputerSystem') {
-        return [pscustomobject]@{ TotalPhysicalMemory = [uint64]34359738368; NumberOfLogicalProcessors = [uint32]8 }
+        return [pscustomobject]@{ TotalPhysicalMemory = [uint64]34359738368; NumberOfLogicalProcessors = [uint32]8; HypervisorPresent = $true }
     }
     if ($Namespace -ne 'root\virtualization\v2') {
         throw "There is no class $ClassName in the namespace $Namespace."
@@ -505,6 +649,12 @@ function Get-CimInstance {
             }
             'Msvm_KvpExchangeComponentSettingData' {
                 [pscustomobject]@{ InstanceID = "Microsoft:$id\$KvpServiceId"; HostExchangeItems = (ConvertTo-FakeItemList $record.hostItems) }
+            }
+            'Msvm_HeartbeatComponent' {
+                [pscustomobject]@{ SystemName = $id; OperationalStatus = [uint16[]]@($record.heartbeat) }
+            }
+            'Msvm_KvpExchangeComponent' {
+                [pscustomobject]@{ SystemName = $id; GuestExchangeItems = (ConvertTo-FakeItemList $record.guestItems) }
             }
             default {
                 throw "There is no class $ClassName in the simulated host."
@@ -561,8 +711,11 @@ function Get-Service {
     param([string]$Name)
     Enter-Call 'Get-Service'
     $status = [string](Get-FakeHost).service
-    if ($Name -eq 'vmms' -and $status -ne '') {
-        [pscustomobject]@{ Name = 'vmms'; Status = $status }
+    if ($Name -eq 'DHCPServer') {
+        $status = [string](Get-HostFact 'dhcpService')
+    }
+    if ($status -ne '') {
+        [pscustomobject]@{ Name = $Name; Status = $status }
     }
 }
 
@@ -617,6 +770,22 @@ function Get-NetFirewallInterfaceFilter {
     foreach ($rule in @((Get-FakeHost).firewall.rules)) {
         [pscustomobject]@{ InstanceID = [string]$rule.id; InterfaceAlias = [string]$rule.adapter }
     }
+}
+
+function Get-NetFirewallAddressFilter {
+    [CmdletBinding()]
+    param([string]$PolicyStore)
+    Enter-Call 'Get-NetFirewallAddressFilter'
+    foreach ($rule in @((Get-FakeHost).firewall.rules)) {
+        [pscustomobject]@{ InstanceID = [string]$rule.id; RemoteAddress = $rule.remote }
+    }
+}
+
+function Get-VMHost {
+    [CmdletBinding()]
+    param()
+    Enter-Call 'Get-VMHost'
+    return [pscustomobject]@{ MacAddressMinimum = '00155D000700'; MacAddressMaximum = '00155D0007FF' }
 }
 
 function Get-NetFirewallServiceFilter {

@@ -15,8 +15,8 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         state                = $State
         notes                = $Notes
         uptime               = 0
-        # When it was turned on; uptime counts beside it.
-        started              = ''
+        # When it was turned on, in ticks; counts beside uptime.
+        started              = 0
         disks                = $disks
         switchName           = ''
         generation           = 1
@@ -35,8 +35,18 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         stopAction           = 'Save'
         kvpEnabled           = $false
         recoveryAction       = 3
-        guestItems           = [pscustomobject]@{}
         hostItems            = [pscustomobject]@{}
+        macAddress           = ''
+        macSpoofing          = 'On'
+        dhcpGuard            = 'Off'
+        routerGuard          = 'Off'
+        # The extended ACLs: direction, weight, action, local and remote address and port, protocol.
+        acls                 = @()
+        guestItems           = [pscustomobject]@{}
+        # 2 well, 12 not yet heard, 13 heard no more.
+        heartbeat            = 12
+        # Its configuration cannot be read.
+        broken               = $false
         # How Hyper-V takes Stop-VM: 'refuses', 'hangs' or, if empty, well.
         stuck                = ''
     }
