@@ -28,7 +28,7 @@ foreach ($task in 'runner-pool-guest', 'runner-pool-supervise') {
     if (-not (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue)) { $faults += "The task $task is missing." }
 }
 
-$free = [Math]::Floor((Get-Volume -DriveLetter C).SizeRemaining / (1024 * 1024 * 1024))
+$free = [Math]::Floor((Get-Volume -DriveLetter C -ErrorAction Stop).SizeRemaining / (1024 * 1024 * 1024))
 Write-Output "$free GB are free."
 if ($free -lt [int] $env:FREE_GB_WANTED) { $faults += "Only $free GB are free, $env:FREE_GB_WANTED are wanted." }
 

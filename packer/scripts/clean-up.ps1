@@ -33,4 +33,4 @@ try {
     $stream.Dispose()
     Remove-Item -LiteralPath $file
 }
-Optimize-Volume -DriveLetter C -ReTrim
+Optimize-Volume -DriveLetter C -ReTrim -ErrorAction Stop

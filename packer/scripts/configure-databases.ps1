@@ -16,8 +16,10 @@ foreach ($pattern in 'postgresql*', 'mysql*') {
 # Only the lines for this machine's own addresses; the others stay as they are.
 $files = @(Get-ChildItem -Path 'C:\Program Files\PostgreSQL\*\data\pg_hba.conf')
 if ($files.Count -eq 0) { throw 'PostgreSQL has no pg_hba.conf.' }
+# One character for each byte: a comment may be in any encoding.
+$bytewise = [System.Text.Encoding]::GetEncoding('iso-8859-1')
 foreach ($file in $files) {
-    $lines = Get-Content -LiteralPath $file.FullName
-    $lines = $lines -replace '^(host\s+all\s+all\s+(127\.0\.0\.1/32|::1/128)\s+)\S+\s*$', '$1trust'
-    Set-Content -LiteralPath $file.FullName -Value $lines -Encoding Ascii
+    $text = $bytewise.GetString([System.IO.File]::ReadAllBytes($file.FullName))
+    $text = $text -replace '(?m)^(host[ \t]+all[ \t]+all[ \t]+(127\.0\.0\.1/32|::1/128)[ \t]+)\S+(?=[ \t]*\r?$)', '$1trust'
+    [System.IO.File]::WriteAllBytes($file.FullName, $bytewise.GetBytes($text))
 }

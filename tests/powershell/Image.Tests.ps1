@@ -263,6 +263,25 @@ Describe 'the image''s scripts' -Skip:([System.IO.Path]::DirectorySeparatorChar 
         ($result.Thrown -eq '') | Should -Be $Marked
     }
 
+    It 'configure-databases.ps1 changes only the lines for this machine''s own addresses' {
+        $file = "$disk/pg_hba.conf"
+        $encoding = [System.Text.Encoding]::GetEncoding('iso-8859-1')
+        $comment = "# Gr$([char]0xFC)`$e`r`n# $([char]0xC3)$([char]0xA9)`n"
+        $lines = "host  all  all  {0}  {1}`r`n"
+        $others = "local all all scram-sha-256`r`nhost replication all 127.0.0.1/32 scram-sha-256`r`n"
+        [System.IO.File]::WriteAllText($file, $comment + ($lines -f '127.0.0.1/32', 'scram-sha-256') + ($lines -f '10.0.0.0/8', 'md5') + ($lines -f '::1/128', 'md5') + $others, $encoding)
+        $global:StandIn.Answers['Get-ChildItem'] = { [pscustomobject]@{ FullName = $file } }
+        (Invoke-Script "$scripts/configure-databases.ps1").Thrown | Should -Be ''
+        $expected = $comment + ($lines -f '127.0.0.1/32', 'trust') + ($lines -f '10.0.0.0/8', 'md5') + ($lines -f '::1/128', 'trust') + $others
+        [System.IO.File]::ReadAllText($file, $encoding) | Should -BeExactly $expected
+        $global:StandIn.Calls | Should -Contain 'Set-Service -Name WinDefend -StartupType Manual'
+    }
+
+    It 'configure-databases.ps1 ends when <_> fails' -ForEach 'Get-Service', 'Stop-Service', 'Set-Service', 'Get-ChildItem' {
+        $global:StandIn.Faults[$_] = 1
+        (Invoke-Script "$scripts/configure-databases.ps1").Thrown | Should -BeLike "$_ failed*"
+    }
+
     It 'Save-Download downloads nothing that it could not check' {
         . 'C:\runner-pool-build\common.ps1'
         { Save-Download -Uri 'http://127.0.0.1:1/x' -Path "$disk/x" } | Should -Throw 'No SHA-256 and no signer*'

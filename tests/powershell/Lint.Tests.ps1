@@ -34,8 +34,8 @@ Describe 'every script' {
         $text = [System.IO.File]::ReadAllText("$root/$_")
         $neighbors = @(Get-Neighbor $text)
         $parsed = [System.Management.Automation.Language.Parser]::ParseInput($text, [ref]$null, [ref]$null)
-        $commands = @($parsed.FindAll({ param($Node) $Node -is [System.Management.Automation.Language.CommandAst] }, $true) |
-            Where-Object { $_.GetCommandName() -and $_.GetCommandName() -notmatch '[\\/]' })
+        $all = $parsed.FindAll({ param($Node) $Node -is [System.Management.Automation.Language.CommandAst] }, $true)
+        $commands = @($all | Where-Object { $_.GetCommandName() -and $_.GetCommandName() -notmatch '[\\/]' })
         $commands.Count | Should -BeGreaterThan 1
         for ($i = 0; $commands.Count -gt 0; $i++) {
             $words = @(foreach ($command in $commands) {
@@ -113,6 +113,8 @@ Describe 'a script' {
         # Arguments by position, where there is none.
         @{ Text = 'Start-VM a'; Fault = 'Start-VM: A positional parameter cannot be found*' }
         @{ Text = 'Join-Path a b c'; Fault = 'Join-Path: A positional parameter cannot be found*' }
+        # Errors that end nothing.
+        @{ Text = 'Get-NetAdapter -Name a'; Fault = 'Get-NetAdapter goes on after an error without -ErrorAction Stop*' }
         # Tables that are splatted.
         @{ Text = '$disk = @{ Path = ''a''; Parents = ''b'' }; New-VHD @disk -Differencing'; Fault = 'New-VHD: *''Parents''*' }
         @{ Text = '$disk = @{ Path = ''a'' }; $disk.Fixed = $true; New-VHD @disk -ParentPath b'; Fault = 'New-VHD: Parameter set cannot*' }

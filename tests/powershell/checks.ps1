@@ -108,18 +108,23 @@ function Get-CallCount($Fake, [string]$Command) {
     return @([System.IO.File]::ReadAllLines($path) | Where-Object { $_ -eq $Command }).Count
 }
 
-# Sends a text to a script and gives back the line that it answers.
+# Sends a text to a script and gives back the line that it answers. The script is run as by
+# -File, or, where a call fails, with `&`, which is harder on it.
 function Invoke-ScriptText($Fake, [string]$Script, [string]$Text, [string]$Fault) {
     $root = Split-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -Parent
     $file = Join-Path -Path $root -ChildPath "src/hypervisor/scripts/$Script.ps1"
     $runner = Join-Path -Path $PSScriptRoot -ChildPath 'host.ps1'
     $utf8 = [System.Text.UTF8Encoding]::new($false)
 
-    $env:FAKE_HYPERV = $Fake.Folder
-    $env:FAKE_HYPERV_FAULT = $Fault
     $start = [System.Diagnostics.ProcessStartInfo]::new()
+    # Not by $env: checks run beside each other.
+    $start.EnvironmentVariables['FAKE_HYPERV'] = $Fake.Folder
+    $start.EnvironmentVariables['FAKE_HYPERV_FAULT'] = $Fault
     $start.FileName = Get-PowerShellPath
     $start.Arguments = "-NoProfile -NonInteractive -ExecutionPolicy Bypass -File `"$runner`" `"$file`""
+    if ($Fault -ne '') {
+        $start.Arguments += ' -Call'
+    }
     $start.UseShellExecute = $false
     $start.CreateNoWindow = $true
     $start.RedirectStandardInput = $true
@@ -133,7 +138,6 @@ function Invoke-ScriptText($Fake, [string]$Script, [string]$Text, [string]$Fault
     $process.StandardInput.Close()
     $output = $process.StandardOutput.ReadToEnd()
     $process.WaitForExit()
-    $env:FAKE_HYPERV_FAULT = ''
 
     $all = "$Script wrote '$output' and, as errors, '$($errors.Result)'"
     Assert-Equal $process.ExitCode 0 "$Script's exit code ($all)"
@@ -722,6 +726,25 @@ function Get-Check {
         'Get-CimInstance Msvm_KvpExchangeComponentSettingData' = 'key-values'
         'Start-VM'                                             = 'start'
         'Start-VM-after'                                       = 'start'
+        # Again, at the last call.
+        'Set-VM#2'                                             = 'settings'
+        'Get-CimInstance Msvm_VirtualSystemSettingData#2'      = 'settings'
+        'Get-CimInstance#2'                                    = 'key-values'
+        'Get-CimInstance Msvm_VirtualSystemManagementService#2' = 'key-values'
+        'New-CimInstance#5'                                    = 'key-values'
+        'Serialize#6'                                          = 'key-values'
+    }
+    $checks['create makes no call but those whose failure is checked'] = @{ Data = $faults; Body = {
+        param($Fake, $Data)
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ' }) '')
+        $calls = [System.IO.File]::ReadAllLines((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))
+        foreach ($call in @($calls | Group-Object)) {
+            Assert-True $Data.Contains($call.Name) "nothing checks what happens when $($call.Name) fails"
+            if ($call.Count -gt 1) {
+                Assert-True $Data.Contains("$($call.Name)#$($call.Count)") "nothing checks what happens when the last $($call.Name) fails"
+            }
+        }
+    }
     }
     foreach ($fault in @($faults.Keys)) {
         $at = $faults[$fault]
@@ -752,6 +775,20 @@ function Get-Check {
             param($Fake, $Data)
             Add-FakeVM $Fake 'runner-1' $Data (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
             Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+            Assert-NothingLeft $Fake 0
+        }
+        }
+    }
+
+    foreach ($fault in 'Get-VM', 'Get-VM#2', 'Get-VM#3', 'Get-VM#4', 'Get-VM#5', 'Stop-VM#1', 'Remove-VM#1', 'Remove-Item#1') {
+        $checks["destroy succeeds or says so when $fault fails, and can be called again"] = @{ Data = $fault; Body = {
+            param($Fake, $Data)
+            Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+            $answer = Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) $Data
+            if (-not $answer.ok) {
+                Assert-Like $answer.error "*$($Data -replace '#.*', '') failed, as it was told to*" 'the error'
+                Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+            }
             Assert-NothingLeft $Fake 0
         }
         }
@@ -1110,6 +1147,32 @@ function Get-Check {
         Assert-True (-not ($names -contains 'memoryBytes')) 'there is a fact about memory'
         Assert-True (-not ($names -contains 'processors')) 'there is a fact about processors'
         Assert-Equal $answer.windows 'Simulated Windows Server' 'Windows'
+    }
+
+    $checks['check-host leaves out only what a failing call would have told'] = {
+        param($Fake)
+        $told = @{
+            'Get-CimInstance Win32_OperatingSystem' = 'windows'
+            'Get-CimInstance Win32_ComputerSystem'  = 'memoryBytes, processors'
+            'Get-Service'                           = 'hyperVService'
+            'Get-VMSwitch'                          = 'switches'
+            'Get-NetIPAddress'                      = 'switchAddress'
+        }
+        $good = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) ''
+        $calls = [System.IO.File]::ReadAllLines((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))
+        foreach ($call in @($calls | Sort-Object -Unique)) {
+            $answer = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) $call
+            Assert-Success $answer
+            $changed = @($good.PSObject.Properties | Where-Object { $_.Name -ne 'freeBytes' } | Where-Object {
+                $fact = $answer.PSObject.Properties[$_.Name]
+                $null -eq $fact -or (ConvertTo-Json -InputObject $fact.Value -Compress) -ne (ConvertTo-Json -InputObject $_.Value -Compress)
+            } | ForEach-Object { $_.Name })
+            $expected = 'firewall'
+            if ($told.ContainsKey($call)) {
+                $expected = $told[$call]
+            }
+            Assert-Equal ($changed -join ', ') $expected "the facts that $call would have told"
+        }
     }
 
     $checks['check-host finds what is missing'] = {

@@ -161,6 +161,9 @@ function Get-CallFault($Command, $Script, $Functions) {
             }
         }
     })
+    if (-not $Functions[$name] -and $name -match $FunctionNames -and -not ($elements | Where-Object { $_ -is [CommandParameterAst] -and $_.ParameterName -eq 'ErrorAction' })) {
+        $faults += "$name goes on after an error without -ErrorAction Stop: it is a function of a module"
+    }
     if ($faults.Count -gt 0) {
         return $faults
     }

@@ -42,7 +42,7 @@ function Import-StandIn([string[]]$Name) {
                     & $global:StandIn.Answers[$name] $Bound
                 }
             } catch {
-                $isFunction = $name -match '-(ScheduledTask|Net[A-Z]|Dns[A-Z]|Mp[A-Z]|Volume$)'
+                $isFunction = $name -match '@FunctionNames@'
                 if (-not $isFunction -and -not $Bound.ContainsKey('ErrorAction') -and [string]$Cmdlet.SessionState.PSVariable.GetValue('ErrorActionPreference') -eq 'Stop') {
                     $Cmdlet.ThrowTerminatingError($_)
                 }
@@ -50,7 +50,7 @@ function Import-StandIn([string[]]$Name) {
             }
         }
     }
-    $source = [scriptblock]::Create($body.ToString() + "`n" + ($text -join "`n") + "`nExport-ModuleMember -Function *-*")
+    $source = [scriptblock]::Create($body.ToString().Replace('@FunctionNames@', $FunctionNames) + "`n" + ($text -join "`n") + "`nExport-ModuleMember -Function *-*")
     New-Module -Name 'StandIns' -ScriptBlock $source | Import-Module -Global -DisableNameChecking -Force
 }
 

@@ -7,7 +7,8 @@
 #   vms/ID.json  one file for each VM, see Record.ps1
 #   calls.log    the names of the functions called, in order
 # FAKE_HYPERV_FAULT makes calls fail: "New-VHD" always, "Stop-VM:2" the first
-# two times; several with commas. "New-VM-after" fails when the work is done.
+# two times, "Set-VM#2" only the second; several with commas. "New-VM-after" fails
+# when the work is done.
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
@@ -38,6 +39,11 @@ function Get-HostFact([string]$Name) {
 
 function Test-Fault([string]$Command) {
     foreach ($fault in @(([string]$env:FAKE_HYPERV_FAULT) -split ',')) {
+        $name, $call = $fault -split '#'
+        if ($name -eq $Command -and $call) {
+            $calls = [System.IO.File]::ReadAllLines((Join-Path -Path (Get-FakeFolder) -ChildPath 'calls.log'))
+            return @($calls | Where-Object { $_ -eq $Command }).Count -eq [int]$call
+        }
         $parts = @($fault -split ':')
         if ($parts[0] -ne $Command) {
             continue
