@@ -52,17 +52,19 @@ pub struct Script {
 }
 
 impl Script {
-    const ALL: [Script; 6] = [
+    const ALL: [Script; 7] = [
         Script::CREATE_VM,
         Script::DESTROY_VM,
         Script::LIST_VMS,
         Script::CHECK_HOST,
         Script::KEY_VALUES,
         Script::NETWORK,
+        Script::REQUEST,
     ];
     // What others dot-source. Not run by themselves.
     const KEY_VALUES: Script = Script::new("key-values", include_str!("../scripts/key-values.ps1"), 0);
     const NETWORK: Script = Script::new("network", include_str!("../scripts/network.ps1"), 0);
+    const REQUEST: Script = Script::new("request", include_str!("../scripts/request.ps1"), 0);
     /// Makes and starts a VM.
     pub const CREATE_VM: Script = Script::new("create-vm", include_str!("../scripts/create-vm.ps1"), 300);
     /// Removes a VM and its disk. That takes seconds, but a disk may stay locked for a while.

@@ -7,9 +7,8 @@
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
-$ProgressPreference = 'SilentlyContinue'
-$WarningPreference = 'SilentlyContinue'
 
+. (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'network.ps1')
 
 $script:step = 'input'
@@ -31,26 +30,6 @@ $script:facts = [ordered]@{
     macMinimum       = ''
     macMaximum       = ''
     firewall         = 'unknown'
-}
-
-function Read-Request {
-    # Not [Console]::In: Windows PowerShell decodes that with the OEM code page.
-    $utf8 = [System.Text.UTF8Encoding]::new($false)
-    $reader = [System.IO.StreamReader]::new([Console]::OpenStandardInput(), $utf8)
-    $text = $reader.ReadToEnd()
-    return (ConvertFrom-Json -InputObject $text)
-}
-
-function Write-Answer($Answer) {
-    $line = (ConvertTo-Json -InputObject $Answer -Depth 5 -Compress) + "`n"
-    $bytes = [System.Text.UTF8Encoding]::new($false).GetBytes($line)
-    $stdout = [Console]::OpenStandardOutput()
-    $stdout.Write($bytes, 0, $bytes.Length)
-    $stdout.Flush()
-}
-
-function Get-OneLine($ErrorRecord) {
-    return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
 }
 
 # Runs one look; a look that fails leaves its fact as it was.

@@ -6,10 +6,6 @@
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
-$ProgressPreference = 'SilentlyContinue'
-$WarningPreference = 'SilentlyContinue'
-# Nobody is there to answer a question.
-$ConfirmPreference = 'None'
 
 # The integration service "Key-Value Pair Exchange". Its name is translated on
 # a localised host; the end of its id is the same everywhere.
@@ -22,6 +18,7 @@ $WalledOff = @(
     '224.0.0.0/4', '240.0.0.0/4', '168.63.129.16/32', '::/0'
 )
 
+. (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'network.ps1')
 
@@ -29,26 +26,6 @@ $script:step = 'input'
 $script:vm = $null
 $script:diskIsOurs = $false
 $script:url = ''
-
-function Read-Request {
-    # Not [Console]::In: Windows PowerShell decodes that with the OEM code page.
-    $utf8 = [System.Text.UTF8Encoding]::new($false)
-    $reader = [System.IO.StreamReader]::new([Console]::OpenStandardInput(), $utf8)
-    $text = $reader.ReadToEnd()
-    return (ConvertFrom-Json -InputObject $text)
-}
-
-function Write-Answer($Answer) {
-    $line = (ConvertTo-Json -InputObject $Answer -Depth 5 -Compress) + "`n"
-    $bytes = [System.Text.UTF8Encoding]::new($false).GetBytes($line)
-    $stdout = [Console]::OpenStandardOutput()
-    $stdout.Write($bytes, 0, $bytes.Length)
-    $stdout.Flush()
-}
-
-function Get-OneLine($ErrorRecord) {
-    return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
-}
 
 # The fixed address of a slot in the network on the pool's own switch: slot 1 has
 # the tenth. Those below are for the host and for whoever else is there.

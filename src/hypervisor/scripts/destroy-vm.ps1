@@ -5,36 +5,14 @@
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
-$ProgressPreference = 'SilentlyContinue'
-$WarningPreference = 'SilentlyContinue'
-# Nobody is there to answer a question.
-$ConfirmPreference = 'None'
+
+. (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
 
 $script:step = 'input'
 
 # How long Hyper-V may take over each step, in seconds: turning a VM off, the same
 # after its worker process was ended, removing it, deleting a disk.
 $script:patience = 0
-
-function Read-Request {
-    # Not [Console]::In: Windows PowerShell decodes that with the OEM code page.
-    $utf8 = [System.Text.UTF8Encoding]::new($false)
-    $reader = [System.IO.StreamReader]::new([Console]::OpenStandardInput(), $utf8)
-    $text = $reader.ReadToEnd()
-    return (ConvertFrom-Json -InputObject $text)
-}
-
-function Write-Answer($Answer) {
-    $line = (ConvertTo-Json -InputObject $Answer -Depth 5 -Compress) + "`n"
-    $bytes = [System.Text.UTF8Encoding]::new($false).GetBytes($line)
-    $stdout = [Console]::OpenStandardOutput()
-    $stdout.Write($bytes, 0, $bytes.Length)
-    $stdout.Flush()
-}
-
-function Get-OneLine($ErrorRecord) {
-    return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
-}
 
 function Get-NormalPath($Path) {
     return ([string]$Path).Replace('/', '\').TrimEnd('\')

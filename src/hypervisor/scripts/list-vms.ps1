@@ -9,9 +9,8 @@
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
-$ProgressPreference = 'SilentlyContinue'
-$WarningPreference = 'SilentlyContinue'
 
+. (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
 
 # How much of a list's time writes may take. What is not written is due again.
@@ -26,26 +25,6 @@ $script:freeBytes = $null
 $script:unwritten = [System.Collections.Generic.List[object]]::new()
 # Whether VMs hold a JIT configuration, by id. Known of those that were asked.
 $script:holdsJitConfig = @{}
-
-function Read-Request {
-    # Not [Console]::In: Windows PowerShell decodes that with the OEM code page.
-    $utf8 = [System.Text.UTF8Encoding]::new($false)
-    $reader = [System.IO.StreamReader]::new([Console]::OpenStandardInput(), $utf8)
-    $text = $reader.ReadToEnd()
-    return (ConvertFrom-Json -InputObject $text)
-}
-
-function Write-Answer($Answer) {
-    $line = (ConvertTo-Json -InputObject $Answer -Depth 5 -Compress) + "`n"
-    $bytes = [System.Text.UTF8Encoding]::new($false).GetBytes($line)
-    $stdout = [Console]::OpenStandardOutput()
-    $stdout.Write($bytes, 0, $bytes.Length)
-    $stdout.Flush()
-}
-
-function Get-OneLine($ErrorRecord) {
-    return ([string]$ErrorRecord.Exception.Message -replace '\s+', ' ').Trim()
-}
 
 # The bytes free on a folder's volume, as its drive tells. Below a mount point
 # or a link the drive's number would be another volume's, so there is none.
