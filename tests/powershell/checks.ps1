@@ -709,6 +709,7 @@ function Get-Check {
         'Get-NetAdapter'                                       = 'network'
         'Get-NetIPAddress'                                     = 'network'
         'Get-NetNat'                                           = 'network'
+        'Get-Service'                                          = 'network'
         'Get-NetIPInterface'                                   = 'network'
         'Get-DnsClientServerAddress'                           = 'network'
         'Get-NetRoute'                                         = 'network'
@@ -727,6 +728,11 @@ function Get-Check {
         'Start-VM'                                             = 'start'
         'Start-VM-after'                                       = 'start'
         # Again, at the last call.
+        'Get-VMSwitch#2'                                       = 'network'
+        'Get-VMNetworkAdapter#4'                               = 'network'
+        'Set-VMNetworkAdapter#2'                               = 'network'
+        'Get-NetIPAddress#2'                                   = 'network'
+        'Add-VMNetworkAdapterExtendedAcl#39'                   = 'network'
         'Set-VM#2'                                             = 'settings'
         'Get-CimInstance Msvm_VirtualSystemSettingData#2'      = 'settings'
         'Get-CimInstance#2'                                    = 'key-values'
@@ -736,7 +742,7 @@ function Get-Check {
     }
     $checks['create makes no call but those whose failure is checked'] = @{ Data = $faults; Body = {
         param($Fake, $Data)
-        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ' }) '')
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ'; 'isolation' = 'on' }) '')
         $calls = [System.IO.File]::ReadAllLines((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))
         foreach ($call in @($calls | Group-Object)) {
             Assert-True $Data.Contains($call.Name) "nothing checks what happens when $($call.Name) fails"
