@@ -726,9 +726,15 @@ function Get-Check {
         'Get-CimInstance Msvm_KvpExchangeComponentSettingData' = 'key-values'
         'Start-VM'                                             = 'start'
         'Start-VM-after'                                       = 'start'
+        'Get-Service'                                          = 'network'
         # Again, at the last call.
         'Set-VM#2'                                             = 'settings'
         'Get-CimInstance Msvm_VirtualSystemSettingData#2'      = 'settings'
+        'Get-VMSwitch#2'                                       = 'network'
+        'Get-VMNetworkAdapter#4'                               = 'network'
+        'Set-VMNetworkAdapter#2'                               = 'network'
+        'Get-NetIPAddress#2'                                   = 'network'
+        'Add-VMNetworkAdapterExtendedAcl#39'                   = 'network'
         'Get-CimInstance#2'                                    = 'key-values'
         'Get-CimInstance Msvm_VirtualSystemManagementService#2' = 'key-values'
         'New-CimInstance#5'                                    = 'key-values'
@@ -736,7 +742,7 @@ function Get-Check {
     }
     $checks['create makes no call but those whose failure is checked'] = @{ Data = $faults; Body = {
         param($Fake, $Data)
-        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ' }) '')
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ'; 'isolation' = 'on' }) '')
         $calls = [System.IO.File]::ReadAllLines((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))
         foreach ($call in @($calls | Group-Object)) {
             Assert-True $Data.Contains($call.Name) "nothing checks what happens when $($call.Name) fails"
@@ -1153,10 +1159,14 @@ function Get-Check {
         param($Fake)
         $told = @{
             'Get-CimInstance Win32_OperatingSystem' = 'windows'
-            'Get-CimInstance Win32_ComputerSystem'  = 'memoryBytes, processors'
+            'Get-CimInstance Win32_ComputerSystem'  = 'memoryBytes, processors, hypervisorPresent'
             'Get-Service'                           = 'hyperVService'
-            'Get-VMSwitch'                          = 'switches'
-            'Get-NetIPAddress'                      = 'switchAddress'
+            'Get-VMHost'                            = 'macMinimum, macMaximum'
+            'Get-VMSwitch'                          = 'switches, switchType'
+            'Get-VMNetworkAdapter'                  = 'switchAddress, ownSwitch'
+            'Get-NetAdapter'                        = 'switchAddress, ownSwitch'
+            'Get-NetIPAddress'                      = 'switchAddress, ownSwitch'
+            'Get-NetNat'                            = 'ownSwitch'
         }
         $good = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) ''
         $calls = [System.IO.File]::ReadAllLines((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))
