@@ -95,8 +95,8 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
         New-Item -ItemType Directory -Path $disk | Out-Null
         & cp -r "$runner/actions-runner" "$Root/packer/guest" $disk
         [System.IO.File]::WriteAllText("$disk/guest/image.json", '{"runner_version": "2.336.0", "built": "2026-01-01", "windows_evaluation_end": null}')
-        # Linux interrupts a process by a signal.
-        [System.IO.File]::AppendAllText("$disk/guest/listener.ps1", "`nfunction Send-Interrupt { & kill -INT `$args[1].Id }`n")
+        # Linux interrupts a process by a signal. It may take its time on a busy machine.
+        [System.IO.File]::AppendAllText("$disk/guest/listener.ps1", "`nfunction Send-Interrupt { & kill -INT `$args[1].Id }`n`$InterruptSeconds = 300`n")
         New-PSDrive -Name C -PSProvider FileSystem -Root $disk -Scope Global | Out-Null
         $port = Get-FreePort
         $answers = @{

@@ -114,11 +114,11 @@ function Get-WallRule($Reachable, $Dns, $DhcpServer, $Denied, $VmAddress) {
         $rules = @(
             foreach ($pair in $Reachable) {
                 $address, $port = $pair -split ':'
-                @{ Action = 'Allow'; LocalIPAddress = $local; RemoteIPAddress = $address; RemotePort = $port; Protocol = 'TCP' }
+                @{ Action = 'Allow'; Match = @{ LocalIPAddress = $local; RemoteIPAddress = $address; RemotePort = $port; Protocol = 'TCP' } }
             }
             foreach ($address in $Dns) {
                 foreach ($protocol in 'UDP', 'TCP') {
-                    @{ Action = 'Allow'; LocalIPAddress = $local; RemoteIPAddress = $address; RemotePort = '53'; Protocol = $protocol }
+                    @{ Action = 'Allow'; Match = @{ LocalIPAddress = $local; RemoteIPAddress = $address; RemotePort = '53'; Protocol = $protocol } }
                 }
             }
             if ($DhcpServer -ne '') {
@@ -127,15 +127,15 @@ function Get-WallRule($Reachable, $Dns, $DhcpServer, $Denied, $VmAddress) {
                     $servers = @('255.255.255.255') + $servers
                 }
                 foreach ($address in $servers) {
-                    @{ Action = 'Allow'; RemoteIPAddress = $address; LocalPort = '68'; RemotePort = '67'; Protocol = 'UDP' }
+                    @{ Action = 'Allow'; Match = @{ RemoteIPAddress = $address; LocalPort = '68'; RemotePort = '67'; Protocol = 'UDP' } }
                 }
             }
             foreach ($prefix in $Denied) {
-                @{ Action = 'Deny'; RemoteIPAddress = $prefix }
+                @{ Action = 'Deny'; Match = @{ RemoteIPAddress = $prefix } }
             }
             if ($VmAddress -ne '') {
-                @{ Action = 'Allow'; LocalIPAddress = $local; RemoteIPAddress = '0.0.0.0/0' }
-                @{ Action = 'Deny' }
+                @{ Action = 'Allow'; Match = @{ LocalIPAddress = $local; RemoteIPAddress = '0.0.0.0/0' } }
+                @{ Action = 'Deny'; Match = @{} }
             }
         )
         # The highest that Hyper-V takes is 65535.
@@ -154,7 +154,8 @@ function Set-Wall($Vm, $Rules) {
     $adapter = Get-VMNetworkAdapter -VM $Vm
     Set-VMNetworkAdapter -VMNetworkAdapter $adapter -MacAddressSpoofing Off -DhcpGuard On -RouterGuard On
     foreach ($rule in $Rules) {
-        Add-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $adapter -Stateful $false @rule
+        $match = $rule.Match
+        Add-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $adapter -Stateful $false -Action $rule.Action -Direction $rule.Direction -Weight $rule.Weight @match
     }
     $adapter = Get-VMNetworkAdapter -VM $Vm
     $guards = "$($adapter.MacAddressSpoofing) $($adapter.DhcpGuard) $($adapter.RouterGuard)"
