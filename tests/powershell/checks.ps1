@@ -727,6 +727,7 @@ function Get-Check {
         'Get-CimInstance Msvm_KvpExchangeComponentSettingData' = 'key-values'
         'Start-VM'                                             = 'start'
         'Start-VM-after'                                       = 'start'
+        'Get-Service'                                          = 'network'
         # Again, at the last call.
         'Get-VMSwitch#2'                                       = 'network'
         'Get-VMNetworkAdapter#4'                               = 'network'
@@ -735,6 +736,11 @@ function Get-Check {
         'Add-VMNetworkAdapterExtendedAcl#39'                   = 'network'
         'Set-VM#2'                                             = 'settings'
         'Get-CimInstance Msvm_VirtualSystemSettingData#2'      = 'settings'
+        'Get-VMSwitch#2'                                       = 'network'
+        'Get-VMNetworkAdapter#4'                               = 'network'
+        'Set-VMNetworkAdapter#2'                               = 'network'
+        'Get-NetIPAddress#2'                                   = 'network'
+        'Add-VMNetworkAdapterExtendedAcl#39'                   = 'network'
         'Get-CimInstance#2'                                    = 'key-values'
         'Get-CimInstance Msvm_VirtualSystemManagementService#2' = 'key-values'
         'New-CimInstance#5'                                    = 'key-values'
@@ -1159,10 +1165,14 @@ function Get-Check {
         param($Fake)
         $told = @{
             'Get-CimInstance Win32_OperatingSystem' = 'windows'
-            'Get-CimInstance Win32_ComputerSystem'  = 'memoryBytes, processors'
+            'Get-CimInstance Win32_ComputerSystem'  = 'memoryBytes, processors, hypervisorPresent'
             'Get-Service'                           = 'hyperVService'
-            'Get-VMSwitch'                          = 'switches'
-            'Get-NetIPAddress'                      = 'switchAddress'
+            'Get-VMHost'                            = 'macMinimum, macMaximum'
+            'Get-VMSwitch'                          = 'switches, switchType'
+            'Get-VMNetworkAdapter'                  = 'switchAddress, ownSwitch'
+            'Get-NetAdapter'                        = 'switchAddress, ownSwitch'
+            'Get-NetIPAddress'                      = 'switchAddress, ownSwitch'
+            'Get-NetNat'                            = 'ownSwitch'
         }
         $good = Invoke-PoolScript $Fake 'check-host' (Get-CheckRequest $Fake) ''
         $calls = [System.IO.File]::ReadAllLines((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))

@@ -115,6 +115,7 @@ function Get-SplattedText($Variable, $Script) {
         if ($target -is [MemberExpressionAst]) { $target, $key = $target.Expression, $target.Member }
         if ($target -is [IndexExpressionAst]) { $target, $key = $target.Target, $target.Index }
         if ($target.Extent.Text -ne "`$$($Variable.VariablePath.UserPath)") { continue }
+        if ($key -and $null -eq $words) { continue }
         if ($key) {
             $words += @("-$($key.Value):$(Get-BoundText $value)")
         } elseif ($value -is [HashtableAst]) {
