@@ -34,6 +34,7 @@ fuzz_target!(|input: (&str, &str, &str, &str)| {
         "ok": true,
         "vms": [{"name": name, "state": "Running", "uptimeSeconds": 1, "notes": notes, "disks": [disk]}],
         "disks": [disk],
+        "unwritten": [],
     });
     let inventory = HYPERV.inventory_of(&list.to_string()).expect("the list is as agreed");
     for vm in inventory.vms {

@@ -660,6 +660,23 @@ Describe 'rebuild.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\') 
         (& $rebuild).Output | Should -BeLike '*build_dns_servers=1.1.1.1,8.8.8.8*'
     }
 
+    It 'gives Packer arguments that it accepts' {
+        $tools = $env:TOOLS
+        if (-not $tools) { $tools = Join-Path -Path $Root -ChildPath '../shared' }
+        # Packer itself, which validates what it would build. Two flags are for a build only.
+        [System.IO.File]::WriteAllText("$folder/bin/packer", @"
+#!/bin/sh
+[ `$1 = init ] && exit 0
+shift 3
+cd '$Root/packer' && exec '$(& "$tools/packer/install")' validate "`$@"
+"@)
+        [System.IO.File]::WriteAllText("$folder/mine.pkrvars.hcl", 'build_cpus = 4')
+        $result = & $rebuild @{ Template = 'windows-runner-enhanced'; VarFile = "$folder/mine.pkrvars.hcl"; SkipUpdates = $true }
+        $result.Output | Should -BeLike '*The configuration is valid.*placed*'
+        [System.IO.File]::WriteAllText("$folder/mine.pkrvars.hcl", 'build_cpus = "many"')
+        (& $rebuild @{ VarFile = "$folder/mine.pkrvars.hcl" }).ExitCode | Should -Be 1
+    }
+
     It 'leaves the address to DHCP on another switch' {
         $result = & $rebuild @{ SwitchName = 'Default Switch' }
         $result.ExitCode | Should -Be 0
