@@ -8,7 +8,7 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
 # The integration service "Key-Value Pair Exchange". Its name is translated on
-# a localised host; the end of its id is the same everywhere.
+# a localized host; the end of its id is the same everywhere.
 $KvpServiceId = '2A34B1C2-FD73-4043-8A5B-DD2159BC743F'
 $MiB = 1048576
 # What a walled-off VM does not reach: private, shared, local, multicast and
