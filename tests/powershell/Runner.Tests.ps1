@@ -124,12 +124,12 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
         }
         # Nothing waits, but as long as it takes others to run.
         function global:Start-Sleep { Microsoft.PowerShell.Utility\Start-Sleep -Milliseconds 20 }
-        $service = $null
+        $script:service = $null
         $run = { Invoke-Script 'C:\guest\start-runner.ps1' }
         $launches = { @(Get-Content -LiteralPath "$disk/actions-runner/launches.txt") }
     }
     AfterEach {
-        if ($null -ne $service) { $service.Kill() }
+        if ($null -ne $script:service) { $script:service.Kill() }
         $listener.Close()
         $server.Dispose()
         Remove-Item -Path function:global:Start-Sleep
