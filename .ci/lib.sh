@@ -2,8 +2,10 @@
 
 fail() { echo "FAILED: $*" >&2; exit 1; }
 
+ci="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
 # The tools that no machine package installs. Each has a folder here, with a script "install".
-tools="${TOOLS:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/../shared}"
+tools="${TOOLS:-$ci/../../shared}"
 [ -d "$tools" ] || fail "no tools at $tools: set TOOLS to the folder that holds pwsh, packer and runner"
 
 # until SECONDS COMMAND...: tries a command until it succeeds.
@@ -34,3 +36,6 @@ metric_is() { curl -sS --max-time 5 "$1/metrics" | grep -qx "hyperv_runner_pool_
 free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
+
+# add_randomness FOLDER: the DLL from which Rust's standard library takes its randomness, and which Wine 8 lacks.
+add_randomness() { x86_64-w64-mingw32-gcc -shared -O2 -o "$1/bcryptprimitives.dll" "$ci/bcryptprimitives.c" -ladvapi32; }
