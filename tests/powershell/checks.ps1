@@ -729,7 +729,7 @@ function Get-Check {
         'Start-VM-after'                                       = 'start'
         # Again, at the last call.
         'Get-VMSwitch#2'                                       = 'network'
-        'Get-VMNetworkAdapter#4'                               = 'network'
+        'Get-VMNetworkAdapter#3'                               = 'network'
         'Set-VMNetworkAdapter#2'                               = 'network'
         'Get-NetIPAddress#2'                                   = 'network'
         'Add-VMNetworkAdapterExtendedAcl#39'                   = 'network'

@@ -103,14 +103,11 @@ function Test-AddressFilter($Filter, $Address) {
             $covers = $number -eq $first
         } elseif ($Matches['sign'] -eq '-') {
             $covers = $first -le $number -and $number -le (Get-AddressNumber $second)
-        } else {
-            $mask = [int64]0
-            if ($second.Contains('.')) {
-                $mask = Get-AddressNumber $second
-            } elseif ([int]$second -gt 0) {
-                $mask = ([int64]4294967295 -shl (32 - [int]$second)) -band [int64]4294967295
-            }
+        } elseif ($second.Contains('.')) {
+            $mask = Get-AddressNumber $second
             $covers = ($number -band $mask) -eq ($first -band $mask)
+        } else {
+            $covers = Test-Prefix $text $Address
         }
         if ($covers) {
             return $true

@@ -127,16 +127,15 @@ function Get-WallRule($Reachable, $Dns, $DhcpServer, $Denied, $VmAddress) {
 }
 
 # Makes the rules on the VM's adapter, and reads them back to be sure that they took.
-function Set-Wall($Vm, $Rules) {
-    $adapter = Get-VMNetworkAdapter -VM $Vm
-    Set-VMNetworkAdapter -VMNetworkAdapter $adapter -MacAddressSpoofing Off -DhcpGuard On -RouterGuard On
+function Set-Wall($Vm, $Adapter, $Rules) {
+    Set-VMNetworkAdapter -VMNetworkAdapter $Adapter -MacAddressSpoofing Off -DhcpGuard On -RouterGuard On
     foreach ($rule in $Rules) {
         $match = $rule.Match
-        Add-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $adapter -Stateful $false -Action $rule.Action -Direction $rule.Direction -Weight $rule.Weight @match
+        Add-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $Adapter -Stateful $false -Action $rule.Action -Direction $rule.Direction -Weight $rule.Weight @match
     }
-    $adapter = Get-VMNetworkAdapter -VM $Vm
-    $guards = "$($adapter.MacAddressSpoofing) $($adapter.DhcpGuard) $($adapter.RouterGuard)"
-    $made = @(Get-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $adapter | ForEach-Object { "$($_.Direction) $($_.Weight) $($_.Action)" })
+    $now = Get-VMNetworkAdapter -VM $Vm
+    $guards = "$($now.MacAddressSpoofing) $($now.DhcpGuard) $($now.RouterGuard)"
+    $made = @(Get-VMNetworkAdapterExtendedAcl -VMNetworkAdapter $now | ForEach-Object { "$($_.Direction) $($_.Weight) $($_.Action)" })
     $missing = @($Rules | Where-Object { $made -notcontains "$($_.Direction) $($_.Weight) $($_.Action)" })
     if ($guards -ne 'Off On On' -or $missing.Count -gt 0) {
         throw "Hyper-V accepted the rules that wall the VM off but does not hold them all ($($missing.Count) of $($Rules.Count) are missing)."
@@ -209,7 +208,7 @@ function Set-Network($Vm, $Request) {
             }
         }
         $reachable = @("${poolAddress}:$($Request.port)") + @(Resolve-Endpoint $Request.allow)
-        Set-Wall $Vm @(Get-WallRule $reachable $dns $dhcpServer ($WalledOff + @(Get-HostPrefix)) $vmAddress) | Out-Null
+        Set-Wall $Vm $adapter @(Get-WallRule $reachable $dns $dhcpServer ($WalledOff + @(Get-HostPrefix)) $vmAddress) | Out-Null
     }
     return @{ PoolAddress = $poolAddress; Values = $values }
 }
