@@ -38,10 +38,16 @@ pub(crate) fn text(key: &str, value: &str) -> Option<String> {
 
 /// Writes a text; makes the key if it is not there.
 pub(crate) fn set_text(key: &str, value: &str, text: &str) -> io::Result<()> {
-    // A path with a variable in it is for the reader to resolve.
-    let kind = if text.starts_with('%') { REG_EXPAND_SZ } else { REG_SZ };
-    let bytes: Vec<u8> = wide(text).iter().flat_map(|unit| unit.to_le_bytes()).collect();
-    set(key, value, kind, &bytes)
+    set(key, value, REG_SZ, &utf16(text))
+}
+
+/// Writes a path with variables in it, which the reader resolves.
+pub(crate) fn set_expandable(key: &str, value: &str, path: &str) -> io::Result<()> {
+    set(key, value, REG_EXPAND_SZ, &utf16(path))
+}
+
+fn utf16(text: &str) -> Vec<u8> {
+    wide(text).iter().flat_map(|unit| unit.to_le_bytes()).collect()
 }
 
 /// Writes a number; makes the key if it is not there.

@@ -107,7 +107,7 @@ pub(super) fn install(folder: Option<PathBuf>) -> Result<String, Failure> {
     };
     let shown = folder.display();
     registry::set_text(PARAMETERS, FOLDER, &shown.to_string())
-        .and_then(|()| registry::set_text(EVENT_SOURCE, "EventMessageFile", EVENT_TEXTS))
+        .and_then(|()| registry::set_expandable(EVENT_SOURCE, "EventMessageFile", EVENT_TEXTS))
         // Errors, warnings and information.
         .and_then(|()| registry::set_number(EVENT_SOURCE, "TypesSupported", 7))
         .map_err(|err| failed(Error::Winapi(err)))?;
