@@ -1,13 +1,13 @@
 # Prepares this Windows machine for the pool, as administrator. Each step that
 # is done already is skipped, so it can be run again at any time:
-#   Hyper-V; Git; Rust with its linker; Packer; oscdimg, with which Packer makes
-#   ISO images; the folders of the template and of the VMs' disks; .env; on Windows
-#   10 and 11, no sleep and no scans of VMs' disks; on Windows Server, a virtual
-#   switch with NAT; the firewall rule.
+#   Hyper-V; in a clone of the repository, what builds the pool: Git and Rust with
+#   its linker; Packer and oscdimg, with which Packer makes ISO images; the folders
+#   of the template and of the VMs' disks; .env; on Windows 10 and 11, no sleep and
+#   no scans of VMs' disks; on Windows Server, a virtual switch with NAT; the
+#   firewall rule.
 #   .\bootstrap.ps1              everything
-#   .\bootstrap.ps1 -HostOnly    only what running the pool needs: no Git, Rust,
-#                                Packer, oscdimg (for a binary and a template
-#                                that were built elsewhere)
+#   .\bootstrap.ps1 -HostOnly    only what running the pool needs: nothing that
+#                                builds the pool or its images
 # Runs under Windows PowerShell 5.1 and PowerShell 7. Needs no winget.
 param([switch]$HostOnly)
 
@@ -18,6 +18,8 @@ $ErrorActionPreference = 'Stop'
 $FirewallRule = 'hyperv-runner-pool'
 # The switch that this script makes on Windows Server, and its NAT.
 $PoolSwitch = 'Runners'
+# A release's archive has the program, and nothing to build it from.
+$isClone = Test-Path -LiteralPath (Get-FullPath -Path 'Cargo.toml') -PathType Leaf
 $script:hints = [System.Collections.Generic.List[string]]::new()
 
 function Write-Done([string]$What) {
@@ -383,9 +385,9 @@ function Add-FirewallRule {
     }
     $program = Find-Binary
     if ($program -eq '') {
-        $program = Join-Path -Path $PSScriptRoot -ChildPath 'target\release\hyperv-runner-pool.exe'
-        if ($HostOnly) {
-            $program = Join-Path -Path $PSScriptRoot -ChildPath 'hyperv-runner-pool.exe'
+        $program = Join-Path -Path $PSScriptRoot -ChildPath 'hyperv-runner-pool.exe'
+        if ($isClone -and -not $HostOnly) {
+            $program = Join-Path -Path $PSScriptRoot -ChildPath 'target\release\hyperv-runner-pool.exe'
         }
         $script:hints.Add("The firewall rule is for $program, which is not there yet. If you put it elsewhere, run this script again.")
     }
@@ -412,9 +414,11 @@ try {
     Enable-HyperVFeature 'Microsoft-Hyper-V-Management-PowerShell'
     $hyperVWaits = $script:restartNeeded
     if (-not $HostOnly) {
-        Install-Git
-        Install-Linker
-        Install-Rust
+        if ($isClone) {
+            Install-Git
+            Install-Linker
+            Install-Rust
+        }
         Install-Packer
         Install-Oscdimg
     }

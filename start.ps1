@@ -15,7 +15,7 @@ $ErrorActionPreference = 'Stop'
 
 $binary = Find-Binary
 if ($binary -eq '') {
-    Stop-WithMessage "There is no hyperv-runner-pool.exe in $PSScriptRoot or its target\release. Build it: cargo build --release"
+    Stop-WithMessage "There is no hyperv-runner-pool.exe in $PSScriptRoot or its target\release. Take it from a release's archive, or build it in a clone: cargo build --release"
 }
 if ($Uninstall) {
     & $binary service uninstall

@@ -362,7 +362,7 @@ Describe 'bootstrap.ps1' {
 Describe 'bootstrap.ps1, with what builds the pool and its images' {
     BeforeEach {
         Reset-StandIn
-        $folder = New-PoolFolder 'bootstrap.ps1', '.env.example'
+        $folder = New-PoolFolder 'bootstrap.ps1', '.env.example', 'Cargo.toml'
         $env:VM_SWITCH = ''
         # No git, cargo or packer is found there.
         $env:Path = ''
@@ -421,6 +421,15 @@ Describe 'bootstrap.ps1, with what builds the pool and its images' {
         $global:StandIn.MachinePath | Should -BeLike "%SystemRoot%\system32;*Git*cmd;*Packer;*Oscdimg"
         $result.Output | Should -BeLike '*PATH has a new folder*'
         $result.Output | Should -BeLike '*No reboot is needed*'
+    }
+
+    It 'installs what builds images alone where there is nothing to build the pool from, as in a release' {
+        Remove-Item -LiteralPath "$folder/Cargo.toml"
+        $result = Invoke-Script "$folder/bootstrap.ps1"
+        $result.ExitCode | Should -Be 0 -Because $result.Output
+        $started = @($global:StandIn.Calls -like 'Start-Process*' | ForEach-Object { [regex]::Match($_, '[\w-]+\.exe').Value })
+        $started | Should -Be 'adksetup.exe'
+        $global:StandIn.MachinePath | Should -BeLike '%SystemRoot%\system32;*Packer;*Oscdimg'
     }
 
     It 'asks for a reboot after an installer that wants one (exit code <_>)' -ForEach 3010, 1641 {
