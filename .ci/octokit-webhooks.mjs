@@ -37,7 +37,7 @@ await withPool(process.argv[2], { RUNNER_LABELS: "ubuntu-latest,k8s" }, async ({
   const queued = new Set(withAction("queued").filter((id) => !over.includes(id)));
   await until(`${queued.size} queued job has run`, async () => {
     const metrics = await (await fetch(`${url}/metrics`)).text();
-    return Number(/jobs_completed_total (\d+)/.exec(metrics)[1]) >= queued.size;
+    return Number(/jobs_ended_total{outcome="ended"} (\d+)/.exec(metrics)[1]) >= queued.size;
   });
   await until("its VM is replaced", async () => (await health()).ready === 4);
   console.log(`${queued.size} queued and not completed: it ran, and its VM was replaced`);

@@ -14,6 +14,7 @@ use super::pat::CurrentPat;
 pub use super::pat::ReadPat;
 use super::refusal::refusal;
 use super::scope::{Scope, encode};
+use super::traffic::Traffic;
 use super::wire::{Download, Group, Id, JitConfig, Job, Page, RegistrationToken, RunnerItem};
 use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
 use crate::config::{GitHubConfig, RegistrationMode};
@@ -352,5 +353,9 @@ impl GitHub for Client {
 
     fn token_expires(&self) -> Option<SystemTime> {
         self.http.pat.expires()
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.http.traffic()
     }
 }

@@ -6,13 +6,15 @@ use super::clock::Clock;
 use super::pat::{self, CurrentPat};
 use super::rate_limit::RateLimit;
 use super::scope::Scope;
+use super::traffic::Traffic;
 use crate::config::is_loopback;
 use crate::date::parse_http_date;
 use crate::secret::Secret;
+use crate::sync::unpoisoned;
 use crate::text::one_line;
 use serde::Deserialize;
 use std::io::{Cursor, ErrorKind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::{self, HeaderMap, HeaderValue, Method, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
@@ -80,6 +82,7 @@ pub(super) struct Http {
     timeout: Duration,
     clock: Arc<dyn Clock>,
     rate_limit: RateLimit,
+    traffic: Mutex<Traffic>,
 }
 
 impl Http {
@@ -109,7 +112,13 @@ impl Http {
             timeout,
             rate_limit: RateLimit::new(Arc::clone(&clock)),
             clock,
+            traffic: Mutex::default(),
         }
+    }
+
+    /// The requests since the start.
+    pub fn traffic(&self) -> Traffic {
+        unpoisoned(&self.traffic).clone()
     }
 
     pub fn clock(&self) -> &dyn Clock {
@@ -223,6 +232,8 @@ impl Http {
             .and_then(|r| self.agent.run(r))
             .and_then(|r| Response::read(r, pat))
             .map_err(|error| self.explain(&error));
+        let answer = outcome.as_ref().ok().map(|response| (response.status, &response.headers));
+        unpoisoned(&self.traffic).note(answer);
         let came = match &outcome {
             Ok(response) => response.status.to_string(),
             Err(why) => why.clone(),

@@ -8,12 +8,14 @@ mod pat;
 mod rate_limit;
 mod refusal;
 pub mod scope;
+pub mod traffic;
 mod wire;
 
 use crate::secret::Secret;
 use scope::Scope;
 use std::fmt;
 use std::time::{Duration, SystemTime};
+use traffic::Traffic;
 
 /// How many items, such as runners, GitHub lists in one response at most. It
 /// allows a token 5,000 requests an hour:
@@ -77,6 +79,11 @@ pub trait GitHub: Send + Sync {
     /// When the token expires, as GitHub said in its last answer. `None` when
     /// it did not say.
     fn token_expires(&self) -> Option<SystemTime>;
+
+    /// The requests since the start. None where there is nobody to send them to.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
 }
 
 /// A job that waits for a runner, as GitHub lists it.

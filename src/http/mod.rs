@@ -6,6 +6,7 @@
 
 mod callback;
 mod guard;
+mod metrics;
 pub mod server;
 mod status;
 mod webhook;
@@ -17,24 +18,14 @@ use crate::secret::Keys;
 use crate::sync::unpoisoned;
 use crate::workers::Pool;
 use log::warn;
-use serde::Serialize;
 use server::{Method, Reply, Request};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use webhook::Deliveries;
+use webhook::{Deliveries, Webhooks};
 
 /// Told of each job that a webhook speaks of: the action, the job's id and its labels.
 pub type JobListener = dyn Fn(&str, u64, &[String]) + Send + Sync;
-
-/// The webhooks since the start.
-#[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Webhooks {
-    accepted: u64,
-    /// By reason.
-    refused: BTreeMap<&'static str, u64>,
-}
 
 /// Answers requests.
 pub struct Api {
@@ -91,7 +82,7 @@ impl Api {
         match route {
             (Some("webhook"), None, ..) => only(request, Method::Post, || webhook::handle(self, request)),
             (Some("health"), None, ..) => only(request, Method::Get, || status::health(self)),
-            (Some("metrics"), None, ..) => only(request, Method::Get, || status::metrics(self)),
+            (Some("metrics"), None, ..) => only(request, Method::Get, || metrics::metrics(self)),
             (Some("api"), Some("status"), None, _) if !local => {
                 Reply::text(403, "The status can be read on the host itself only")
             }

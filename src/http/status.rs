@@ -1,15 +1,17 @@
-//! `/health`, `/metrics` and `/api/status`: the pool's snapshot for machines.
+//! `/health` and `/api/status`: the pool's snapshot for machines.
 
 use super::Api;
 use super::server::Reply;
+use super::webhook::Webhooks;
 use crate::date;
 use crate::pool::health::{Reach, Trouble};
+use crate::pool::history::{Counts, EndedJob, Failure};
 use crate::pool::slot::types::{Phase, SlotSnapshot};
-use crate::pool::{Snapshot, image_age};
+use crate::pool::{Millis, Snapshot, image_age};
 use crate::sync::unpoisoned;
 use serde::Serialize;
-use std::fmt::Write;
-use std::time::UNIX_EPOCH;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 /// Public through a tunnel, so it says nothing of the host: no path, no name, no error's text.
 #[derive(Serialize)]
@@ -36,14 +38,29 @@ struct Status<'a> {
     #[serde(flatten)]
     health: Health,
     jobs_completed: u64,
-    vms_ended: &'a std::collections::BTreeMap<&'static str, u64>,
+    vms_ended: &'a Counts,
     github_error: Option<&'a str>,
     hypervisor_error: Option<&'a str>,
     free_bytes: Option<u64>,
     token_expires: Option<String>,
     image: image_age::Report,
-    webhooks: super::Webhooks,
+    webhooks: WebhooksStatus,
     slots: Vec<SlotStatus<'a>>,
+    /// Those that ended last, the newest first.
+    jobs: Vec<EndedJobStatus>,
+    /// Those that came last, the newest first.
+    failures: Vec<FailureStatus>,
+    now: String,
+}
+
+#[derive(Serialize)]
+struct WebhooksStatus {
+    accepted: u64,
+    /// By reason.
+    refused: BTreeMap<String, u64>,
+    last_at: Option<String>,
+    /// `accepted`, or the reason of the refusal.
+    last_result: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -56,12 +73,16 @@ struct SlotStatus<'a> {
     incarnation: Option<&'a str>,
     runner: Option<&'a str>,
     runner_id: Option<u64>,
+    create_seconds: Option<f64>,
+    boot_seconds: Option<f64>,
     job: Option<JobStatus<'a>>,
     retiring: Option<&'static str>,
     paused: bool,
     guest_stage: Option<&'a str>,
     guest_error: Option<&'a str>,
     failures: u32,
+    /// In how many seconds it tries again what failed.
+    retry_seconds: Option<i64>,
     reason: Option<&'a str>,
     jobs_completed: u64,
 }
@@ -77,6 +98,35 @@ struct JobStatus<'a> {
     for_seconds: Option<i64>,
 }
 
+#[derive(Serialize)]
+struct EndedJobStatus {
+    id: Option<u64>,
+    run_id: Option<u64>,
+    name: Option<String>,
+    repository: Option<String>,
+    url: Option<String>,
+    slot: u32,
+    vm: String,
+    incarnation: String,
+    /// When it was first heard of as queued, if it was.
+    queued_at: Option<String>,
+    started_at: String,
+    ended_at: String,
+    wait_seconds: Option<i64>,
+    run_seconds: i64,
+    /// How it ended by GitHub's word; until that comes, how its VM ended for it.
+    outcome: &'static str,
+}
+
+#[derive(Serialize)]
+struct FailureStatus {
+    at: String,
+    slot: u32,
+    vm: String,
+    incarnation: Option<String>,
+    reason: String,
+}
+
 pub(super) fn health(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
     let status = if snapshot.health.troubles.is_empty() { 200 } else { 503 };
@@ -85,21 +135,69 @@ pub(super) fn health(api: &Api) -> Reply {
 
 pub(super) fn status(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
+    let (jobs, failures) = api.pool.history();
+    let utc = SystemTime::now();
+    let time_of = |at: Millis| {
+        let ago = Duration::from_millis(u64::try_from(snapshot.now - at).unwrap_or(0));
+        date::timestamp(utc.checked_sub(ago).unwrap_or(utc))
+    };
     json(
         200,
         &Status {
             health: health_of(&snapshot),
             jobs_completed: snapshot.jobs_completed(),
-            vms_ended: &snapshot.ended,
+            vms_ended: &snapshot.tally.vms_ended,
             github_error: error(&snapshot.github),
             hypervisor_error: error(&snapshot.hypervisor),
             free_bytes: snapshot.free_bytes,
             token_expires: api.pool.token_expires().map(date::timestamp),
             image: api.pool.image_report(),
-            webhooks: unpoisoned(&api.webhooks).clone(),
+            webhooks: webhooks_status(&unpoisoned(&api.webhooks)),
             slots: snapshot.slots.iter().map(|slot| slot_status(slot, snapshot.now)).collect(),
+            jobs: jobs.into_iter().map(|ended| ended_job_status(ended, time_of)).collect(),
+            failures: failures.into_iter().map(|failure| failure_status(failure, time_of)).collect(),
+            now: date::timestamp(utc),
         },
     )
+}
+
+fn webhooks_status(webhooks: &Webhooks) -> WebhooksStatus {
+    let reason = |result: &str| result.replace('_', " ");
+    let accepted = |result: &str| Webhooks::ACCEPTED.contains(&result);
+    let (accepted_counts, refused): (Vec<_>, Vec<_>) =
+        webhooks.by_result.iter().partition(|(result, _)| accepted(result));
+    WebhooksStatus {
+        accepted: accepted_counts.into_iter().map(|(_, count)| count).sum(),
+        refused: refused.into_iter().map(|(result, count)| (reason(result), *count)).collect(),
+        last_at: webhooks.last.map(|(at, _)| date::timestamp(at)),
+        last_result: webhooks.last.map(|(_, r)| if accepted(r) { "accepted".into() } else { reason(r) }),
+    }
+}
+
+fn ended_job_status(ended: EndedJob, time_of: impl Fn(Millis) -> String) -> EndedJobStatus {
+    let outcome = ended.job.conclusion.unwrap_or(ended.outcome);
+    let EndedJob { job, slot, vm, started, ended, .. } = ended;
+    EndedJobStatus {
+        id: job.id,
+        run_id: job.run_id,
+        name: job.name,
+        repository: job.repository,
+        url: job.url,
+        slot,
+        vm: vm.name,
+        incarnation: vm.incarnation,
+        queued_at: job.queued_at.map(&time_of),
+        started_at: time_of(started),
+        ended_at: time_of(ended),
+        wait_seconds: job.queued_at.map(|queued| (started - queued).max(0) / 1000),
+        run_seconds: (ended - started) / 1000,
+        outcome,
+    }
+}
+
+fn failure_status(failure: Failure, time_of: impl Fn(Millis) -> String) -> FailureStatus {
+    let Failure { at, slot, vm, incarnation, reason } = failure;
+    FailureStatus { at: time_of(at), slot, vm, incarnation, reason }
 }
 
 fn slot_status(slot: &SlotSnapshot, now: i64) -> SlotStatus<'_> {
@@ -112,6 +210,8 @@ fn slot_status(slot: &SlotSnapshot, now: i64) -> SlotStatus<'_> {
         incarnation: instance.map(|instance| instance.vm.incarnation.as_str()),
         runner: instance.map(|instance| instance.runner_name.as_str()),
         runner_id: instance.and_then(|instance| instance.runner_id),
+        create_seconds: slot.created_in.map(seconds),
+        boot_seconds: slot.booted_in.map(seconds),
         job: slot.job.as_ref().map(|job| JobStatus {
             id: job.id,
             run_id: job.run_id,
@@ -125,111 +225,18 @@ fn slot_status(slot: &SlotSnapshot, now: i64) -> SlotStatus<'_> {
         guest_stage: slot.guest.as_ref().map(|guest| guest.stage.as_str()),
         guest_error: slot.guest.as_ref().and_then(|guest| guest.last_error.as_deref()),
         failures: slot.failures,
+        retry_seconds: slot.retry_at.map(|at| (at - now + 999) / 1000),
         reason: slot.reason.as_deref(),
         jobs_completed: slot.jobs_completed,
     }
 }
 
+fn seconds(time: Millis) -> f64 {
+    time as f64 / 1000.0
+}
+
 fn error(reach: &Reach) -> Option<&str> {
     reach.failing.as_ref().map(|(_, why)| why.as_str())
-}
-
-/// The Prometheus text format: <https://prometheus.io/docs/instrumenting/exposition_formats/>
-pub(super) fn metrics(api: &Api) -> Reply {
-    let snapshot = api.pool.snapshot();
-    let webhooks = unpoisoned(&api.webhooks).clone();
-    let mut text = String::with_capacity(4096);
-    use Phase::{Booting, Creating, Destroying, Empty, Ready, Recovering, Running};
-    let phases = [Recovering, Empty, Creating, Booting, Ready, Running, Destroying];
-    let phases = phases.map(|phase| (phase.name(), snapshot.count(phase) as u64));
-    series(&mut text, "slots", "gauge", "Slots by state.", "state", phases);
-    let ended = snapshot.ended.iter().map(|(cause, count)| (*cause, *count));
-    series(&mut text, "vms_ended_total", "counter", "VMs that ended, by cause.", "cause", ended);
-    let refused = webhooks.refused.iter().map(|(why, count)| (*why, *count));
-    series(&mut text, "webhooks_refused_total", "counter", "Webhooks refused, by reason.", "reason", refused);
-    let expires = api.pool.token_expires().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    let values = [
-        ("size", "gauge", "POOL_SIZE.", u64::from(snapshot.size)),
-        (
-            "degraded",
-            "gauge",
-            "Whether /health answers 503.",
-            u64::from(!snapshot.health.troubles.is_empty()),
-        ),
-        (
-            "failing_slots",
-            "gauge",
-            "Slots that do not serve and whose last try failed.",
-            snapshot.failing().count() as u64,
-        ),
-        (
-            "jobs_waiting",
-            "gauge",
-            "Queued jobs that this pool serves and no runner has.",
-            snapshot.jobs_waiting as u64,
-        ),
-        (
-            "jobs_completed_total",
-            "counter",
-            "Jobs seen to their end since the start.",
-            snapshot.jobs_completed(),
-        ),
-        ("webhooks_accepted_total", "counter", "Webhooks with a valid signature.", webhooks.accepted),
-        (
-            "broken_invariants_total",
-            "counter",
-            "Defects of this program that it has noticed.",
-            snapshot.broken,
-        ),
-        (
-            "github_reachable",
-            "gauge",
-            "Whether the last call to GitHub succeeded.",
-            u64::from(snapshot.github.failing.is_none()),
-        ),
-        (
-            "hypervisor_reachable",
-            "gauge",
-            "Whether the last list of VMs succeeded.",
-            u64::from(snapshot.hypervisor.failing.is_none()),
-        ),
-    ];
-    let optional = [
-        ("free_bytes", "gauge", "Bytes free where the VMs' disks are.", snapshot.free_bytes),
-        (
-            "token_expires_seconds",
-            "gauge",
-            "When the token expires, in seconds since 1970.",
-            expires.map(|at| at.as_secs()),
-        ),
-    ];
-    let optional =
-        optional.into_iter().filter_map(|(name, kind, help, value)| Some((name, kind, help, value?)));
-    for (name, kind, help, value) in values.into_iter().chain(optional) {
-        metric(&mut text, name, kind, help);
-        let _ = writeln!(text, "hyperv_runner_pool_{name} {value}");
-    }
-    Reply::new(200, "text/plain; version=0.0.4", text)
-}
-
-fn series<'a>(
-    text: &mut String,
-    name: &str,
-    kind: &str,
-    help: &str,
-    label: &str,
-    values: impl IntoIterator<Item = (&'a str, u64)>,
-) {
-    metric(text, name, kind, help);
-    for (value, count) in values {
-        let _ = writeln!(text, "hyperv_runner_pool_{name}{{{label}=\"{value}\"}} {count}");
-    }
-}
-
-fn metric(text: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing to a String cannot fail.
-    let _ =
-        writeln!(text, "# HELP hyperv_runner_pool_{name} {help}\n# TYPE hyperv_runner_pool_{name} {kind}");
 }
 
 fn health_of(snapshot: &Snapshot) -> Health {

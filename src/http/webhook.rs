@@ -2,14 +2,17 @@
 
 use super::Api;
 use super::server::{Reply, Request};
+use crate::pool::history::{Counts, zeros};
 use crate::pool::slot::types::{Job, JobEvent};
 use crate::sync::unpoisoned;
+use crate::text::one_line;
 use log::{debug, info};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
+use std::time::SystemTime;
 
 /// How many deliveries are remembered as seen.
 const REMEMBERED: usize = 8192;
@@ -34,12 +37,47 @@ struct WorkflowJob {
     labels: Vec<String>,
     runner_id: Option<u64>,
     runner_name: Option<String>,
+    conclusion: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Repository {
     name: Option<String>,
     full_name: Option<String>,
+}
+
+/// What can come of a webhook.
+const RESULTS: [&str; 6] =
+    ["accepted", "ignored", "repeated", "missing_signature", "invalid_signature", "invalid_body"];
+
+/// The webhooks since the start.
+#[derive(Clone, Debug)]
+pub(super) struct Webhooks {
+    pub by_result: Counts,
+    /// When the last one came, and what came of it.
+    pub last: Option<(SystemTime, &'static str)>,
+    /// When the last one with a valid signature came.
+    pub last_valid: Option<SystemTime>,
+}
+
+impl Default for Webhooks {
+    fn default() -> Webhooks {
+        Webhooks { by_result: zeros(&RESULTS), last: None, last_valid: None }
+    }
+}
+
+impl Webhooks {
+    /// The results of webhooks that were not refused.
+    pub const ACCEPTED: [&str; 3] = ["accepted", "ignored", "repeated"];
+
+    fn note(&mut self, result: &'static str, is_valid: bool) {
+        let now = SystemTime::now();
+        *self.by_result.entry(result).or_default() += 1;
+        self.last = Some((now, result));
+        if is_valid {
+            self.last_valid = Some(now);
+        }
+    }
 }
 
 /// The deliveries seen last, by a hash of their ids, so that ids of any length cost the same.
@@ -69,13 +107,13 @@ impl Deliveries {
 
 pub(super) fn handle(api: &Api, request: &Request) -> Reply {
     let Some(signature) = request.headers.get("x-hub-signature-256") else {
-        return refuse(api, 401, "Missing signature");
+        return refuse(api, 401, "missing_signature", "Missing signature");
     };
     if !api.keys.webhook_signature_is_valid(request.body, signature.as_bytes()) {
-        return refuse(api, 401, "Invalid signature");
+        return refuse(api, 401, "invalid_signature", "Invalid signature");
     }
     let Some(json) = payload(request.body) else {
-        return refuse(api, 400, "The form has no payload");
+        return refuse(api, 400, "invalid_body", "The form has no payload");
     };
     // GitHub names the event in a header. A sender that leaves it out is taken at its body.
     let event = request.headers.get("x-github-event").unwrap_or("workflow_job");
@@ -86,37 +124,38 @@ pub(super) fn handle(api: &Api, request: &Request) -> Reply {
                     info!("webhook: GitHub's ping came through, with the right signature");
                 }
                 debug!("webhook: ignoring event {}", event.escape_debug());
-                accept(api, "Ignored")
+                accept(api, "ignored", "Ignored")
             }
-            Err(_) => refuse(api, 400, "The body is not valid JSON"),
+            Err(_) => refuse(api, 400, "invalid_body", "The body is not valid JSON"),
         };
     }
     let delivery: Delivery = match serde_json::from_slice(&json) {
         Ok(delivery) => delivery,
         Err(error) if error.is_data() => {
-            refuse(api, 400, "Not a workflow_job payload");
+            refuse(api, 400, "invalid_body", "Not a workflow_job payload");
             return Reply::text(400, format!("Not a workflow_job payload: {error}"));
         }
-        Err(_) => return refuse(api, 400, "The body is not valid JSON"),
+        Err(_) => return refuse(api, 400, "invalid_body", "The body is not valid JSON"),
     };
     if let Some(id) = request.headers.get("x-github-delivery") {
         // Nothing after this can fail, so a delivery that GitHub sends again because of an error is not taken for a repeat.
         let mut deliveries = unpoisoned(&api.deliveries);
         if !deliveries.is_new(id) {
-            return accept(api, "Repeated delivery, ignored");
+            return accept(api, "repeated", "Repeated delivery, ignored");
         }
     }
     dispatch(api, delivery);
-    accept(api, "OK")
+    accept(api, "accepted", "OK")
 }
 
-fn accept(api: &Api, text: &'static str) -> Reply {
-    unpoisoned(&api.webhooks).accepted += 1;
+fn accept(api: &Api, result: &'static str, text: &'static str) -> Reply {
+    unpoisoned(&api.webhooks).note(result, true);
     Reply::text(200, text)
 }
 
-fn refuse(api: &Api, status: u16, why: &'static str) -> Reply {
-    *unpoisoned(&api.webhooks).refused.entry(why).or_default() += 1;
+fn refuse(api: &Api, status: u16, result: &'static str, why: &'static str) -> Reply {
+    // A body is read only after its signature.
+    unpoisoned(&api.webhooks).note(result, result == "invalid_body");
     api.note_refusal(format!("webhook: {why}"));
     Reply::text(status, why)
 }
@@ -165,9 +204,11 @@ fn dispatch(api: &Api, delivery: Delivery) {
         job: Job {
             id: Some(job_id),
             run_id: job.run_id,
-            name: job.name.map(printable),
-            repository: full_name.or(repository).map(printable),
-            url: job.html_url.map(printable),
+            name: job.name.map(|name| one_line(&name, 200)),
+            repository: full_name.or(repository).map(|name| one_line(&name, 200)),
+            url: job.html_url.map(|url| one_line(&url, 400)),
+            queued_at: None,
+            conclusion: job.conclusion.as_deref().map(Job::conclusion),
         },
         runner_id: job.runner_id.filter(|&id| id != 0),
         runner_name: job.runner_name.filter(|name| !name.is_empty()),
@@ -178,11 +219,6 @@ fn dispatch(api: &Api, delivery: Delivery) {
         // A job that waits for a deployment's approval needs no runner yet.
         _ => {}
     }
-}
-
-/// A text of a workflow's author, fit for one place in one line of the log.
-fn printable(text: String) -> String {
-    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 #[cfg(test)]

@@ -45,9 +45,9 @@ impl Demand {
         !known
     }
 
-    /// A job waits no more: a runner has it, or it was canceled.
-    pub fn over(&mut self, job_id: u64) {
-        self.waiting.remove(&job_id);
+    /// A job waits no more: a runner has it, or it was canceled. Answers since when it had been waiting.
+    pub fn over(&mut self, job_id: u64) -> Option<Millis> {
+        let arrived = self.waiting.remove(&job_id);
         if self.over.insert(job_id) {
             self.over_in_order.push_back(job_id);
             if self.over_in_order.len() > MOST_OVER
@@ -56,6 +56,7 @@ impl Demand {
                 self.over.remove(&oldest);
             }
         }
+        arrived
     }
 
     /// One of this pool's VMs has been taken: jobs do come through.
@@ -149,7 +150,9 @@ mod tests {
         demand.over(1);
         assert!(!demand.queued(1, 0));
         assert_eq!(demand.waiting(), 0);
-        (2..3 + MOST_OVER as u64).for_each(|job| demand.over(job));
+        for job in 2..3 + MOST_OVER as u64 {
+            demand.over(job);
+        }
         assert_eq!((demand.over.len(), demand.over_in_order.len()), (MOST_OVER, MOST_OVER));
     }
 }

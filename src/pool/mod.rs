@@ -18,12 +18,14 @@
 //! | [`recovery`] | what a starting pool does with what it finds |
 //! | [`orphans`] | which VMs and registrations belong to no slot |
 //! | [`health`] | whether the pool serves, and what is wrong if not |
+//! | [`history`] | what is counted and remembered of the past |
 //! | [`image_age`] | when a template is too old |
 //! | [`back_off`] | how long to wait before a retry |
 
 pub mod back_off;
 pub mod demand;
 pub mod health;
+pub mod history;
 pub mod image_age;
 pub mod monitor;
 pub mod observed;
@@ -39,8 +41,8 @@ use crate::config::{GitHubConfig, PoolConfig, RegistrationMode};
 use crate::github::scope::Scope;
 use crate::secret::Secret;
 use health::{Health, Reach};
+use history::Tally;
 use slot::types::{Phase, SlotSnapshot};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Milliseconds on a clock that never goes back. Where it starts does not matter.
@@ -146,12 +148,12 @@ pub struct Snapshot {
     pub github: Reach,
     /// How the hypervisor can be reached.
     pub hypervisor: Reach,
-    /// How many VMs have ended, by [`Cause::name`](slot::types::Cause::name).
-    pub ended: BTreeMap<&'static str, u64>,
-    /// Invariants that were found broken: defects of this program.
-    pub broken: u64,
+    /// What has been counted since the start.
+    pub tally: Tally,
     /// Free bytes on the storage folder's volume, by the last list.
     pub free_bytes: Option<u64>,
+    /// `MIN_FREE_GB` in bytes.
+    pub min_free_bytes: u64,
     /// The pool's clock at this moment, to which every `since` belongs.
     pub now: Millis,
 }

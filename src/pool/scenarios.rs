@@ -301,7 +301,9 @@ impl World {
 
     fn hook(&mut self, job: u64, runner: Option<(u64, String)>, completed: bool) {
         let (runner_id, runner_name) = runner.map_or((None, None), |(id, name)| (Some(id), Some(name)));
-        let event = JobEvent { job: Job { id: Some(job), ..Job::default() }, runner_id, runner_name };
+        let conclusion = completed.then_some("failure");
+        let job = Job { id: Some(job), conclusion, ..Job::default() };
+        let event = JobEvent { job, runner_id, runner_name };
         self.fact(|state| {
             if completed {
                 state.job_completed(event);
@@ -639,6 +641,40 @@ fn a_runner_that_somebody_removes_is_a_failure_with_a_back_off() {
         world.boot_all();
     }
     assert_eq!(world.state.snapshot(world.now).jobs_completed(), 0);
+}
+
+// --- what is remembered ---
+
+#[test]
+fn a_job_is_remembered_with_its_wait_its_time_and_githubs_conclusion_in_whatever_order_that_comes() {
+    for told_late in [false, true] {
+        let mut world = World::ready(rules(1, 1));
+        let vm = world.ids()[0].clone();
+        let runner = world.runner_of(&vm);
+        let runner = Some((runner.id, runner.name.clone()));
+        let queued_at = world.now;
+        world.queue(7);
+        world.pass(2 * MINUTE);
+        world.job_starts(&vm);
+        world.hook(7, runner.clone(), false);
+        world.pass(5 * MINUTE);
+        if told_late {
+            world.report_end(&vm);
+            world.hook(7, runner, true);
+        } else {
+            world.hook(7, runner, true);
+            world.report_end(&vm);
+        }
+        let history = &world.state.history;
+        let job = history.jobs().next().unwrap();
+        assert_eq!((job.slot, &job.vm, job.outcome), (1, &vm, "ended"), "{told_late}");
+        assert_eq!((job.job.id, job.job.conclusion), (Some(7), Some("failure")), "{told_late}");
+        assert_eq!(job.job.queued_at, Some(queued_at));
+        assert_eq!((job.started - queued_at, job.ended - queued_at), (2 * MINUTE, 7 * MINUTE));
+        assert_eq!((history.tally.queue.count(), history.tally.queue.sum()), (1, 2 * MINUTE));
+        assert_eq!((history.tally.job.count(), history.tally.job.sum()), (1, 5 * MINUTE));
+        assert_eq!(history.tally.jobs_concluded["failure"], 1, "{told_late}");
+    }
 }
 
 // --- why a runner ended ---

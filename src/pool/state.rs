@@ -7,6 +7,7 @@
 
 use super::demand::Demand;
 use super::health::{Health, Reach, Trouble};
+use super::history::History;
 use super::image_age::ImageAge;
 use super::slot::types::{Action, Cause, EXIT_OUTDATED, Event, JobEvent, News, OrphanVm, Phase, Stop};
 use super::slot::{Context, Slot};
@@ -57,8 +58,8 @@ pub struct PoolState {
     pub(super) had: VecDeque<String>,
     pub(super) github: Reach,
     pub(super) hypervisor: Reach,
-    ended: BTreeMap<&'static str, u64>,
-    broken: u64,
+    /// What has happened since the start.
+    pub history: History,
 }
 
 impl PoolState {
@@ -84,8 +85,7 @@ impl PoolState {
             had: VecDeque::new(),
             github: Reach::default(),
             hypervisor: Reach::default(),
-            ended: BTreeMap::new(),
-            broken: 0,
+            history: History::default(),
         };
         (0..state.rules.pool.size).for_each(|_| state.add_slot());
         state
@@ -168,9 +168,9 @@ impl PoolState {
             health: Health { troubles: self.troubles() },
             github: self.github.clone(),
             hypervisor: self.hypervisor.clone(),
-            ended: self.ended.clone(),
-            broken: self.broken,
+            tally: self.history.tally.clone(),
             free_bytes: self.free_bytes,
+            min_free_bytes: self.rules.pool.min_free_bytes,
             now,
         }
     }
@@ -256,15 +256,20 @@ impl PoolState {
     }
 
     /// A runner, of this pool or another, has got a job.
-    pub fn job_in_progress(&mut self, event: JobEvent) {
-        if let Some(slot) = self.slot_of_job(&event) {
+    pub fn job_in_progress(&mut self, mut event: JobEvent) {
+        if let Some(slot) = self.slot_of_job(&mut event) {
+            if let Some(queued_at) = event.job.queued_at {
+                self.history.job_left_queue(queued_at, self.now);
+            }
             self.tell(slot, Event::JobInProgress(event));
         }
     }
 
     /// A job has ended, wherever it ran.
-    pub fn job_completed(&mut self, event: JobEvent) {
-        if let Some(slot) = self.slot_of_job(&event) {
+    pub fn job_completed(&mut self, mut event: JobEvent) {
+        let slot = self.slot_of_job(&mut event);
+        self.history.job_completed(&event);
+        if let Some(slot) = slot {
             self.tell(slot, Event::JobCompleted(event));
             self.out.look_now = true;
         }
@@ -272,11 +277,9 @@ impl PoolState {
 
     /// The slot that a webhook is about: by the runner's name, which is
     /// unique, together with its id; or by a job that was seen on it. Wherever
-    /// the job is, it waits no more.
-    fn slot_of_job(&mut self, event: &JobEvent) -> Option<usize> {
-        if let Some(id) = event.job.id {
-            self.demand.over(id);
-        }
+    /// the job is, it waits no more; the event learns since when it did.
+    fn slot_of_job(&mut self, event: &mut JobEvent) -> Option<usize> {
+        event.job.queued_at = event.job.id.and_then(|id| self.demand.over(id));
         self.slots().position(|slot| {
             let by_runner = slot.instance().is_some_and(|instance| {
                 event.runner_name.as_ref() == Some(&instance.runner_name)
@@ -318,17 +321,16 @@ impl PoolState {
         let known = news.len();
         let cx = &mut Context { rules: &self.rules, now: self.now, news };
         actions.extend(self.slots[slot].step(event, cx).map(|action| (slot, action)));
+        let number = self.slots[slot].number;
         for happened in &self.out.news[known..] {
+            self.history.note(number, happened, self.now);
             match happened {
                 News::Job(..) => {
                     self.image.refused = false;
                     self.demand.vm_taken(self.now);
                 }
                 News::Adopted(vm) => remember(&mut self.had, &vm.incarnation),
-                News::Ended { cause, .. } => {
-                    self.image.refused |= cause.is_outdated();
-                    *self.ended.entry(cause.name()).or_default() += 1;
-                }
+                News::Ended { cause, .. } => self.image.refused |= cause.is_outdated(),
                 _ => {}
             }
         }
@@ -354,7 +356,7 @@ impl PoolState {
     fn assert_room(&mut self) {
         let vms = self.slots().filter(|slot| slot.instance().is_some()).count();
         if vms >= self.rules.pool.size as usize {
-            self.broken += 1;
+            self.history.tally.broken += 1;
             self.out.news.push(News::Broken(format!(
                 "a VM is made beside {vms}, and POOL_SIZE is {}",
                 self.rules.pool.size

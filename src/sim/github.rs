@@ -95,6 +95,7 @@ impl MockGitHub {
                 "name": "simulated",
                 "html_url": format!("https://github.com/{full_name}/actions/runs/{job_id}/job/{job_id}"),
                 "labels": self.labels,
+                "conclusion": (action == "completed").then_some("success"),
                 "runner_id": runner_id,
                 "runner_name": runner_name,
             },

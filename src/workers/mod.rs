@@ -19,7 +19,9 @@ mod story;
 use crate::config::{GitHubConfig, PoolConfig};
 use crate::date;
 use crate::github::GitHub;
+use crate::github::traffic::Traffic;
 use crate::hypervisor::{Hypervisor, VmId};
+use crate::pool::history::{EndedJob, Failure};
 use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
@@ -152,6 +154,17 @@ impl Pool {
     /// When the token expires, if GitHub has told.
     pub fn token_expires(&self) -> Option<std::time::SystemTime> {
         self.shared.github.token_expires()
+    }
+
+    /// The requests to GitHub since the start.
+    pub fn github_traffic(&self) -> Traffic {
+        self.shared.github.traffic()
+    }
+
+    /// The jobs and the failures that came last, the newest first.
+    pub fn history(&self) -> (Vec<EndedJob>, Vec<Failure>) {
+        let history = &self.shared.lock().state.history;
+        (history.jobs().cloned().collect(), history.failures().cloned().collect())
     }
 
     /// How old the image is.

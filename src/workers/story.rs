@@ -4,8 +4,9 @@
 //! failure is a warning, said once and then at doubling intervals with a count.
 
 use crate::pool::Millis;
-use crate::pool::slot::types::News;
+use crate::pool::slot::types::{News, end_text};
 use crate::repeats::Repeats;
+use crate::text::time;
 use log::{Level, error, info, log, warn};
 
 /// Tells what happened. `failures` are those that have been told.
@@ -24,13 +25,7 @@ pub(super) fn tell(failures: &mut Repeats, news: Vec<News>, now: Millis) {
             News::Retiring(vm, reason) => info!("{vm}: asked to retire, since {}", reason.text()),
             News::Ended { vm, was_ready, cause, job } => {
                 let level = if cause.is_failure(job.is_some()) { Level::Warn } else { Level::Info };
-                match job {
-                    Some((job, took)) => {
-                        log!(level, "{vm}: ended after {} of job {job}: {cause}", time(took))
-                    }
-                    None if was_ready => log!(level, "{vm}: ended without a job: {cause}"),
-                    None => log!(level, "{vm}: ended before its guest fetched its configuration: {cause}"),
-                }
+                log!(level, "{vm}: {}", end_text(was_ready, &cause, job.as_ref()));
             }
             News::Destroyed(vm, took) => info!("{vm}: destroyed in {}", time(took)),
             News::ClearingAway(vm) => info!("{vm}: belongs to no slot and is destroyed"),
@@ -53,27 +48,5 @@ pub(super) fn tell(failures: &mut Repeats, news: Vec<News>, now: Millis) {
                 error!("an invariant does not hold, which is a defect of this program: {what}")
             }
         }
-    }
-}
-
-/// A time to read: `0.4 s`, `41 s`, `5 min 3 s`, `2 h 5 min`.
-fn time(millis: Millis) -> String {
-    let seconds = millis / 1000;
-    match seconds {
-        0..=9 => format!("{}.{} s", seconds, millis % 1000 / 100),
-        10..=59 => format!("{seconds} s"),
-        60..=3599 => format!("{} min {} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::time;
-
-    #[test]
-    fn a_time_is_shown_in_the_units_that_a_person_would_use() {
-        let shown = [400, 9_999, 41_000, 303_000, 7_500_000].map(time);
-        assert_eq!(shown, ["0.4 s", "9.9 s", "41 s", "5 min 3 s", "2 h 5 min"]);
     }
 }

@@ -11,6 +11,7 @@ mod hostile_clients;
 mod http_server;
 mod hyperv;
 mod lifecycle;
+mod metrics;
 mod restart;
 mod routes;
 mod settings;

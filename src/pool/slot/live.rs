@@ -23,6 +23,8 @@ pub(super) struct Live {
     pub(super) instance: Instance,
     /// When it was made or adopted.
     pub(super) since: Millis,
+    pub(super) created_in: Option<Millis>,
+    pub(super) booted_in: Option<Millis>,
     pub(super) evidence: Evidence,
     /// The first sign of a job has been seen: what is known of the job.
     pub(super) job: Option<Job>,
@@ -213,6 +215,8 @@ impl Live {
         Live {
             instance,
             since: now,
+            created_in: None,
+            booted_in: None,
             evidence: Evidence::default(),
             job: None,
             job_certain: false,

@@ -116,11 +116,14 @@ impl Slot {
             phase: self.phase(),
             since: self.since,
             instance: self.instance().cloned(),
+            created_in: live.and_then(|live| live.created_in),
+            booted_in: live.and_then(|live| live.booted_in),
             job: live.and_then(|live| live.job.clone()),
             job_time: live.and_then(|live| Some(now - live.evidence.started_at? - live.job_started?)),
             retiring: self.retiring(),
             paused: live.is_some_and(|live| live.evidence.paused),
             guest: live.and_then(|live| live.evidence.word.clone()),
+            retry_at: self.retry_at().filter(|at| *at > now),
             failures: self.failures,
             reason: self.reason.clone(),
             jobs_completed: self.jobs_completed,
@@ -148,6 +151,15 @@ impl Slot {
             State::Empty { retry_at } if !self.past_size && self.stop.is_none() && !self.has_orphans() => {
                 Some(retry_at)
             }
+            _ => None,
+        }
+    }
+
+    /// Until when it waits before it goes on.
+    fn retry_at(&self) -> Option<Millis> {
+        match &self.state {
+            State::Empty { retry_at } => Some(*retry_at),
+            State::Destroying(d) if self.awaiting.is_none() => Some(d.retry_at),
             _ => None,
         }
     }
@@ -277,6 +289,7 @@ impl Slot {
                     && let Some(mut live) = self.take_live()
                 {
                     live.evidence.forget_away();
+                    live.booted_in = Some(cx.now - self.since);
                     cx.news.push(News::Ready(live.instance.vm.clone(), cx.now - self.since));
                     self.enter(State::Ready(live), cx.now);
                 }
@@ -300,9 +313,18 @@ impl Slot {
             Event::JobCompleted(event) => {
                 // A reason to look, which the monitor does at once; no evidence.
                 self.learn_runner_id(event.runner_id);
-                if let Some(live) = self.live_mut().filter(|live| live.job.is_none()) {
-                    live.evidence.forget_away();
-                    self.job_runs(event.job, cx);
+                if let Some(live) = self.live_mut() {
+                    match &mut live.job {
+                        None => {
+                            live.evidence.forget_away();
+                            self.job_runs(event.job, cx);
+                        }
+                        Some(known) if known.id.is_none() || known.id == event.job.id => {
+                            known.learn(event.job);
+                        }
+                        // One before it, which the runner did not take.
+                        Some(_) => {}
+                    }
                 }
             }
             Event::VmObserved(vm, asked_at) => self.vm_observed(vm.as_deref(), asked_at, cx),
@@ -423,7 +445,8 @@ impl Slot {
                 // It started since then. Too early a start only makes JOB_TIMEOUT a little longer.
                 let evidence = Evidence::of_new_vm(self.since);
                 let token = if cx.rules.jit { Some(Secret::new("")) } else { credential };
-                let live = Live { evidence, token, ..Live::new(instance, cx.now) };
+                let created_in = Some(cx.now - self.since);
+                let live = Live { created_in, evidence, token, ..Live::new(instance, cx.now) };
                 self.enter(State::Booting(live), cx.now);
             }
             Err(error) => {

@@ -5,6 +5,7 @@ use crate::github::{self, Registration, Removal, Runner};
 use crate::hypervisor::{self, GuestWord, Notes, Power, Vm, VmId};
 use crate::pool::Millis;
 use crate::secret::Secret;
+use crate::text::time;
 use std::fmt;
 
 /// A blocking call that whoever drives the slot has to make. The matching
@@ -80,17 +81,42 @@ pub struct Job {
     pub repository: Option<String>,
     /// The job's page.
     pub url: Option<String>,
+    /// When it was first heard of as queued.
+    pub queued_at: Option<Millis>,
+    /// How it ended, as GitHub says: one of [`Job::CONCLUSIONS`].
+    pub conclusion: Option<&'static str>,
 }
 
 impl Job {
+    /// GitHub's words for how a job ended, and one for those that it may add.
+    /// <https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_job>
+    pub const CONCLUSIONS: [&str; 8] = [
+        "success",
+        "failure",
+        "cancelled",
+        "timed_out",
+        "skipped",
+        "neutral",
+        "action_required",
+        Job::OTHER_CONCLUSION,
+    ];
+    const OTHER_CONCLUSION: &str = "other";
+
+    /// GitHub's word for how a job ended, as one of [`Job::CONCLUSIONS`].
+    pub fn conclusion(word: &str) -> &'static str {
+        Job::CONCLUSIONS.into_iter().find(|known| *known == word).unwrap_or(Job::OTHER_CONCLUSION)
+    }
+
     /// Takes from `other` what is not known yet.
     pub fn learn(&mut self, other: Job) {
-        let Job { id, run_id, name, repository, url } = other;
+        let Job { id, run_id, name, repository, url, queued_at, conclusion } = other;
         self.id = self.id.or(id);
         self.run_id = self.run_id.or(run_id);
         self.name = self.name.take().or(name);
         self.repository = self.repository.take().or(repository);
         self.url = self.url.take().or(url);
+        self.queued_at = self.queued_at.or(queued_at);
+        self.conclusion = self.conclusion.or(conclusion);
     }
 }
 
@@ -292,6 +318,35 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Every [`Cause::name`].
+    pub const NAMES: [&str; 8] = [
+        "runner_ended",
+        "powered_off",
+        "vanished",
+        "runner_gone",
+        "boot_timeout",
+        "job_timeout",
+        "retired",
+        "stop",
+    ];
+
+    /// Every [`Cause::outcome`].
+    pub const OUTCOMES: [&str; 6] =
+        ["ended", "runner_failed", "powered_off", "lost", "job_timeout", "stopped"];
+
+    /// How it ended for the job on the VM, in one word for metrics. What the job itself says of its
+    /// success only GitHub knows.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Cause::RunnerEnded { exit_code: None | Some(0) } => "ended",
+            Cause::RunnerEnded { .. } => "runner_failed",
+            Cause::PoweredOff => "powered_off",
+            Cause::Vanished | Cause::RunnerGone | Cause::BootTimeout => "lost",
+            Cause::JobTimeout => "job_timeout",
+            Cause::Retired(_) | Cause::Stop => "stopped",
+        }
+    }
+
     /// One word for metrics.
     pub fn name(&self) -> &'static str {
         match self {
@@ -346,6 +401,15 @@ fn exit_code_text(code: i64) -> &'static str {
         5 => "GitHub has another session of the same runner",
         EXIT_OUTDATED => "GitHub no longer accepts its version: build a new image (packer/rebuild.ps1)",
         _ => "",
+    }
+}
+
+/// How a VM ended, for the log and the status page.
+pub fn end_text(was_ready: bool, cause: &Cause, job: Option<&(Job, Millis)>) -> String {
+    match job {
+        Some((job, took)) => format!("ended after {} of job {job}: {cause}", time(*took)),
+        None if was_ready => format!("ended without a job: {cause}"),
+        None => format!("ended before its guest fetched its configuration: {cause}"),
     }
 }
 
@@ -413,6 +477,10 @@ pub struct SlotSnapshot {
     pub since: Millis,
     /// The VM that it has or is making.
     pub instance: Option<Instance>,
+    /// How long making its VM took, with the registration.
+    pub created_in: Option<Millis>,
+    /// How long its VM took from its start until its guest had its configuration.
+    pub booted_in: Option<Millis>,
     /// The job on its VM.
     pub job: Option<Job>,
     /// How long that has been running, in milliseconds of the VM's own clock.
@@ -423,6 +491,8 @@ pub struct SlotSnapshot {
     pub paused: bool,
     /// What its guest said last.
     pub guest: Option<GuestWord>,
+    /// Until when it waits before it tries again what failed.
+    pub retry_at: Option<Millis>,
     /// Failures in a row.
     pub failures: u32,
     /// Why the last of them failed.
