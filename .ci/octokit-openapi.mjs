@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import { sign } from "@octokit/webhooks-methods";
 import Ajv from "ajv";
 import addFormats from "ajv-formats";
-import { until, withPool } from "./octokit-pool.mjs";
+import { until, withPool } from "./mock-pool.mjs";
 
 const file = createRequire(import.meta.url).resolve("@octokit/openapi/package.json").replace("package.json", "generated/api.github.com.json");
 const description = JSON.parse(readFileSync(file, "utf8"));

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { sign } from "@octokit/webhooks-methods";
-import { until, withPool } from "./octokit-pool.mjs";
+import { until, withPool } from "./mock-pool.mjs";
 
 const examples = createRequire(import.meta.url)("@octokit/webhooks-examples");
 const payloads = (event) => examples.find((entry) => entry.name === event).examples;

@@ -7,6 +7,7 @@
 mod callback;
 mod guard;
 mod metrics;
+mod page;
 pub mod server;
 mod status;
 mod webhook;
@@ -76,16 +77,17 @@ impl Api {
         if !public && came_through_a_proxy(request) {
             return Reply::text(403, "Only /webhook and /health can be reached through a proxy");
         }
-        let local = request.peer.ip().to_canonical().is_loopback();
+        let local = request.peer.ip().to_canonical().is_loopback() && is_for_this_host(request);
         let mut segments = request.path.strip_prefix('/').unwrap_or("*").split('/');
         let route = (segments.next(), segments.next(), segments.next(), segments.next());
         match route {
             (Some("webhook"), None, ..) => only(request, Method::Post, || webhook::handle(self, request)),
             (Some("health"), None, ..) => only(request, Method::Get, || status::health(self)),
             (Some("metrics"), None, ..) => only(request, Method::Get, || metrics::metrics(self)),
-            (Some("api"), Some("status"), None, _) if !local => {
-                Reply::text(403, "The status can be read on the host itself only")
+            (Some(""), None, ..) | (Some("api"), Some("status"), None, _) if !local => {
+                Reply::text(403, "The status can be read on the host itself only, as http://localhost")
             }
+            (Some(""), None, ..) => only(request, Method::Get, page::page),
             (Some("api"), Some("status"), None, _) => only(request, Method::Get, || status::status(self)),
             (Some("api"), Some("runner-config"), Some(vm), None) => {
                 only(request, Method::Get, || callback::config(self, request, vm))
@@ -114,6 +116,17 @@ fn only(request: &Request, method: Method, answer: impl FnOnce() -> Reply) -> Re
     }
     let allowed = if method == Method::Get { "GET, HEAD" } else { "POST" };
     Reply::text(405, "Method not allowed").with_header("Allow", allowed)
+}
+
+/// A page of the internet in a browser on this host can give a name of its own this
+/// host's address, and then read what comes from that name. It cannot do so with
+/// `localhost` or an address.
+fn is_for_this_host(request: &Request) -> bool {
+    let Some(host) = request.headers.get("Host") else { return true };
+    let name =
+        host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || address.parse::<std::net::IpAddr>().is_ok()
 }
 
 /// Tunnels and reverse proxies mark what they forward. A tunnel that

@@ -33,7 +33,7 @@ fn another_spelling_of_a_path_leads_nowhere() {
     let (_world, pool) = one_booting();
     let guest = pool.guest(1);
     for path in
-        ["/api/runner-config/../../health", "/api/runner-config/runner-1/x", "//health", "/health/", "/"]
+        ["/api/runner-config/../../health", "/api/runner-config/runner-1/x", "//health", "/health/", "//"]
     {
         let headers = [("Authorization", &*guest.bearer("GET", path))];
         assert_eq!(pool.request("GET", path, &headers, b"").status, 404, "{path}");
@@ -86,6 +86,41 @@ fn no_spelling_of_a_vms_name_leads_anywhere_else() {
             assert!(!answer.head.contains("X-Injected"), "{}", answer.head);
         }
     }
+    assert_unmoved(pool);
+}
+
+#[test]
+fn the_page_and_the_status_answer_to_the_hosts_own_names_only() {
+    let (_world, pool) = one_booting();
+    let status_of = |host: &str, path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        http::status(&http::talk(&pool.url, request))
+    };
+    for path in ["/", "/api/status"] {
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:8080", "[::1]", "[::1]:8080"] {
+            assert_eq!(status_of(host, path), 200, "{path} of {host}");
+        }
+        // As a page of the internet asks that gave its own name this host's address.
+        for host in ["attacker.example", "attacker.example:8080", "localhost.attacker.example", ""] {
+            assert_eq!(status_of(host, path), 403, "{path} of {host:?}");
+        }
+    }
+    assert_eq!(status_of("runners.example.com", "/health"), 200);
+    assert_unmoved(pool);
+}
+
+#[test]
+fn the_page_may_load_and_send_nothing_elsewhere() {
+    let (_world, pool) = one_booting();
+    let page = pool.get("/");
+    assert_eq!(page.status, 200);
+    assert!(
+        page.head.contains("Content-Security-Policy: default-src 'none'; script-src 'sha256-"),
+        "{}",
+        page.head
+    );
+    assert!(page.head.contains("connect-src 'self'"), "{}", page.head);
+    assert!(!page.body.contains("src=") && !page.body.contains("innerHTML"), "{}", page.body);
     assert_unmoved(pool);
 }
 

@@ -28,7 +28,8 @@ export async function until(what, holds, seconds = 20) {
 
 export async function withPool(binary, settings, use) {
   const port = await freePort();
-  const env = { ...settings, PATH: process.env.PATH, USE_MOCK: "true", PORT: String(port), MOCK_CREATE_SECONDS: "0.05", MOCK_BOOT_SECONDS: "0.05", MOCK_JOB_SECONDS: "0.2" };
+  const mock = { USE_MOCK: "true", PORT: String(port), MOCK_CREATE_SECONDS: "0.05", MOCK_BOOT_SECONDS: "0.05", MOCK_JOB_SECONDS: "0.2" };
+  const env = { PATH: process.env.PATH, ...mock, ...settings };
   const child = spawn(binary, { env, cwd: mkdtempSync(join(tmpdir(), "pool-")), stdio: ["ignore", "inherit", "pipe"] });
   let log = "";
   child.stderr.on("data", (chunk) => (log += chunk));
