@@ -2,9 +2,9 @@ Set-StrictMode -Version Latest
 
 BeforeDiscovery {
     $root = Split-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -Parent
-    # What the host and its VMs run: the tests' own scripts run here.
+    # What hosts and their VMs run: the other tests run here.
     $scripts = @(Get-ChildItem -LiteralPath $root -Filter '*.ps1' -File) +
-    @(Get-ChildItem -LiteralPath "$root/src", "$root/packer" -Filter '*.ps1' -File -Recurse)
+    @(Get-ChildItem -LiteralPath "$root/src", "$root/packer", "$root/tests/hyperv" -Filter '*.ps1' -File -Recurse)
     $names = @($scripts | ForEach-Object { $_.FullName.Substring($root.Length + 1).Replace('\', '/') })
 }
 
@@ -17,7 +17,7 @@ BeforeAll {
     # The scripts that a script dot-sources, wherever in the repository they are.
     function Get-Neighbor([string]$Text) {
         foreach ($match in [regex]::Matches($Text, '(?m)^\s*\. .*?(?<name>[\w-]+\.ps1)')) {
-            Get-ChildItem -LiteralPath "$root/src", "$root/packer" -Filter $match.Groups['name'].Value -File -Recurse | ForEach-Object { [System.IO.File]::ReadAllText($_.FullName) }
+            Get-ChildItem -LiteralPath "$root/src", "$root/packer", "$root/tests/hyperv" -Filter $match.Groups['name'].Value -File -Recurse | ForEach-Object { [System.IO.File]::ReadAllText($_.FullName) }
             Get-ChildItem -LiteralPath $root -Filter $match.Groups['name'].Value -File | ForEach-Object { [System.IO.File]::ReadAllText($_.FullName) }
         }
     }

@@ -23,7 +23,7 @@ $FromPipeline = @{
 }
 
 # Cmdlets that are functions of a module. They do not see the $ErrorActionPreference of a script.
-$FunctionNames = '-(ScheduledTask|Net[A-Z]|Dns[A-Z]|Mp[A-Z]|Volume$)'
+$FunctionNames = '-(ScheduledTask|Net[A-Z]|Hns[A-Z]|Dns[A-Z]|Mp[A-Z]|Volume$)'
 
 # What the provider of the registry adds, and values that no source below lists.
 $MoreParameters = @{ 'Set-ItemProperty' = 'Type' }
