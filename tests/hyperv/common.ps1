@@ -108,3 +108,46 @@ function Remove-DockerNetwork {
     } | Out-Null
     'no NAT is left'
 }
+
+# From here on the simulated host, in the folder FAKE_HYPERV, answers for Hyper-V.
+function Enter-FakeHost {
+    $modules = Join-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -ChildPath 'powershell/modules'
+    $env:PSModulePath = $modules + [System.IO.Path]::PathSeparator + $env:PSModulePath
+    Import-Module -Name (Join-Path -Path $modules -ChildPath 'Hyper-V/Hyper-V.psd1') -DisableNameChecking -Global
+}
+
+# Starts a program beside this script, and returns its process. What it prints goes to the
+# files $Output.out and $Output.err. An argument with blanks must bring its own quotes.
+function Start-Program([string]$Path, [string[]]$Arguments, [string]$Output) {
+    $how = @{ FilePath = $Path; RedirectStandardOutput = "$Output.out"; RedirectStandardError = "$Output.err" }
+    if ($Arguments.Count -gt 0) {
+        $how.ArgumentList = $Arguments
+    }
+    $process = Start-Process @how -PassThru
+    # Or Windows PowerShell would not know the exit code.
+    $process.Handle | Out-Null
+    return $process
+}
+
+# What a program that Start-Program started has printed so far.
+function Get-ProgramOutput([string]$Output) {
+    $text = foreach ($path in "$Output.out", "$Output.err") {
+        # It may be open for writing.
+        $file = [System.IO.FileStream]::new($path, 'Open', 'Read', 'ReadWrite')
+        try {
+            [System.IO.StreamReader]::new($file).ReadToEnd()
+        } finally {
+            $file.Dispose()
+        }
+    }
+    return (($text -join '') -replace '\r', '').Trim()
+}
+
+# The tests' stand-in for GitHub, which serves the organization acme. Its process, and its address.
+function Start-FakeGitHub([string]$Pat, [string]$Output) {
+    $script = Join-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -ChildPath 'fake-github.mjs'
+    $node = (Get-Command -Name node -CommandType Application | Select-Object -First 1).Source
+    $process = Start-Program $node @("`"$script`"", $Pat) $Output
+    $port = Wait-Until 'The stand-in for GitHub does not start' 30 { Get-ProgramOutput $Output }
+    return @{ Process = $process; Url = "http://127.0.0.1:$port" }
+}

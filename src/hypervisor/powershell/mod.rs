@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Settings of the pool that no script has any business to inherit.
 const SECRET_VARIABLES: [&str; 2] = ["GITHUB_PAT", "WEBHOOK_SECRET"];
@@ -196,8 +196,10 @@ impl PowerShell {
         let mut command = self.command();
         command.args(["-ExecutionPolicy", "Bypass", "-File"]).arg(&path);
         let deadline = script.deadline.min(self.longest);
+        let started = Instant::now();
         let output = run_process(command, ascii_json(request), deadline, cancel)
             .map_err(|e| failed(format!("{} cannot be run: {e}", self.program.display())))?;
+        log::debug!("{} took {} ms", script.name, started.elapsed().as_millis());
         let stdout = redact(String::from_utf8_lossy(&output.stdout).into_owned(), secrets);
         let stderr = redact(String::from_utf8_lossy(&output.stderr).into_owned(), secrets);
 

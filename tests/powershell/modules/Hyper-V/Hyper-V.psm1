@@ -104,12 +104,21 @@ function Get-FakeUptime($Record) {
 function ConvertTo-FakeVM($Record) {
     $drives = @($Record.disks | ForEach-Object { [pscustomobject]@{ Path = [string]$_ } })
     $vm = [pscustomobject]@{
-        Id         = [guid]$Record.id
-        Name       = [string]$Record.name
-        State      = [string]$Record.state
-        Notes      = [string]$Record.notes
-        Uptime     = (Get-FakeUptime $Record)
-        HardDrives = $drives
+        Id                          = [guid]$Record.id
+        Name                        = [string]$Record.name
+        State                       = [string]$Record.state
+        Notes                       = [string]$Record.notes
+        Uptime                      = (Get-FakeUptime $Record)
+        HardDrives                  = $drives
+        Generation                  = [int]$Record.generation
+        MemoryStartup               = [int64]$Record.memory
+        MemoryMaximum               = [int64]$Record.memoryMaximum
+        DynamicMemoryEnabled        = [bool]$Record.dynamicMemory
+        ProcessorCount              = [int64]$Record.processors
+        CheckpointType              = [string]$Record.checkpoints
+        AutomaticCheckpointsEnabled = [bool]$Record.automaticCheckpoints
+        AutomaticStartAction        = [string]$Record.startAction
+        AutomaticStopAction         = [string]$Record.stopAction
     }
     if ($Record.broken) {
         # What PowerShell gives for properties that throw.
@@ -181,7 +190,7 @@ function Set-VM {
     if ($PSBoundParameters.ContainsKey('AutomaticCheckpointsEnabled')) {
         $changes['automaticCheckpoints'] = $AutomaticCheckpointsEnabled
     }
-    if ($PSBoundParameters.ContainsKey('AutomaticStartAction')) {
+    if ($PSBoundParameters.ContainsKey('AutomaticStartAction') -and -not (Test-Fault 'StartActionLost')) {
         $changes['startAction'] = $AutomaticStartAction
     }
     if ($PSBoundParameters.ContainsKey('AutomaticStopAction')) {
@@ -226,6 +235,22 @@ function Set-VMFirmware {
     Update-FakeRecord $VM @{ secureBoot = $EnableSecureBoot; secureBootTemplate = $SecureBootTemplate }
 }
 
+function Get-VMProcessor {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM)
+    Enter-Call 'Get-VMProcessor'
+    $record = Find-FakeRecord $VM
+    [pscustomobject]@{ Count = [int64]$record.processors; ExposeVirtualizationExtensions = [bool]$record.nested }
+}
+
+function Get-VMFirmware {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)]$VM)
+    Enter-Call 'Get-VMFirmware'
+    $record = Find-FakeRecord $VM
+    [pscustomobject]@{ SecureBoot = [string]$record.secureBoot; SecureBootTemplate = [string]$record.secureBootTemplate }
+}
+
 # With the names of a German host: the scripts must not go by the name.
 function Get-VMIntegrationService {
     [CmdletBinding()]
@@ -255,11 +280,38 @@ function Enable-VMIntegrationService {
     }
 }
 
+# As it shows a file's access list: a line for each entry, and two more.
+function icacls.exe {
+    Enter-Call 'icacls.exe'
+    "$($args[0]) NT AUTHORITY\SYSTEM:(I)(F)"
+    foreach ($entry in @(Get-FakeAccess "$(Split-Path -Path $args[0] -Leaf) *")) {
+        "    NT VIRTUAL MACHINE\$(($entry.Name -split ' ')[-1]):(R)"
+    }
+    ''
+    'Successfully processed 1 files; Failed processing 0 files'
+}
+
+# Which VMs may read which disks: an empty file for each pair, named after both.
+function Get-FakeAccess([string]$Like) {
+    $access = Join-Path -Path (Get-FakeFolder) -ChildPath 'access'
+    if (Test-Path -LiteralPath $access) {
+        Get-ChildItem -LiteralPath $access -File | Where-Object { $_.Name -like $Like }
+    }
+}
+
 function Start-VM {
     [CmdletBinding()]
     param([Parameter(Mandatory)]$VM)
     Enter-Call 'Start-VM'
     Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.Ticks }
+    # Its worker process gets access to its disks, and to what they are based on.
+    foreach ($disk in @((Find-FakeRecord $VM).disks)) {
+        if ([System.IO.File]::ReadAllText($disk) -match '^vhdxfile child of (?<parent>.+)') {
+            $access = Join-Path -Path (Get-FakeFolder) -ChildPath 'access'
+            New-Item -Path $access -ItemType Directory -Force | Out-Null
+            [System.IO.File]::WriteAllText((Join-Path -Path $access -ChildPath "$(Split-Path -Path $matches['parent'] -Leaf) $($VM.Id)"), '')
+        }
+    }
     Enter-Call 'Start-VM-after'
 }
 
@@ -318,12 +370,28 @@ function Remove-VM {
     }
     $vms = Join-Path -Path (Get-FakeFolder) -ChildPath 'vms'
     [System.IO.File]::Delete((Join-Path -Path $vms -ChildPath "$($record.id).json"))
+    if (Test-Fault 'AccessKept') {
+        return
+    }
+    foreach ($entry in @(Get-FakeAccess "* $($record.id)")) {
+        [System.IO.File]::Delete($entry.FullName)
+    }
 }
 
 function New-VHD {
     [CmdletBinding()]
-    param([Parameter(Mandatory)][string]$Path, [string]$ParentPath, [switch]$Differencing)
+    param(
+        [Parameter(Mandatory)][string]$Path,
+        [Parameter(ParameterSetName = 'Child', Mandatory)][string]$ParentPath,
+        [Parameter(ParameterSetName = 'Child')][switch]$Differencing,
+        [Parameter(ParameterSetName = 'Empty', Mandatory)][uint64]$SizeBytes,
+        [Parameter(ParameterSetName = 'Empty')][switch]$Dynamic
+    )
     Enter-Call 'New-VHD'
+    if ($SizeBytes -gt 0) {
+        [System.IO.File]::WriteAllText($Path, "vhdxfile $SizeBytes")
+        return [pscustomobject]@{ Path = $Path; VhdFormat = 'VHDX'; ParentPath = '' }
+    }
     if (-not (Test-Path -LiteralPath $ParentPath)) {
         throw "The parent $ParentPath does not exist."
     }
@@ -337,7 +405,11 @@ function Get-VHD {
     Enter-Call 'Get-VHD'
     $text = [System.IO.File]::ReadAllText($Path)
     if ($text.StartsWith('vhdxfile')) {
-        return [pscustomobject]@{ Path = $Path; VhdFormat = 'VHDX' }
+        $parent = ''
+        if ($text -match '^vhdxfile child of (?<parent>.+)') {
+            $parent = $matches['parent']
+        }
+        return [pscustomobject]@{ Path = $Path; VhdFormat = 'VHDX'; ParentPath = $parent }
     }
     if ($text.StartsWith('conectix')) {
         return [pscustomobject]@{ Path = $Path; VhdFormat = 'VHD' }
@@ -422,7 +494,10 @@ function Get-VMNetworkAdapterExtendedAcl {
     param([Parameter(Mandatory)]$VMNetworkAdapter)
     Enter-Call 'Get-VMNetworkAdapterExtendedAcl'
     foreach ($acl in @((Find-FakeRecord ([pscustomobject]@{ Id = $VMNetworkAdapter.VMId })).acls)) {
-        [pscustomobject]@{ Direction = $acl.direction; Weight = $acl.weight; Action = $acl.action; RemoteIPAddress = $acl.remote }
+        [pscustomobject]@{
+            Direction = $acl.direction; Weight = $acl.weight; Action = $acl.action; Protocol = $acl.protocol; Stateful = $false
+            LocalIPAddress = $acl.local; RemoteIPAddress = $acl.remote; LocalPort = $acl.localPort; RemotePort = $acl.remotePort
+        }
     }
 }
 
@@ -493,7 +568,7 @@ function Get-NetAdapter {
     foreach ($name in @(Get-FakeAdapter)) {
         # As on Windows 10 and 11.
         if ($IncludeHidden -or $name -ne 'Default Switch') {
-            [pscustomobject]@{ DeviceID = "{adapter of $name}"; InterfaceIndex = (Get-FakeIndex $name) }
+            [pscustomobject]@{ DeviceID = "{adapter of $name}"; InterfaceIndex = (Get-FakeIndex $name); ifIndex = (Get-FakeIndex $name) }
         }
     }
 }
@@ -509,6 +584,8 @@ function Get-VMNetworkAdapter {
             VMId               = [guid]$record.id
             Name               = 'Netzwerkkarte'
             SwitchName         = [string]$record.switchName
+            Connected          = $record.switchName -ne ''
+            MacAddress         = [string]$record.macAddress
             MacAddressSpoofing = [string]$record.macSpoofing
             DhcpGuard          = [string]$record.dhcpGuard
             RouterGuard        = [string]$record.routerGuard
@@ -519,6 +596,20 @@ function Get-VMNetworkAdapter {
             [pscustomobject]@{ SwitchName = $name; DeviceId = "{ADAPTER of $name}" }
         }
     }
+}
+
+# The user is an administrator, on systems that have none too.
+class FakeIdentity {
+    static [object] GetCurrent() { return [FakeIdentity]::new() }
+}
+class FakePrincipal {
+    FakePrincipal([object]$Identity) { }
+    [bool] IsInRole([object]$Role) { return $true }
+}
+if ([string]$env:FAKE_HYPERV -ne '' -and (Get-HostFact 'administrator')) {
+    $accelerators = [psobject].Assembly.GetType('System.Management.Automation.TypeAccelerators')
+    $accelerators::Add('System.Security.Principal.WindowsIdentity', [FakeIdentity])
+    $accelerators::Add('System.Security.Principal.WindowsPrincipal', [FakePrincipal])
 }
 
 # An instance of a CIM class: its properties can be read as such, and read and
@@ -717,6 +808,18 @@ function Get-Service {
     if ($status -ne '') {
         [pscustomobject]@{ Name = $Name; Status = $status }
     }
+}
+
+# Of the events that host.json has, those of a provider. As the real one, it fails where there is none.
+function Get-WinEvent {
+    [CmdletBinding()]
+    param([hashtable]$FilterHashtable)
+    Enter-Call 'Get-WinEvent'
+    $found = @(Get-HostFact 'events' | Where-Object { $null -ne $_ -and $_.ProviderName -eq $FilterHashtable.ProviderName })
+    if ($found.Count -eq 0) {
+        Write-Error -Message 'No events were found that match the specified selection criteria.' -ErrorId 'NoMatchingEventsFound,Microsoft.PowerShell.Commands.GetWinEventCommand'
+    }
+    $found
 }
 
 function Get-NetConnectionProfile {
