@@ -19,10 +19,7 @@ function Invoke-Step([string]$Name, [scriptblock]$Do) {
     Write-Host "=== $Name"
     $clock = [System.Diagnostics.Stopwatch]::StartNew()
     try {
-        # Not a pipeline: what the step assigns must outlive it.
-        foreach ($line in @(. $Do)) {
-            Write-Host "    $line"
-        }
+        & $Do | ForEach-Object { Write-Host "    $_" }
     } catch {
         Write-Host "FAILED: $Name, after $([int]$clock.Elapsed.TotalSeconds) s: $($_.Exception.Message)"
         Write-Host $_.ScriptStackTrace
@@ -150,4 +147,19 @@ function Start-FakeGitHub([string]$Pat, [string]$Output) {
     $process = Start-Program $node @("`"$script`"", $Pat) $Output
     $port = Wait-Until 'The stand-in for GitHub does not start' 30 { Get-ProgramOutput $Output }
     return @{ Process = $process; Url = "http://127.0.0.1:$port" }
+}
+
+# What Windows' event logs have on Hyper-V, its switch and services, for whoever reads a failure.
+function Save-EventLog([string]$Path) {
+    $logs = 'Microsoft-Windows-Hyper-V-VMMS-Admin', 'Microsoft-Windows-Hyper-V-Worker-Admin', 'Microsoft-Windows-Hyper-V-VmSwitch-Operational', 'System', 'Application'
+    $lines = foreach ($name in $logs) {
+        "== $name"
+        try {
+            Get-WinEvent -LogName $name -MaxEvents 200 -ErrorAction Stop |
+                ForEach-Object { "$($_.TimeCreated.ToString('s')) $($_.LevelDisplayName) $($_.ProviderName) $($_.Id): $($_.Message)" }
+        } catch {
+            $_.Exception.Message
+        }
+    }
+    [System.IO.File]::WriteAllLines($Path, [string[]]@($lines))
 }
