@@ -3,7 +3,7 @@ Set-StrictMode -Version Latest
 BeforeDiscovery {
     $root = Split-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -Parent
     # What hosts and their VMs run: the other tests run here.
-    $scripts = @(Get-ChildItem -LiteralPath $root -Filter '*.ps1' -File) +
+    $scripts = @(Get-ChildItem -LiteralPath $root, "$root/tests" -Filter '*.ps1' -File) +
     @(Get-ChildItem -LiteralPath "$root/src", "$root/packer", "$root/tests/hyperv" -Filter '*.ps1' -File -Recurse)
     $names = @($scripts | ForEach-Object { $_.FullName.Substring($root.Length + 1).Replace('\', '/') })
 }
