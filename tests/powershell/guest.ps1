@@ -1,7 +1,7 @@
 # Plays a VM of the simulated host on Linux: boots the image's own scripts in it.
 #   pwsh -NoProfile -File guest.ps1 -Id VM -Disk FOLDER
 # FOLDER is the VM's drive C:, with runner-pool-guest and actions-runner as in the image.
-# Only what Linux lacks is replaced: the registry, the task scheduler, shutdown.exe.
+# Only what Linux lacks is replaced: the registry, the network, the task scheduler, shutdown.exe.
 # -Task: what the task scheduler starts, instead of a boot.
 param(
     [Parameter(Mandatory)][string]$Id,
@@ -73,6 +73,47 @@ function global:Remove-ItemProperty {
     & $global:Machine.Change { param($Record) $Record.guestItems.PSObject.Properties.Remove($Name) }
 }
 
+# ---- The network: one adapter, without an address until the guest sets one
+
+function global:Get-NetAdapter {
+    [CmdletBinding()]
+    param([switch]$Physical)
+    [pscustomobject]@{ Name = 'Ethernet'; ifIndex = 7; Physical = $Physical }
+}
+
+function global:Set-NetIPInterface {
+    [CmdletBinding()]
+    param([int]$InterfaceIndex, [string]$AddressFamily, [string]$Dhcp)
+}
+
+function global:Get-NetIPAddress {
+    [CmdletBinding()]
+    param([int]$InterfaceIndex, [string]$AddressFamily)
+    (& $global:Machine.Record).addresses | Where-Object { $_ } | ForEach-Object { [pscustomobject]@{ IPAddress = $_ } }
+}
+
+function global:New-NetIPAddress {
+    [CmdletBinding()]
+    param([int]$InterfaceIndex, [string]$IPAddress, [int]$PrefixLength)
+    $address = $IPAddress
+    & $global:Machine.Change { param($Record) $Record.addresses = @($address) }
+}
+
+function global:Get-NetRoute {
+    [CmdletBinding()]
+    param([int]$InterfaceIndex, [string]$DestinationPrefix)
+}
+
+function global:New-NetRoute {
+    [CmdletBinding()]
+    param([int]$InterfaceIndex, [string]$DestinationPrefix, [string]$NextHop)
+}
+
+function global:Set-DnsClientServerAddress {
+    [CmdletBinding()]
+    param([int]$InterfaceIndex, [string[]]$ServerAddresses)
+}
+
 # ---- Processes: other VMs' are not seen, and a task is one
 
 function global:Get-Process {
@@ -107,4 +148,6 @@ if ($Task -ne '') {
     & $Task
     exit 0
 }
+# Its integration services are there.
+& $global:Machine.Change { param($Record) $Record.heartbeat = 2 }
 & 'C:\runner-pool-guest\supervise.ps1'

@@ -119,6 +119,7 @@ function ConvertTo-FakeVM($Record) {
         AutomaticCheckpointsEnabled = [bool]$Record.automaticCheckpoints
         AutomaticStartAction        = [string]$Record.startAction
         AutomaticStopAction         = [string]$Record.stopAction
+        Heartbeat                   = $(if ($Record.heartbeat -eq 2) { 'OkApplicationsHealthy' } else { 'NoContact' })
     }
     if ($Record.broken) {
         # What PowerShell gives for properties that throw.
@@ -586,6 +587,7 @@ function Get-VMNetworkAdapter {
             SwitchName         = [string]$record.switchName
             Connected          = $record.switchName -ne ''
             MacAddress         = [string]$record.macAddress
+            IPAddresses        = [string[]]@($record.addresses)
             MacAddressSpoofing = [string]$record.macSpoofing
             DhcpGuard          = [string]$record.dhcpGuard
             RouterGuard        = [string]$record.routerGuard
@@ -710,7 +712,7 @@ function Get-CimInstance {
     }
     Enter-Call "Get-CimInstance $ClassName"
     if ($ClassName -eq 'Win32_OperatingSystem') {
-        return [pscustomobject]@{ Caption = 'Simulated Windows Server' }
+        return [pscustomobject]@{ Caption = 'Simulated Windows Server'; ProductType = [uint32]3 }
     }
     if ($ClassName -eq 'Win32_ComputerSystem') {
         return [pscustomobject]@{ TotalPhysicalMemory = [uint64]34359738368; NumberOfLogicalProcessors = [uint32]8; HypervisorPresent = $true }
@@ -744,7 +746,13 @@ function Get-CimInstance {
             'Msvm_HeartbeatComponent' {
                 [pscustomobject]@{ SystemName = $id; OperationalStatus = [uint16[]]@($record.heartbeat) }
             }
+            'Msvm_VideoHead' {
+                if ($Filter -eq "SystemName = '$id'" -and $record.state -eq 'Running') {
+                    [pscustomobject]@{ SystemName = $id; CurrentHorizontalResolution = [uint32]64; CurrentVerticalResolution = [uint32]48 }
+                }
+            }
             'Msvm_KvpExchangeComponent' {
+                if ($Filter -notin '', "SystemName = '$id'") { continue }
                 [pscustomobject]@{ SystemName = $id; GuestExchangeItems = (ConvertTo-FakeItemList $record.guestItems) }
             }
             default {
@@ -762,6 +770,14 @@ function Invoke-CimMethod {
         throw "The simulated host has no method $MethodName there."
     }
     $job = [pscustomobject]@{ Looks = 0; Fails = $false }
+    if ($MethodName -eq 'GetVirtualSystemThumbnailImage') {
+        # In RGB 565: a red line, a green one and a blue one, and so on.
+        $colors = [uint16]0xF800, [uint16]0x07E0, [uint16]0x001F
+        $bytes = [byte[]]@(for ($y = 0; $y -lt $Arguments['HeightPixels']; $y++) {
+            for ($x = 0; $x -lt $Arguments['WidthPixels']; $x++) { [System.BitConverter]::GetBytes($colors[$y % 3]) }
+        })
+        return [pscustomobject]@{ ReturnValue = 0; Job = $null; ImageData = $bytes }
+    }
     if ($MethodName -eq 'ModifySystemSettings') {
         $setting = Read-EmbeddedInstance $Arguments['SystemSettings'] 'Msvm_VirtualSystemSettingData'
         $vm = [pscustomobject]@{ Id = $setting['InstanceID'] -replace '^string Microsoft:', '' }
@@ -804,6 +820,8 @@ function Get-Service {
     $status = [string](Get-FakeHost).service
     if ($Name -eq 'DHCPServer') {
         $status = [string](Get-HostFact 'dhcpService')
+    } elseif ($Name -ne 'vmms') {
+        return
     }
     if ($status -ne '') {
         [pscustomobject]@{ Name = $Name; Status = $status }
@@ -910,4 +928,44 @@ function Remove-Item {
         throw "The process cannot access the file '$LiteralPath' because it is being used by another process."
     }
     Microsoft.PowerShell.Management\Remove-Item -LiteralPath $LiteralPath -Force:$Force
+}
+
+# ---- What packer/place-template.ps1 and tests/first-host.ps1 ask too
+
+# A disk that is mounted is as it is.
+function Mount-VHD {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$Path, [switch]$ReadOnly, [switch]$NoDriveLetter)
+    Enter-Call 'Mount-VHD'
+}
+
+function Optimize-VHD {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$Path, [string]$Mode)
+    Enter-Call 'Optimize-VHD'
+}
+
+function Dismount-VHD {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$Path)
+    Enter-Call 'Dismount-VHD'
+}
+
+function Get-VMHardDiskDrive {
+    [CmdletBinding()]
+    param([Parameter(Mandatory, ValueFromPipeline)]$VM)
+    process {
+        Enter-Call 'Get-VMHardDiskDrive'
+        $VM.HardDrives
+    }
+}
+
+# SYSTEM, administrators and the owner; and of a template the VMs that use it.
+function Get-Acl {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$LiteralPath)
+    Enter-Call 'Get-Acl'
+    $holders = @('S-1-5-18', 'S-1-5-32-544', 'S-1-3-4') + @(Get-FakeAccess "$(Split-Path -Path $LiteralPath -Leaf) *" | ForEach-Object { "S-1-5-83-1-$($_.Name)" })
+    $list = [pscustomobject]@{ Rules = @($holders | ForEach-Object { [pscustomobject]@{ IdentityReference = $_ } }) }
+    return ($list | Add-Member -MemberType ScriptMethod -Name 'GetAccessRules' -Value { $this.Rules } -PassThru)
 }

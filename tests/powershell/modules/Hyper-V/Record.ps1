@@ -43,6 +43,8 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
         # The extended ACLs: direction, weight, action, local and remote address and port, protocol.
         acls                 = @()
         guestItems           = [pscustomobject]@{}
+        # What its guest has set.
+        addresses            = @()
         # 2 well, 12 not yet heard, 13 heard no more.
         heartbeat            = 12
         # Its configuration cannot be read.
