@@ -33,7 +33,10 @@ $ErrorActionPreference = 'Stop'
 
 # Returns the newest runner's version, and the SHA-256 that its release notes list.
 function Get-NewestRunner {
-    $release = Invoke-WithRetry { Invoke-RestMethod -Uri 'https://api.github.com/repos/actions/runner/releases/latest' -UseBasicParsing -TimeoutSec 60 }
+    # Without a token GitHub answers an address that many share only now and then.
+    $headers = @{}
+    if ($env:GITHUB_TOKEN) { $headers['Authorization'] = "Bearer $env:GITHUB_TOKEN" }
+    $release = Invoke-WithRetry { Invoke-RestMethod -Uri 'https://api.github.com/repos/actions/runner/releases/latest' -Headers $headers -UseBasicParsing -TimeoutSec 60 }
     $version = $release.tag_name.TrimStart('v')
     # https://github.com/actions/runner/blob/main/releaseNote.md
     $pattern = '<!-- BEGIN SHA win-x64 -->(?<hash>[0-9a-fA-F]{64})<!-- END SHA win-x64 -->'

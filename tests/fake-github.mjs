@@ -3,10 +3,12 @@
 // GitHub's own runner uses to take one job. All is in memory.
 //   node fake-github.mjs PAT [WEBHOOK_URL WEBHOOK_SECRET]
 // prints its port. With a webhook it delivers workflow_job events, as GitHub does.
+// FAKE_GITHUB_ADDRESS: where runners reach it, if not on this machine.
 //
 // For whoever plays GitHub's users:
 //   POST   /-/jobs  {"script","shell"}     queues a job; answers with its id
-//   GET    /-/jobs                         every job: {"id","state","result","runner"}
+//   POST   /-/jobs/ID                      keeps what a job has to say: any JSON
+//   GET    /-/jobs                         every job: {"id","state","result","runner","report"}
 //   GET    /-/runners                      every runner's name
 //   GET    /-/online                       the names of those that are online
 //   POST   /-/runners/NAME?online=&busy=   says so of a runner that is only played
@@ -15,7 +17,8 @@ import { createHmac, generateKeyPairSync, randomUUID } from "node:crypto";
 import { createServer } from "node:http";
 
 const [pat, webhookUrl, webhookSecret] = process.argv.slice(2);
-const scope = "/orgs/acme/actions";
+const address = process.env.FAKE_GITHUB_ADDRESS;
+const scopes = ["/orgs/acme/actions", "/repos/acme/app/actions"];
 const pollSeconds = 5;
 const later = (seconds) => new Date(Date.now() + seconds * 1000).toISOString();
 const base64 = (text) => Buffer.from(text).toString("base64");
@@ -45,6 +48,7 @@ function rest(method, path, query, body) {
   if (method === "GET" && path === "/runner-groups") {
     return [200, { total_count: 1, runner_groups: [{ id: 1, name: "Default", default: true }] }];
   }
+  if (method === "GET" && path === "/runs") return [200, { total_count: 0, workflow_runs: [] }];
   if (method === "GET" && path === "/runners/downloads") {
     return [200, [{ os: "win", architecture: "x64", filename: "actions-runner-win-x64-2.328.0.zip" }]];
   }
@@ -231,13 +235,19 @@ function deliver(action, job) {
 // ---- The controls
 
 function control(method, kind, name, query, body) {
+  if (kind === "jobs" && method === "POST" && name) {
+    const job = jobs.find((job) => `${job.id}` === name);
+    if (!job) return [404, {}];
+    job.report = JSON.parse(body);
+    return [200, {}];
+  }
   if (kind === "jobs" && method === "POST") {
-    const job = { id: 1000 + jobs.length, uuid: randomUUID(), state: "queued", result: null, runner: null, ...JSON.parse(body) };
+    const job = { id: 1000 + jobs.length, uuid: randomUUID(), state: "queued", result: null, runner: null, report: null, ...JSON.parse(body) };
     jobs.push(job);
     deliver("queued", job);
     return [200, { id: job.id }];
   }
-  if (kind === "jobs") return [200, jobs.map(({ id, state, result, runner }) => ({ id, state, result, runner }))];
+  if (kind === "jobs") return [200, jobs.map(({ id, state, result, runner, report }) => ({ id, state, result, runner, report }))];
   if (kind === "online") return [200, runners.filter((runner) => runner.online).map((runner) => runner.name)];
   if (kind !== "runners") return [404, {}];
   if (!name) return [200, runners.map((runner) => runner.name)];
@@ -258,7 +268,8 @@ async function answer(request, body) {
   }
   if (pathname.startsWith("/actions/")) return actions(request, pathname.slice("/actions".length), body);
   if (request.headers.authorization !== `Bearer ${pat}`) return [401, { message: "Bad credentials" }];
-  if (!pathname.startsWith(scope)) return [404, { message: "Not Found" }];
+  const scope = scopes.find((scope) => pathname.startsWith(scope));
+  if (!scope) return [404, { message: "Not Found" }];
   return rest(request.method, pathname.slice(scope.length), searchParams, JSON.parse(body || "{}"));
 }
 
@@ -271,7 +282,7 @@ createServer((request, response) => {
     response.writeHead(status, { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(text) });
     response.end(text);
   });
-}).listen(0, "127.0.0.1", function () {
-  here = `http://127.0.0.1:${this.address().port}`;
+}).listen(0, address ? "0.0.0.0" : "127.0.0.1", function () {
+  here = `http://${address ?? "127.0.0.1"}:${this.address().port}`;
   console.log(this.address().port);
 });

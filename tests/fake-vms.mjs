@@ -1,13 +1,13 @@
 // Plays the VMs of a simulated Hyper-V host (tests/powershell/modules/Hyper-V): boots a
 // guest for each VM that is on, and ends it when the host turns the VM off or removes it.
-//   node fake-vms.mjs HOST IMAGE COMMAND...
-// HOST is the simulated host's folder. IMAGE is a folder with what a VM has on its disk:
-// each VM gets a copy. COMMAND is run with the VM's id and the copy's path.
+//   node fake-vms.mjs HOST COMMAND...
+// HOST is the simulated host's folder. COMMAND is run with the VM's id and the path of its
+// disk, a folder that COMMAND makes. SIGTERM asks it to end, at once, all that it started.
 import { spawn } from "node:child_process";
-import { cpSync, mkdirSync, openSync, readdirSync, readFileSync } from "node:fs";
+import { mkdirSync, openSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-const [host, image, ...command] = process.argv.slice(2);
+const [host, ...command] = process.argv.slice(2);
 const guests = new Map();
 mkdirSync(join(host, "guests"), { recursive: true });
 
@@ -28,17 +28,14 @@ function vmsThatAreOn() {
 
 function boot(id) {
   const disk = join(host, "guests", id);
-  cpSync(image, disk, { recursive: true });
   const log = openSync(`${disk}.log`, "a");
   const [program, ...words] = command;
-  // A group of its own, so that it ends with all that it started.
+  // A group of its own.
   guests.set(id, spawn(program, [...words, id, disk], { detached: true, stdio: ["ignore", log, log] }));
 }
 
 function end(id) {
-  try {
-    process.kill(-guests.get(id).pid, "SIGKILL");
-  } catch {} // It has ended by itself.
+  guests.get(id).kill("SIGTERM");
   guests.delete(id);
 }
 

@@ -231,7 +231,7 @@ function Show-Log {
         Write-Unseen $what "$log tells of none"
     } else {
         $median = $seconds[[int][Math]::Floor($seconds.Count / 2)]
-        Write-Judged $what ($median -le 30) "a median of $median s for $($seconds.Count) VMs" 'some seconds'
+        Write-Judged $what ($median -le 120) "a median of $median s for $($seconds.Count) VMs" 'seconds, at most two minutes'
     }
 
     $signs = [ordered]@{
