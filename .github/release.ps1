@@ -17,6 +17,8 @@ Add-Type -AssemblyName System.IO.Compression.FileSystem
 $root = Split-Path -Path $PSScriptRoot -Parent
 # What the README links to is in the archive too.
 $contents = 'README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', '.env.example', 'bootstrap.ps1', 'start.ps1', 'docs', 'packer'
+# For a host's first days: docs/first-host.md.
+$contents += 'tests/first-host.ps1'
 
 function Get-Version {
     $manifest = [System.IO.File]::ReadAllText((Join-Path -Path $root -ChildPath 'Cargo.toml'))

@@ -18,7 +18,6 @@ param()
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 . (Join-Path -Path $PSScriptRoot -ChildPath '../packer/common.ps1')
-. (Join-Path -Path $PSScriptRoot -ChildPath '../src/hypervisor/scripts/key-values.ps1')
 
 $ServiceName = 'hyperv-runner-pool'
 # What no walled-off VM reaches, as SECURITY.md says.
@@ -64,6 +63,21 @@ function Find-Out([string]$What, [scriptblock]$Look) {
     } catch {
         Write-Finding 'differs' $What "it cannot be looked at: $($_.Exception.Message)"
     }
+}
+
+# What the host has attached to its VMs: their ids, in upper case, to names and values.
+function Get-HostValue {
+    $found = @{}
+    foreach ($setting in @(Get-CimInstance -Namespace 'root\virtualization\v2' -ClassName Msvm_KvpExchangeComponentSettingData)) {
+        # Microsoft:GUID\..., and once that of the class's definition.
+        if ($setting.InstanceID -notmatch '^Microsoft:(?<id>[0-9A-Fa-f-]{36})\\') { continue }
+        $values = @{}
+        foreach ($item in @($setting.HostExchangeItems | ForEach-Object { [xml]$_ })) {
+            $values[$item.SelectSingleNode('//PROPERTY[@NAME="Name"]').InnerText] = $item.SelectSingleNode('//PROPERTY[@NAME="Data"]').InnerText
+        }
+        $found[$Matches.id.ToUpperInvariant()] = $values
+    }
+    return $found
 }
 
 # The ids of those who have rights to a file or a folder.
@@ -275,7 +289,7 @@ function Show-Vm($Vm, $Slot, $HostValues) {
     $id = ([string]$Vm.Id).ToUpperInvariant()
     $what = "$name is not started again if its worker process dies"
     Find-Out $what {
-        $setting = Get-HyperVInstance 'Msvm_VirtualSystemSettingData' "VirtualSystemIdentifier = '$id' AND VirtualSystemType = 'Microsoft:Hyper-V:System:Realized'"
+        $setting = Get-CimInstance -Namespace 'root\virtualization\v2' -ClassName Msvm_VirtualSystemSettingData -Filter "VirtualSystemIdentifier = '$id' AND VirtualSystemType = 'Microsoft:Hyper-V:System:Realized'"
         Write-Compared $what "AutomaticRecoveryAction $($setting.AutomaticRecoveryAction)" 'AutomaticRecoveryAction 2'
     }
 

@@ -72,7 +72,7 @@ Describe 'first-host.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\
     BeforeEach {
         Reset-StandIn
         $folder = Join-Path -Path $TestDrive -ChildPath ([guid]::NewGuid())
-        foreach ($one in 'tests/first-host.ps1', 'packer/common.ps1', 'src/hypervisor/scripts/key-values.ps1') {
+        foreach ($one in 'tests/first-host.ps1', 'packer/common.ps1') {
             New-Item -ItemType Directory -Force -Path (Split-Path -Path "$folder/$one" -Parent) | Out-Null
             Copy-Item -LiteralPath "$Root/$one" -Destination "$folder/$one"
         }
