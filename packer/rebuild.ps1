@@ -7,7 +7,8 @@ GitHub gives no jobs to a runner that is more than 30 days behind the newest, an
 evaluation Windows ends after 180 days. This script is fit for a monthly scheduled task:
 it asks nobody, it ends with a non-zero exit code where anything failed, and the template
 in use stays as it is until the new image is complete and a VM of it has booted. Its log
-is logs\rebuild-image.log.
+is logs\rebuild-image.log. With GITHUB_TOKEN in the environment it asks GitHub for the newest
+runner by that token; any token will do.
 
 Run it as an administrator, on the host.
 

@@ -140,9 +140,11 @@ function Show-Host {
 
     $what = 'the switch takes the rules without complaint'
     Find-Out $what {
+        # What the switch complained of before is none of the pool's.
+        $since = @(Get-Process -Name 'hyperv-runner-pool' -ErrorAction SilentlyContinue | ForEach-Object { $_.StartTime } | Sort-Object) + (Get-Date).AddDays(-1)
         $errors = @()
         try {
-            $errors = @(Get-WinEvent -FilterHashtable @{ LogName = 'Microsoft-Windows-Hyper-V-VmSwitch-Operational'; Level = 1, 2 } -MaxEvents 50)
+            $errors = @(Get-WinEvent -FilterHashtable @{ LogName = 'Microsoft-Windows-Hyper-V-VmSwitch-Operational'; Level = 1, 2; StartTime = $since[0] } -MaxEvents 50)
         } catch {
             if ($_.FullyQualifiedErrorId -notlike 'NoMatchingEventsFound*') { throw }
         }

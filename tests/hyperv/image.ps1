@@ -159,14 +159,14 @@ function Get-PoolStatus {
 }
 
 # Waits until as many slots are ready, with VMs other than these incarnations.
-function Wait-Ready([int]$Count, [string[]]$Old, [int]$Seconds) {
+function Wait-Ready([int]$Ready, [string[]]$Old, [int]$Seconds) {
     try {
-        Wait-Until "Not $Count VMs are ready, new where one ended," $Seconds {
+        Wait-Until "Not $Ready VMs are ready, new where one ended," $Seconds {
             if ($null -ne $script:pool -and $script:pool.HasExited) {
                 throw "The pool ended with exit code $($script:pool.ExitCode)."
             }
             $status = Get-PoolStatus
-            $null -ne $status -and @($status.slots | Where-Object { $_.state -eq 'ready' -and $Old -notcontains $_.incarnation }).Count -eq $Count
+            $null -ne $status -and @($status.slots | Where-Object { $_.state -eq 'ready' -and $Old -notcontains $_.incarnation }).Count -eq $Ready
         } | Out-Null
     } catch {
         $status = Get-PoolStatus
@@ -525,9 +525,12 @@ try {
                 throw 'The service is still there.'
             }
         }
-        foreach ($secret in $Pat, $env:RUNNER_POOL_PAT, (Get-Setting -Name 'WEBHOOK_SECRET'), 'eyIucnVubmVy') {
-            if ([string]$secret -ne '' -and @(Get-LogLine '*' | Where-Object { $_.Contains($secret) }).Count -gt 0) {
-                throw "The log has a secret that begins with $($secret.Substring(0, 4))."
+        # The last is how JIT configurations begin.
+        $secrets = [ordered]@{ 'a token' = $Pat; 'RUNNER_POOL_PAT' = $env:RUNNER_POOL_PAT; 'WEBHOOK_SECRET' = Get-Setting -Name 'WEBHOOK_SECRET'; 'a JIT configuration' = 'eyIucnVubmVy' }
+        foreach ($what in $secrets.Keys) {
+            $secret = [string]$secrets[$what]
+            if ($secret -ne '' -and @(Get-LogLine '*' | Where-Object { $_.Contains($secret) }).Count -gt 0) {
+                throw "The log has $what."
             }
         }
         $script:times['VMs made in'] = Get-LoggedTime ': made in (?<time>[\d.]+( min \d+)? s)'
@@ -542,8 +545,7 @@ try {
     if (-not $passed) {
         Save-Screen
     }
-    # What was read last is not in the way of the next.
-    foreach ($file in @(Get-ChildItem -Path "$Logs/*.log*" -File)) {
+    foreach ($file in @(Get-ChildItem -Path "$Logs/*.log*" -File -ErrorAction SilentlyContinue)) {
         Copy-Item -LiteralPath $file.FullName -Destination $Artifacts -Force
     }
     if ($null -ne $script:pool -and -not $script:pool.HasExited) {

@@ -828,12 +828,13 @@ function Get-Service {
     }
 }
 
-# Of the events that host.json has, those of a provider. As the real one, it fails where there is none.
+# Of the events that host.json has, those of a provider or its log. As the real one, it fails where there is none.
 function Get-WinEvent {
     [CmdletBinding()]
-    param([hashtable]$FilterHashtable)
+    param([hashtable]$FilterHashtable, [long]$MaxEvents = [long]::MaxValue)
     Enter-Call 'Get-WinEvent'
-    $found = @(Get-HostFact 'events' | Where-Object { $null -ne $_ -and $_.ProviderName -eq $FilterHashtable.ProviderName })
+    $wanted = @($FilterHashtable['ProviderName'], $FilterHashtable['LogName'])
+    $found = @(Get-HostFact 'events' | Where-Object { $null -ne $_ -and ($_.ProviderName -in $wanted -or "$($_.ProviderName)-Operational" -in $wanted) } | Select-Object -First $MaxEvents)
     if ($found.Count -eq 0) {
         Write-Error -Message 'No events were found that match the specified selection criteria.' -ErrorId 'NoMatchingEventsFound,Microsoft.PowerShell.Commands.GetWinEventCommand'
     }
