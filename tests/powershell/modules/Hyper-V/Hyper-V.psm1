@@ -831,7 +831,7 @@ function Get-Service {
 # Of the events that host.json has, those of a provider or its log. As the real one, it fails where there is none.
 function Get-WinEvent {
     [CmdletBinding()]
-    param([hashtable]$FilterHashtable, [long]$MaxEvents = [long]::MaxValue)
+    param([hashtable]$FilterHashtable, [int]$MaxEvents = [int]::MaxValue)
     Enter-Call 'Get-WinEvent'
     $wanted = @($FilterHashtable['ProviderName'], $FilterHashtable['LogName'])
     $found = @(Get-HostFact 'events' | Where-Object { $null -ne $_ -and ($_.ProviderName -in $wanted -or "$($_.ProviderName)-Operational" -in $wanted) } | Select-Object -First $MaxEvents)
