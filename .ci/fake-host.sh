@@ -1,6 +1,11 @@
 # A simulated Hyper-V host whose VMs boot the image's own scripts and GitHub's own runner.
 # Sourced after lib.sh.
 
+# What a host's host.json needs at least.
+plain_host='{ "service": "Running", "switches": ["Default Switch"],
+  "addresses": [{ "adapter": "Default Switch", "alias": "vEthernet (Default Switch)", "ip": "127.0.0.1" }],
+  "firewall": { "enabled": "False", "rules": [] } }'
+
 # make_fake_host FOLDER HOST_JSON: makes the host in FOLDER/host, puts a `powershell` that works on
 # it on the PATH, and sets $pwsh.
 make_fake_host() {

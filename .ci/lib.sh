@@ -4,9 +4,9 @@ fail() { echo "FAILED: $*" >&2; exit 1; }
 
 ci="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
-# The tools that no machine package installs. Each has a folder here, with a script "install".
+# The tools that no machine package installs. Each has a folder here.
 tools="${TOOLS:-$ci/../../shared}"
-[ -d "$tools" ] || fail "no tools at $tools: set TOOLS to the folder that holds pwsh, packer and runner"
+[ -d "$tools" ] || fail "no tools at $tools: set TOOLS to the folder that holds pwsh, packer, runner and wine"
 
 # until SECONDS COMMAND...: tries a command until it succeeds.
 until_ok() {
@@ -37,5 +37,68 @@ free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# add_randomness FOLDER: the DLL from which Rust's standard library takes its randomness, and which Wine 8 lacks.
-add_randomness() { x86_64-w64-mingw32-gcc -shared -O2 -o "$1/bcryptprimitives.dll" "$ci/bcryptprimitives.c" -ladvapi32; }
+# start_github PAT...: tests/fake-github.mjs at $github; it is the process $github_process.
+start_github() {
+  local said; said="$(mktemp)"
+  node "$ci/../tests/fake-github.mjs" "$@" >"$said" &
+  github_process=$!
+  until_ok 20 test -s "$said" || fail "the fake GitHub does not start"
+  github="http://127.0.0.1:$(cat "$said")"
+  rm "$said"
+}
+
+# ask URL EXPRESSION: an expression over the JSON there, which is `it`.
+ask() { curl -sSf --max-time 5 "$1" | node -e 'const it = JSON.parse(require("fs").readFileSync(0)); console.log(eval(process.argv[1]) ?? "")' "$2"; }
+is() { [ "$(ask "$1" "$2")" = "$3" ]; }
+
+# wait_for FAULT COMMAND...: until it succeeds. These need a function show_log and the path of the log, $log.
+wait_for() { until_ok 240 "${@:2}" || { show_log; fail "$1"; }; }
+logged() { wait_for "the log has no line with: $1" grep -qF "$1" "$log"; }
+
+# new_job SCRIPT: queues a job at $github, prints its id.
+new_job() { curl -sSf -X POST "$github/-/jobs" -d "$(node -e 'console.log(JSON.stringify({ script: process.argv[1] }))' "$1")" | grep -o '[0-9]*'; }
+job_is() { wait_for "job $1 is not $2 $3" is "$github/-/jobs" "it.find((job) => job.id === $1).$2" "$3"; }
+
+# calls_of_host FOLDER: how often each function of the simulated host was called.
+calls_of_host() { echo "calls of Hyper-V: $(sort "$1/calls.log" | uniq -c | sort -rn | awk '{printf "%s %s, ", $2, $1}')"; }
+
+# use_windows FOLDER: from here on $wine is this Windows, which is made if it is not there.
+# Wine's own services keep the streams of what started them, so none may be a pipe of ours.
+use_windows() {
+  export WINEPREFIX="$1" WINEDEBUG=-all,err+eventlog WINEDLLOVERRIDES='mshtml=' DISPLAY=
+  wine=/usr/lib/wine/wine64 wineserver=/usr/lib/wine/wineserver64
+  if [ ! -d "$WINEPREFIX/drive_c" ]; then
+    WINEDLLOVERRIDES='mscoree,mshtml=' timeout 120 $wine wineboot -i >/dev/null 2>&1 </dev/null || fail "Wine makes no Windows here"
+    timeout 120 $wineserver -w || fail "Wine does not come to rest"
+  fi
+  # From which Rust's standard library takes its randomness, and which Wine 8 lacks.
+  x86_64-w64-mingw32-gcc -shared -O2 -o "$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll" "$ci/bcryptprimitives.c" -ladvapi32
+}
+
+# windows_path PATH: how Windows sees it.
+windows_path() { echo "Z:${1//\//\\}"; }
+
+# start_services POOL: the service manager runs, for `service`; POOL is the pool's folder.
+# Wine would end its services with its last program. File descriptor 9 keeps one open.
+start_services() {
+  pool_folder="$1"
+  mkfifo "$pool_folder/open"
+  $wine cmd /q <"$pool_folder/open" >"$pool_folder/cmd.log" 2>&1 &
+  exec 9>"$pool_folder/open"
+  until_ok 60 manager_answers || { cat "$pool_folder/out" "$pool_folder/err"; fail "Wine has no service manager"; }
+}
+run_pool() { timeout "$1" $wine "$pool_folder/hyperv-runner-pool.exe" "${@:2}" >"$pool_folder/out" 2>"$pool_folder/err" </dev/null; }
+manager_answers() { ! run_pool 60 service status && grep -q 'there is no service' "$pool_folder/err"; }
+
+# service CODE WORD...: the command `service WORD...`; it must end with this code. What it prints is in $said.
+service() {
+  local wanted=$1 code=0; shift
+  run_pool 240 service "$@" || code=$?
+  said="$(cat "$pool_folder/out" "$pool_folder/err" | tr -d '\0' | sed '/err:eventlog/d; /^wine: /d; s/\r$//')"
+  echo "service $*: exit code $code: $said"
+  [ "$code" = "$wanted" ] || { cat "$pool_folder/logs/"* "$pool_folder/cmd.log" || true; fail "service $*: exit code $code instead of $wanted"; }
+}
+says() { [[ "$said" == *"$1"* ]] || fail "it does not say: $1"; }
+
+# What .NET's runtime, or Wine on its behalf, says when it crashes.
+dotnet_crash='^Fatal error\.|0x80131506|[eE]xit code: 0xc000|Unhandled exception: page fault|Process terminated\.'

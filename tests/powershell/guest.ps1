@@ -13,6 +13,7 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
 . (Join-Path -Path $PSScriptRoot -ChildPath 'modules/Hyper-V/Record.ps1')
+. (Join-Path -Path $PSScriptRoot -ChildPath 'scheduler.ps1')
 New-PSDrive -Name C -PSProvider FileSystem -Root $Disk -Scope Global | Out-Null
 $global:Machine = @{
     Id     = $Id
@@ -128,15 +129,10 @@ function global:New-Object {
     if ($ComObject -ne 'Schedule.Service') {
         throw "There is no $ComObject."
     }
-    $registered = [pscustomobject]@{ Process = $null }
-    $registered | Add-Member -MemberType ScriptProperty -Name 'State' -Value { if ($null -ne $this.Process -and -not $this.Process.HasExited) { 4 } else { 3 } }
-    $registered | Add-Member -MemberType ScriptMethod -Name 'Run' -Value {
+    return (New-Scheduler {
         $arguments = '-NoProfile', '-NonInteractive', '-File', $global:Machine.Script, '-Id', $global:Machine.Id, '-Disk', $global:Machine.Disk, '-Task', 'C:\runner-pool-guest\start-runner.ps1'
-        $this.Process = Start-Process -FilePath 'pwsh' -ArgumentList $arguments -PassThru
-    }
-    $folder = [pscustomobject]@{ Task = $registered } | Add-Member -MemberType ScriptMethod -Name 'GetTask' -Value { $this.Task } -PassThru
-    $scheduler = [pscustomobject]@{ Folder = $folder } | Add-Member -MemberType ScriptMethod -Name 'GetFolder' -Value { $this.Folder } -PassThru
-    return ($scheduler | Add-Member -MemberType ScriptMethod -Name 'Connect' -Value { } -PassThru)
+        Start-Process -FilePath 'pwsh' -ArgumentList $arguments -PassThru
+    })
 }
 
 function global:shutdown.exe {

@@ -67,7 +67,7 @@ function Test-Fault([string]$Command) {
 # Notes the call, and fails if it was told to.
 function Enter-Call([string]$Command) {
     $log = Join-Path -Path (Get-FakeFolder) -ChildPath 'calls.log'
-    [System.IO.File]::AppendAllText($log, $Command + "`n")
+    Invoke-OnFile { [System.IO.File]::AppendAllText($log, $Command + "`n") }
     if (Test-Fault $Command) {
         throw "$Command failed, as it was told to."
     }
@@ -341,7 +341,14 @@ function Stop-VM {
         $problem = $_.Exception.Message
     }
     if ($AsJob) {
-        Start-Job -ScriptBlock {
+        $start = 'Start-Job'
+        # Quicker. And PowerShell's host under Wine has no program for a job.
+        $module = Join-Path -Path $PSHOME -ChildPath 'Modules/Microsoft.PowerShell.ThreadJob/Microsoft.PowerShell.ThreadJob.psd1'
+        if (Test-Path -LiteralPath $module) {
+            Import-Module -Name $module
+            $start = 'Start-ThreadJob'
+        }
+        & $start -ScriptBlock {
             Start-Sleep -Seconds $using:seconds
             if ($using:problem -ne '') {
                 throw $using:problem

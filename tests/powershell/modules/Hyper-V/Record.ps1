@@ -54,6 +54,22 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
     }
 }
 
+# On Windows a file that another process has open just then cannot be had.
+function Invoke-OnFile([scriptblock]$Do) {
+    for ($try = 1; $true; $try++) {
+        try {
+            return (& $Do)
+        } catch [System.IO.FileNotFoundException] {
+            throw
+        } catch [System.IO.IOException], [System.UnauthorizedAccessException] {
+            if ($try -eq 2000) {
+                throw
+            }
+            [System.Threading.Thread]::Sleep(5)
+        }
+    }
+}
+
 # Writes aside and then replaces, since others read meanwhile.
 function Save-FakeRecord([string]$Folder, $Record) {
     $vms = Join-Path -Path $Folder -ChildPath 'vms'
@@ -61,9 +77,11 @@ function Save-FakeRecord([string]$Folder, $Record) {
     $path = Join-Path -Path $vms -ChildPath ([string]$Record.id + '.json')
     $aside = "$path.$PID"
     [System.IO.File]::WriteAllText($aside, (ConvertTo-Json -InputObject $Record -Depth 5))
-    # Move-Item would remove the other first.
-    if (Test-Path -LiteralPath $path) {
-        [System.IO.File]::Replace($aside, $path, [NullString]::Value)
+    # Move-Item would remove the other first, and under Wine so would Replace.
+    if ($PSVersionTable.PSVersion.Major -ge 7) {
+        Invoke-OnFile { [System.IO.File]::Move($aside, $path, $true) }
+    } elseif (Test-Path -LiteralPath $path) {
+        Invoke-OnFile { [System.IO.File]::Replace($aside, $path, [NullString]::Value) }
     } else {
         [System.IO.File]::Move($aside, $path)
     }
@@ -72,16 +90,9 @@ function Save-FakeRecord([string]$Folder, $Record) {
 # Changes one record: reads it, calls $Change with it, writes it. One process at a time.
 function Edit-FakeRecord([string]$Folder, [string]$Id, [scriptblock]$Change) {
     $path = Join-Path -Path (Join-Path -Path $Folder -ChildPath 'vms') -ChildPath "$Id.json"
-    $lock = $null
-    while ($null -eq $lock) {
-        try {
-            $lock = [System.IO.File]::Open("$path.lock", 'OpenOrCreate', 'ReadWrite', 'None')
-        } catch [System.IO.IOException] {
-            [System.Threading.Thread]::Sleep(5)
-        }
-    }
+    $lock = Invoke-OnFile { [System.IO.File]::Open("$path.lock", 'OpenOrCreate', 'ReadWrite', 'None') }
     try {
-        $record = ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($path))
+        $record = ConvertFrom-Json -InputObject (Invoke-OnFile { [System.IO.File]::ReadAllText($path) })
         & $Change $record
         Save-FakeRecord $Folder $record
     } finally {
@@ -98,10 +109,18 @@ function Read-FakeRecord([string]$Folder) {
     foreach ($file in @(Get-ChildItem -LiteralPath $vms -Filter '*.json' -File | Sort-Object -Property Name)) {
         # It may go at any time.
         try {
-            $text = [System.IO.File]::ReadAllText($file.FullName)
+            $text = Invoke-OnFile { [System.IO.File]::ReadAllText($file.FullName) }
         } catch [System.IO.FileNotFoundException] {
             continue
         }
-        ConvertFrom-Json -InputObject $text
+        $record = ConvertFrom-Json -InputObject $text
+        # A guest that the lock does not hold says what it changes in a file of its own.
+        $said = [System.IO.Path]::ChangeExtension($file.FullName, 'guest')
+        if (Test-Path -LiteralPath $said) {
+            foreach ($one in (ConvertFrom-Json -InputObject ([System.IO.File]::ReadAllText($said))).PSObject.Properties) {
+                $record.$($one.Name) = $one.Value
+            }
+        }
+        $record
     }
 }
