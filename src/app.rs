@@ -1,8 +1,10 @@
 //! The program's parts, put together: what `main` runs and tests drive.
 
 use crate::config::{Config, Loaded, Shutdown, Source};
+use crate::control::{self, ControlFile};
 use crate::github::GitHub;
 use crate::github::client::Client;
+use crate::http::operator::Operator;
 use crate::http::server::{self, Limits, Server};
 use crate::http::{Api, JobListener};
 use crate::hypervisor::Hypervisor;
@@ -45,11 +47,16 @@ pub fn load(source: &Source) -> Result<Loaded, Failure> {
     })
 }
 
-/// Starts the log, and then the pool.
+/// Starts the log, and then the pool. A command that stops it calls `stop`, and
+/// says whether at once.
 ///
 /// # Errors
 /// When there can be no log, and as [`App::start`].
-pub fn launch(loaded: Loaded, source: Source) -> Result<(logging::Guard, App), Failure> {
+pub fn launch(
+    loaded: Loaded,
+    source: Source,
+    stop: impl Fn(bool) + Send + Sync + 'static,
+) -> Result<(logging::Guard, App), Failure> {
     let Loaded { config, warnings } = loaded;
     let log = &config.log;
     let guard = logging::start(log.level, log.format, log.dir.as_deref()).map_err(Failure::Refused)?;
@@ -59,7 +66,7 @@ pub fn launch(loaded: Loaded, source: Source) -> Result<(logging::Guard, App), F
         log::logger().flush();
     }));
     warnings.iter().for_each(|warning| warn!("{warning}"));
-    App::start(&config, source).map(|app| (guard, app)).map_err(Failure::Failed)
+    App::start(&config, source, Box::new(stop)).map(|app| (guard, app)).map_err(Failure::Failed)
 }
 
 /// The running program: its pool and its HTTP server.
@@ -68,6 +75,7 @@ pub struct App {
     pool: Arc<Pool>,
     server: Server,
     stop: Stop,
+    control: Option<Arc<ControlFile>>,
     /// Held as long as the pool runs: two pools on one storage folder would destroy each other's VMs.
     _lock: Option<File>,
 }
@@ -79,11 +87,16 @@ impl App {
     /// One sentence for the user, when the port or the storage folder cannot
     /// be had. What may recover by itself (GitHub, Hyper-V) is retried
     /// by the running pool instead.
-    pub fn start(config: &Config, source: Source) -> Result<App, String> {
+    pub fn start(
+        config: &Config,
+        source: Source,
+        stop: Box<dyn Fn(bool) + Send + Sync>,
+    ) -> Result<App, String> {
         let listener = listen(config.http.bind, config.http.port)?;
         let address =
             listener.local_addr().map_err(|err| format!("cannot tell the port's address: {err}"))?;
-        let here = format!("http://{}", reachable_here(address));
+        let reachable = reachable_here(address);
+        let here = format!("http://{reachable}");
         let keys = Keys::new(&config.webhook_secret);
         let again = source.clone();
         let read_pat = Box::new(move || again.pat().ok().flatten());
@@ -103,7 +116,8 @@ impl App {
         };
 
         let (hypervisor, lock): (Arc<dyn Hypervisor>, _) = if config.mock {
-            (Arc::new(MockHypervisor::new(config.mock_timing.clone(), here, simulated_github.clone())), None)
+            let timing = config.mock_timing.clone();
+            (Arc::new(MockHypervisor::new(timing, here.clone(), simulated_github.clone())), None)
         } else {
             // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;
@@ -126,7 +140,15 @@ impl App {
                 _ => github.withdraw(job_id),
             })
         });
-        let api = Api::new(Arc::clone(&pool), keys, config.github.clone(), jobs);
+        let control = control::path(&config.hyperv.storage_path, config.mock);
+        let control = ControlFile::write(control.clone(), &here).map(Arc::new).map_err(|err| {
+            warn!("no command will reach this pool, since {} cannot be written: {err}", control.display());
+        });
+        let control = control.ok();
+        let mut api = Api::new(Arc::clone(&pool), keys, config.github.clone(), jobs);
+        let address = reachable.ip();
+        api.operator =
+            control.as_ref().map(|control| Operator { token: control.token().clone(), address, stop });
         let server = server::serve(
             listener,
             Limits::default(),
@@ -138,8 +160,9 @@ impl App {
             Shutdown::Destroy => Stop::Destroy,
         };
         let kind = if config.mock { "simulated VMs" } else { "VMs" };
+        let address = server.local_addr();
         info!("pool of {} {kind} for {}, listening on {address}", config.pool.size, config.github.scope());
-        Ok(App { pool, server, stop, _lock: lock })
+        Ok(App { pool, server, stop, control, _lock: lock })
     }
 
     /// Where it listens.
@@ -150,6 +173,11 @@ impl App {
     /// The pool.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The file by which commands find the pool, for who ends the process without [`App::stop`].
+    pub fn control(&self) -> Option<Arc<ControlFile>> {
+        self.control.clone()
     }
 
     /// Stops as `SHUTDOWN` says, and returns when all is done that can be done now.
@@ -168,6 +196,8 @@ impl App {
         self.pool.stop(stop);
         self.pool.join(limit);
         self.server.stop();
+        // Before the lock is given up, after which it may be another's.
+        self.control.inspect(|control| control.remove());
     }
 }
 

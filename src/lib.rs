@@ -4,8 +4,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`commands`] | the command line: the table of commands, and what each does |
 //! | [`service`] | the pool as a Windows service |
-//! | [`app`] | the parts put together: what `main` and the service run |
+//! | [`app`] | the parts put together: what `commands` and the service run |
 //! | [`http`] | webhooks from GitHub, calls from the VMs, health; [`http::server`] speaks HTTP |
 //! | [`workers`] | the threads around the pool's state: one per slot, and the monitor |
 //! | [`pool`] | what decides, without I/O, threads or a clock |
@@ -13,24 +14,28 @@
 //! | [`hypervisor`] | Hyper-V through PowerShell, and the check of the host |
 //! | [`github`] | the REST client |
 //! | [`config`] | the settings |
+//! | [`control`] | the file by which a command finds the running pool |
 //! | [`secret`] | values that are never shown, and the keys made from them |
 //! | [`logging`], [`repeats`] | the log, and what keeps it from being flooded |
-//! | [`date`], `text`, `registry` | the little that is needed of a calendar; text from outside as it may be shown; values in Windows' registry |
+//! | [`date`], `text`, `registry`, `private_folder` | the little that is needed of a calendar; text from outside as it may be shown; values in Windows' registry; a folder that others cannot open |
 //!
 //! Dependencies between the modules point one way:
-//! `main -> service -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.
+//! `main -> commands -> service -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.
 //! See `docs/ARCHITECTURE.md`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod app;
+pub mod commands;
 pub mod config;
+pub mod control;
 pub mod date;
 pub mod github;
 pub mod http;
 pub mod hypervisor;
 pub mod logging;
 pub mod pool;
+mod private_folder;
 #[cfg(windows)]
 mod registry;
 pub mod repeats;

@@ -25,6 +25,12 @@ impl Secret {
         &self.0
     }
 
+    /// Whether this is the value. Compares in constant time.
+    pub fn is(&self, presented: &[u8]) -> bool {
+        let mac = |value: &[u8]| keyed(b"compare").chain_update(value);
+        mac(self.0.as_bytes()).verify_slice(&mac(presented).finalize().into_bytes()).is_ok()
+    }
+
     /// The text with `***` in place of this value, also where the value is
     /// broken over lines, as PowerShell does with error texts at the width of
     /// its console.
@@ -190,6 +196,15 @@ mod tests {
         let text = secret.redact("a 0123456789abcdef b 01234567\r\n  89abcdef c 0123456789abcdeX");
         assert_eq!(text, "a *** b *** c 0123456789abcdeX");
         assert_eq!(Secret::new("").redact("text"), "text");
+    }
+
+    #[test]
+    fn only_the_value_itself_is_the_value() {
+        let secret = Secret::new("0123");
+        assert!(secret.is(b"0123"));
+        for other in ["", "012", "01234", "0124"] {
+            assert!(!secret.is(other.as_bytes()), "{other}");
+        }
     }
 
     /// The example in GitHub's documentation of webhook signatures.

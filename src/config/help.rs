@@ -3,43 +3,9 @@
 
 use super::settings::{Fallback, SETTINGS, Setting};
 
-/// The text for `--help`.
+/// The part of `--help` about the settings.
 pub fn help() -> String {
-    let mut help = format!(
-        "hyperv-runner-pool {}
-Keeps a pool of Hyper-V VMs ready as ephemeral GitHub Actions runners. Each VM runs one job, is
-destroyed, and is replaced by a fresh one.
-
-USAGE
-  hyperv-runner-pool              run the pool until Ctrl+C
-  hyperv-runner-pool check        check the settings and this host; change nothing
-  hyperv-runner-pool service ...  control the pool as a Windows service; all but status needs an
-                                  elevated prompt
-      install [--folder PATH]     install it, or change the folder or program of the one installed;
-                                  PATH holds .env (default: this folder, or the program's)
-      start                       start it; with Windows it starts by itself
-      stop [--now]                stop it in order; --now leaves every VM as it is
-      status                      tell whether it runs
-      uninstall                   stop it in order and remove it
-  hyperv-runner-pool --help       print this text
-  hyperv-runner-pool --version    print the version
-
-To try it with simulated VMs, without any setup:
-  USE_MOCK=true hyperv-runner-pool                        (sh)
-  $env:USE_MOCK='true'; hyperv-runner-pool                (PowerShell)
-
-EXIT CODES
-  0  the pool was stopped, the check found no fault, or the service is as wanted
-  1  the pool could not run, the check found faults, or the service is not as wanted
-  2  an argument or a setting is wrong; every fault is listed
-
-Settings come from environment variables and from the file .env in the pool's folder. That is the
-folder of the installed service; without one, the working directory if it has a .env, else the
-program's folder. Relative paths start there. Environment variables override .env. An empty value
-counts as not set.
-",
-        env!("CARGO_PKG_VERSION")
-    );
+    let mut help = String::new();
     for (group, settings) in groups() {
         help.push_str(&format!("\n{}\n", group.to_uppercase()));
         for setting in settings {
@@ -132,7 +98,7 @@ fn heading(setting: &Setting) -> String {
 
 /// Breaks a text at spaces into lines of at most `width` characters (a longer
 /// word gets a line of its own).
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {

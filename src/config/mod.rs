@@ -14,9 +14,11 @@ mod parse;
 mod settings;
 mod suggest;
 
+pub(crate) use help::wrap;
 pub use help::{example, help, reference};
 pub(crate) use parse::is_loopback;
 pub use settings::{Fallback, SETTINGS, Setting};
+pub(crate) use suggest::closest_of;
 
 use crate::secret::Secret;
 use serde::Serialize;
@@ -320,6 +322,14 @@ impl Source {
     /// One sentence, if it is wrong now or `.env` cannot be read.
     pub fn template_path(&self) -> Result<PathBuf, String> {
         self.current("VM_TEMPLATE_PATH").map(|config| config.hyperv.template_path)
+    }
+
+    /// The storage folder as it is set now, and whether VMs are simulated.
+    ///
+    /// # Errors
+    /// One sentence, if it is wrong now or `.env` cannot be read.
+    pub fn storage_path(&self) -> Result<(PathBuf, bool), String> {
+        self.current("VM_STORAGE_PATH").map(|config| (config.hyperv.storage_path, config.mock))
     }
 
     /// A configuration in which only this setting and `USE_MOCK` are set.

@@ -1,4 +1,4 @@
-//! The setting that a name that is not a setting was probably meant to be.
+//! What a name that is not known was probably meant to be.
 
 use super::settings::SETTINGS;
 
@@ -42,8 +42,13 @@ pub(super) fn misspelled(name: &str) -> Option<&'static str> {
 /// The setting with the smallest edit distance among those with this first
 /// word, and that distance.
 fn closest(name: &str, first_word: &str) -> Option<(usize, &'static str)> {
-    let candidates = SETTINGS.iter().map(|setting| setting.name).filter(|name| name.starts_with(first_word));
-    candidates.map(|setting| (edit_distance(name, setting), setting)).min()
+    let settings = SETTINGS.iter().map(|setting| setting.name);
+    closest_of(name, settings.filter(|name| name.starts_with(first_word)))
+}
+
+/// The known name with the smallest edit distance, and that distance.
+pub(crate) fn closest_of<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<(usize, &'a str)> {
+    known.map(|known| (edit_distance(name, known), known)).min()
 }
 
 /// How many characters must be inserted, removed or replaced (Levenshtein).

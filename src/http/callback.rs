@@ -1,7 +1,7 @@
 //! What the VMs ask and tell: their configuration, a job's start, the runner's end.
 
-use super::Api;
 use super::server::{Reply, Request};
+use super::{Api, bearer};
 use crate::config::RegistrationMode;
 use crate::pool::Refusal;
 use crate::pool::slot::types::Job;
@@ -87,13 +87,8 @@ pub(super) fn complete(api: &Api, request: &Request, vm_name: &str) -> Reply {
 }
 
 fn proof<'a>(request: &Request<'a>) -> Option<Proof<'a>> {
-    let value = request.headers.get("authorization")?;
-    let (scheme, digest) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case("bearer ").then(|| Proof {
-        method: request.method.as_str(),
-        path: request.path,
-        digest: digest.trim().as_bytes(),
-    })
+    let digest = bearer(request)?.as_bytes();
+    Some(Proof { method: request.method.as_str(), path: request.path, digest })
 }
 
 fn refused(api: &Api, refusal: Refusal, vm_name: &str) -> Reply {

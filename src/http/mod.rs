@@ -7,6 +7,7 @@
 mod callback;
 mod guard;
 mod metrics;
+pub mod operator;
 mod page;
 pub mod server;
 mod status;
@@ -19,6 +20,7 @@ use crate::secret::Keys;
 use crate::sync::unpoisoned;
 use crate::workers::Pool;
 use log::warn;
+use operator::Operator;
 use server::{Method, Reply, Request};
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -38,6 +40,8 @@ pub struct Api {
     listener: Option<Box<JobListener>>,
     started: Instant,
     refusals: Mutex<PerMinute<String>>,
+    /// Without it, no command is obeyed.
+    pub operator: Option<Operator>,
 }
 
 impl Api {
@@ -52,6 +56,7 @@ impl Api {
             listener,
             started: Instant::now(),
             refusals: Mutex::default(),
+            operator: None,
         }
     }
 
@@ -77,18 +82,31 @@ impl Api {
         if !public && came_through_a_proxy(request) {
             return Reply::text(403, "Only /webhook and /health can be reached through a proxy");
         }
-        let local = request.peer.ip().to_canonical().is_loopback() && is_for_this_host(request);
+        let peer = request.peer.ip().to_canonical();
+        let is_own = |operator: &Operator| operator.address == peer;
+        let is_here = peer.is_loopback() || self.operator.as_ref().is_some_and(is_own);
+        let local = is_here && is_for_this_host(request);
         let mut segments = request.path.strip_prefix('/').unwrap_or("*").split('/');
         let route = (segments.next(), segments.next(), segments.next(), segments.next());
         match route {
             (Some("webhook"), None, ..) => only(request, Method::Post, || webhook::handle(self, request)),
             (Some("health"), None, ..) => only(request, Method::Get, || status::health(self)),
             (Some("metrics"), None, ..) => only(request, Method::Get, || metrics::metrics(self)),
-            (Some(""), None, ..) | (Some("api"), Some("status"), None, _) if !local => {
-                Reply::text(403, "The status can be read on the host itself only, as http://localhost")
+            (Some(""), None, ..) | (Some("api"), Some("status" | "stop"), ..) if !local => {
+                Reply::text(403, "This can be read and commanded on the host itself only, as http://localhost")
+            }
+            // A command that shows another pool's token means that pool.
+            (Some("api"), Some("status"), None, _)
+                if request.headers.get("authorization").is_some()
+                    && !operator::may_command(self, request) =>
+            {
+                operator::refused(self)
             }
             (Some(""), None, ..) => only(request, Method::Get, page::page),
             (Some("api"), Some("status"), None, _) => only(request, Method::Get, || status::status(self)),
+            (Some("api"), Some(command @ "stop"), argument, None) => {
+                only(request, Method::Post, || operator::command(self, request, command, argument))
+            }
             (Some("api"), Some("runner-config"), Some(vm), None) => {
                 only(request, Method::Get, || callback::config(self, request, vm))
             }
@@ -107,6 +125,13 @@ impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Api").field("pool", &self.pool).finish_non_exhaustive()
     }
+}
+
+/// What the request presents as `Authorization: Bearer`.
+fn bearer<'a>(request: &Request<'a>) -> Option<&'a str> {
+    let value = request.headers.get("authorization")?;
+    let (scheme, presented) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case("bearer ").then(|| presented.trim())
 }
 
 fn only(request: &Request, method: Method, answer: impl FnOnce() -> Reply) -> Reply {

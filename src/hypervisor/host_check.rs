@@ -5,7 +5,7 @@ use super::NOT_WINDOWS;
 use super::identity::{mac_address, pool_tag};
 use super::powershell::{PowerShell, Script};
 use crate::config::{DiskMode, HyperVConfig, Isolation, PoolConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::fmt;
 
@@ -15,7 +15,8 @@ use std::fmt;
 const ALLOWANCE_PER_VM: u64 = 10 << 30;
 
 /// How much a finding matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// As it should be.
     Ok,
@@ -26,7 +27,7 @@ pub enum Severity {
 }
 
 /// One thing found out about the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// How much it matters.
     pub severity: Severity,

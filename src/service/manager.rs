@@ -200,6 +200,11 @@ pub(super) fn status() -> Result<String, Failure> {
     }
 }
 
+pub(super) fn is_running() -> bool {
+    let status = open(ServiceAccess::QUERY_STATUS).and_then(|service| service.query_status());
+    status.is_ok_and(|status| status.current_state != ServiceState::Stopped)
+}
+
 /// Answers whether it ran.
 fn stop_and_wait(service: &Service, now: bool) -> Result<bool, Failure> {
     let failed = |err| failed("stopping the service", err);

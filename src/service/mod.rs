@@ -19,8 +19,8 @@ const PARAMETERS: &str = r"SYSTEM\CurrentControlSet\Services\hyperv-runner-pool\
 #[cfg(windows)]
 const FOLDER: &str = "Folder";
 
-/// What follows the word `service` on the command line.
-#[derive(Debug, PartialEq, Eq)]
+/// What is asked of the service.
+#[derive(Debug)]
 pub enum Command {
     /// Install the service, or change what is installed.
     Install {
@@ -43,38 +43,6 @@ pub enum Command {
 }
 
 impl Command {
-    /// Reads the command line.
-    ///
-    /// # Errors
-    /// One sentence that names what is wrong.
-    pub fn parse(arguments: &[&str]) -> Result<Command, String> {
-        let command = match arguments {
-            ["install"] => Command::Install { folder: None },
-            ["install", "--folder"] => return Err("--folder needs a path after it".into()),
-            ["install", "--folder", folder] => Command::Install { folder: Some(folder.into()) },
-            ["uninstall"] => Command::Uninstall,
-            ["start"] => Command::Start,
-            ["stop"] => Command::Stop { now: false },
-            ["stop", "--now"] => Command::Stop { now: true },
-            ["status"] => Command::Status,
-            ["run"] => Command::Run,
-            [] => {
-                return Err("`service` needs one of install, uninstall, start, stop, status after it".into());
-            }
-            ["install", "--folder", _, unknown, ..]
-            | ["stop", "--now", unknown, ..]
-            | ["install" | "uninstall" | "start" | "stop" | "status" | "run", unknown, ..] => {
-                return Err(format!("{unknown:?} is not an argument of `service {}`", arguments[0]));
-            }
-            [unknown, ..] => {
-                return Err(format!(
-                    "{unknown:?} is not a command of `service`; use install, uninstall, start, stop or status"
-                ));
-            }
-        };
-        Ok(command)
-    }
-
     /// Does it, and answers what there is to print.
     ///
     /// # Errors
@@ -99,6 +67,14 @@ impl Command {
     pub fn perform(self) -> Result<String, Failure> {
         Err(Failure::Failed("a Windows service can be installed and controlled on Windows only".into()))
     }
+}
+
+/// Whether the service runs, or is about to.
+pub fn is_running() -> bool {
+    #[cfg(windows)]
+    return manager::is_running();
+    #[cfg(not(windows))]
+    false
 }
 
 /// The folder of `.env`, from which relative paths start: that of the
@@ -146,33 +122,6 @@ fn exit_code(end: &Result<(), Failure>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_command_is_read_with_its_options() {
-        let read = |line: &str| Command::parse(&line.split(' ').collect::<Vec<_>>()).unwrap();
-        assert_eq!(read("install"), Command::Install { folder: None });
-        assert_eq!(read(r"install --folder C:\pool"), Command::Install { folder: Some(r"C:\pool".into()) });
-        assert_eq!(read("uninstall"), Command::Uninstall);
-        assert_eq!(read("start"), Command::Start);
-        assert_eq!(read("stop"), Command::Stop { now: false });
-        assert_eq!(read("stop --now"), Command::Stop { now: true });
-        assert_eq!(read("status"), Command::Status);
-        assert_eq!(read("run"), Command::Run);
-    }
-
-    #[test]
-    fn a_wrong_command_line_is_named() {
-        let wrong = |arguments: &[&str]| Command::parse(arguments).unwrap_err();
-        assert_eq!(wrong(&[]), "`service` needs one of install, uninstall, start, stop, status after it");
-        assert!(wrong(&["restart"]).starts_with("\"restart\" is not a command of `service`"));
-        assert_eq!(wrong(&["stop", "now"]), "\"now\" is not an argument of `service stop`");
-        assert_eq!(wrong(&["stop", "--now", "x"]), "\"x\" is not an argument of `service stop`");
-        assert_eq!(wrong(&["install", "--folder"]), "--folder needs a path after it");
-        assert_eq!(
-            wrong(&["install", "--folder", "a", "b"]),
-            "\"b\" is not an argument of `service install`"
-        );
-    }
 
     #[test]
     fn only_a_failure_that_may_pass_has_the_service_started_again() {

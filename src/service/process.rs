@@ -22,10 +22,11 @@ const WAIT_HINT: Duration = Duration::from_secs(30);
 /// "The service process could not connect to the service controller."
 const NOT_STARTED_BY_MANAGER: i32 = 1063;
 
-/// What the service manager asks for.
-#[derive(Clone, Copy)]
+/// What the service manager, or an operator's command, asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Control {
     Stop,
+    StopNow,
     HostShutdown,
 }
 
@@ -67,10 +68,14 @@ fn on_control(control: ServiceControl) -> ServiceControlHandlerResult {
         ServiceControl::Interrogate => return ServiceControlHandlerResult::NoError,
         _ => return ServiceControlHandlerResult::NotImplemented,
     };
+    send(control);
+    ServiceControlHandlerResult::NoError
+}
+
+fn send(control: Control) {
     if let Some(controls) = CONTROLS.get() {
         let _ = controls.send(control);
     }
-    ServiceControlHandlerResult::NoError
 }
 
 fn serve(handle: ServiceStatusHandle, controls: &Receiver<Control>) -> Result<(), Failure> {
@@ -81,18 +86,20 @@ fn serve(handle: ServiceStatusHandle, controls: &Receiver<Control>) -> Result<()
     let mut loaded = app::load(&source)?;
     // A service's standard error leads nowhere.
     loaded.config.log.dir.get_or_insert_with(|| folder.join("logs"));
-    let (_logging, app) = app::launch(loaded, source)?;
+    let by_command = |now| send(if now { Control::StopNow } else { Control::Stop });
+    let (_logging, app) = app::launch(loaded, source, by_command)?;
     report(handle, ServiceState::Running, 0, 0);
 
     let control = controls.recv().unwrap_or(Control::Stop);
     report(handle, ServiceState::StopPending, 1, 0);
-    if manager::is_stop_now_wished() {
+    if control == Control::StopNow || manager::is_stop_now_wished() {
         return stopped_now();
     }
+    let control_file = app.control();
     let (done, stopped) = bounded::<()>(0);
     let stop = move || {
         match control {
-            Control::Stop => app.stop(),
+            Control::Stop | Control::StopNow => app.stop(),
             Control::HostShutdown => app.stop_for_host_shutdown(),
         }
         drop(done);
@@ -104,13 +111,20 @@ fn serve(handle: ServiceStatusHandle, controls: &Receiver<Control>) -> Result<()
         .map_err(|err| Failure::Failed(format!("cannot stop in order: {err}")))?;
     for checkpoint in 2.. {
         match stopped.recv_timeout(CHECKPOINT_EVERY) {
-            Err(RecvTimeoutError::Timeout) if manager::is_stop_now_wished() => return stopped_now(),
+            Err(RecvTimeoutError::Timeout) if is_stop_now_wished(controls) => {
+                control_file.inspect(|file| file.remove());
+                return stopped_now();
+            }
             Err(RecvTimeoutError::Timeout) => report(handle, ServiceState::StopPending, checkpoint, 0),
             _ => break,
         }
     }
     info!("stopped");
     Ok(())
+}
+
+fn is_stop_now_wished(controls: &Receiver<Control>) -> bool {
+    manager::is_stop_now_wished() || controls.try_iter().any(|control| control == Control::StopNow)
 }
 
 fn stopped_now() -> Result<(), Failure> {

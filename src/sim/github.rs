@@ -102,7 +102,7 @@ impl MockGitHub {
             "repository": {"name": repository, "full_name": full_name},
         });
         let body = body.to_string();
-        let request = super::loopback_agent()
+        let request = crate::control::loopback_agent()
             .post(&self.webhook_url)
             .header("X-GitHub-Event", "workflow_job")
             .header("X-GitHub-Delivery", format!("simulated-{action}-{job_id}-{runner_id}"))

@@ -3,8 +3,8 @@
 //! simulated GitHub gives them, report, and power off. They retire when asked.
 
 use super::github::MockGitHub;
-use super::loopback_agent;
 use crate::config::MockTiming;
+use crate::control::loopback_agent;
 use crate::hypervisor::{
     Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };

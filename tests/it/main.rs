@@ -1,6 +1,7 @@
 //! What the program does, seen from outside: one module per behavior.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod commands;
 mod fake_guest;
 mod github_client;
 mod guest_calls;

@@ -2,6 +2,7 @@
 
 use super::super::Error;
 use super::Script;
+use crate::private_folder;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ impl ScriptDir {
     fn new_in(parent: &Path) -> io::Result<ScriptDir> {
         remove_abandoned(parent);
         let folder = parent.join(format!("{FOLDER_PREFIX}{}-{:016x}", std::process::id(), unique()));
-        create_private(&folder)?;
+        private_folder::create(&folder)?;
         let mut scripts = ScriptDir { folder, files: Vec::new() };
         let in_use = fs::File::create_new(scripts.folder.join(IN_USE))?;
         in_use.lock()?;
@@ -78,55 +79,6 @@ impl Drop for ScriptDir {
     fn drop(&mut self) {
         self.files.clear();
         let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// Makes a folder that is open to its owner alone.
-#[cfg(unix)]
-fn create_private(folder: &Path) -> io::Result<()> {
-    std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700).create(folder)
-}
-
-/// Makes a folder that is open to SYSTEM, administrators and its owner alone:
-/// where SYSTEM's temporary folder is, any user may make files.
-#[cfg(windows)]
-fn create_private(folder: &Path) -> io::Result<()> {
-    use std::os::windows::ffi::OsStrExt;
-    use windows_sys::Win32::Foundation::LocalFree;
-    use windows_sys::Win32::Security::Authorization::{
-        ConvertStringSecurityDescriptorToSecurityDescriptorW, SDDL_REVISION_1,
-    };
-    use windows_sys::Win32::Security::SECURITY_ATTRIBUTES;
-    use windows_sys::Win32::Storage::FileSystem::CreateDirectoryW;
-
-    // P: nothing is inherited from above. OICI: all that is made in it inherits. S-1-3-4: the owner.
-    // https://learn.microsoft.com/en-us/windows/win32/secauthz/security-descriptor-string-format
-    let rights = crate::registry::wide("D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;FA;;;S-1-3-4)");
-    let path: Vec<u16> = folder.as_os_str().encode_wide().chain([0]).collect();
-    let mut descriptor = std::ptr::null_mut();
-    // SAFETY: both texts end with NUL; the descriptor is what Windows made, and freed once.
-    unsafe {
-        let (rights, no_size) = (rights.as_ptr(), std::ptr::null_mut());
-        if ConvertStringSecurityDescriptorToSecurityDescriptorW(
-            rights,
-            SDDL_REVISION_1,
-            &raw mut descriptor,
-            no_size,
-        ) == 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        let attributes = SECURITY_ATTRIBUTES {
-            nLength: size_of::<SECURITY_ATTRIBUTES>() as u32,
-            lpSecurityDescriptor: descriptor,
-            bInheritHandle: 0,
-        };
-        let made = match CreateDirectoryW(path.as_ptr(), &raw const attributes) {
-            0 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        };
-        LocalFree(descriptor);
-        made
     }
 }
 

@@ -21,6 +21,22 @@ pub fn command(folder: &Path, settings: &[(&str, &str)]) -> Command {
     command
 }
 
+/// What a command has said, and its exit code.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+/// Runs a command to its end.
+pub fn said(command: &mut Command) -> Said {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().expect("no signal has ended it");
+    Said { code, out: text(output.stdout), err: text(output.stderr) }
+}
+
 /// The running program. Killed when dropped.
 pub struct Process {
     child: Child,
@@ -36,9 +52,10 @@ impl Process {
     pub fn start_mock(settings: &[(&str, &str)]) -> Process {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        // A folder without a .env.
+        // A folder of its own: one with a .env, here an empty one.
         let folder = std::env::temp_dir().join(format!("pool-process-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(".env"), "").unwrap();
         let port = AtomicU16::new(free_port());
         let mock = || {
             let mut command = command(&folder, &[("USE_MOCK", "true"), ("BIND", "127.0.0.1")]);
@@ -81,6 +98,16 @@ impl Process {
             .spawn()
             .unwrap();
         Process { child, url, keys, log, exit_code: None, own_folder: None }
+    }
+
+    /// What a command to a pool with simulated VMs says.
+    pub fn command(&self, words: &[&str]) -> Said {
+        said(command(self.folder(), &[("USE_MOCK", "true")]).args(words))
+    }
+
+    /// Where a pool with simulated VMs was started.
+    pub fn folder(&self) -> &Path {
+        self.own_folder.as_ref().expect("its VMs are simulated")
     }
 
     pub fn id(&self) -> u32 {
