@@ -171,6 +171,11 @@ fn invariant_4_a_pool_that_does_not_stop_is_caught() {
 }
 
 #[test]
+fn invariant_4_a_pool_that_does_not_resume_is_caught() {
+    is_caught(Bug::DeafToResume, 4, &Plan { disturbed_every: HOUR, ..plan(3, 3) });
+}
+
+#[test]
 fn invariant_5_a_strangers_vm_of_the_same_name_is_caught() {
     is_caught(Bug::DestroyByName, 5, &plan(3, 3));
 }

@@ -47,6 +47,8 @@ const JSON: Argument = Argument { syntax: "--json", about: "write JSON" };
 const NOW: Argument =
     Argument { syntax: "--now", about: "end at once, and leave every VM as it is to the next start" };
 
+const WAIT: Argument = Argument { syntax: "--wait", about: "return when the last job has ended" };
+
 /// Every command, in the order of `--help`.
 pub const COMMANDS: &[Command] = &[
     Command {
@@ -72,6 +74,19 @@ pub const COMMANDS: &[Command] = &[
         arguments: &[NOW],
         about: "stop the running pool in order, as Ctrl+C does, and wait until it has ended; the service too",
         perform: |given| operate::stop(given.has(&NOW)),
+    },
+    Command {
+        name: "drain",
+        arguments: &[WAIT],
+        about: "take no more jobs: idle VMs retire, none is made, jobs go on; until `resume` or a restart",
+        perform: |given| operate::drain(given.has(&WAIT)),
+    },
+    Command { name: "resume", arguments: &[], about: "end a drain", perform: |_| operate::command("resume") },
+    Command {
+        name: "recycle",
+        arguments: &[Argument { syntax: "VM", about: "this VM only, and at once, such as runner-1" }],
+        about: "replace every idle VM, each when the one before is replaced; slots that fail try again now",
+        perform: |given| operate::recycle(given.value("VM")),
     },
     Command {
         name: "service install",

@@ -40,3 +40,46 @@ pub(super) fn stop(now: bool) -> Done {
     }
     Ok(print("The pool has stopped.\n"))
 }
+
+/// Gives a command, and prints what the pool says to it.
+pub(super) fn command(command: &str) -> Done {
+    Ok(print(&format!("{}\n", Client::find()?.command(command)?)))
+}
+
+pub(super) fn recycle(vm: Option<&str>) -> Done {
+    match vm {
+        None => command("recycle"),
+        // What is in no VM's name has no place in a path either.
+        Some(vm) if vm.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) => {
+            command(&format!("recycle/{vm}"))
+        }
+        Some(vm) => {
+            Err(Failure::Refused(format!("{vm:?} is no VM of a pool: `{PROGRAM} status` names them")))
+        }
+    }
+}
+
+pub(super) fn drain(wait: bool) -> Done {
+    let pool = Client::find()?;
+    let said = print(&format!("{}\n", pool.command("drain")?));
+    let mut told = String::new();
+    while wait {
+        let status = pool.status()?;
+        if status["status"] != "draining" {
+            return Err(Failure::Failed("the drain was ended: the pool makes VMs again, or stops".into()));
+        }
+        let count = |state: &str| status[state].as_u64().unwrap_or(0);
+        let idle = ["recovering", "creating", "booting", "ready"].map(count).iter().sum::<u64>();
+        let jobs = count("running");
+        if idle + jobs == 0 {
+            return Ok(print("No VM has a job, and none will get one.\n"));
+        }
+        let left = format!("VMs with a job: {jobs}; without: {idle}\n");
+        if left != told {
+            print(&left);
+            told = left;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(said)
+}

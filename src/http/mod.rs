@@ -92,7 +92,10 @@ impl Api {
             (Some("webhook"), None, ..) => only(request, Method::Post, || webhook::handle(self, request)),
             (Some("health"), None, ..) => only(request, Method::Get, || status::health(self)),
             (Some("metrics"), None, ..) => only(request, Method::Get, || metrics::metrics(self)),
-            (Some(""), None, ..) | (Some("api"), Some("status" | "stop"), ..) if !local => {
+            (Some(""), None, ..)
+            | (Some("api"), Some("status" | "stop" | "drain" | "resume" | "recycle"), ..)
+                if !local =>
+            {
                 Reply::text(403, "This can be read and commanded on the host itself only, as http://localhost")
             }
             // A command that shows another pool's token means that pool.
@@ -104,7 +107,7 @@ impl Api {
             }
             (Some(""), None, ..) => only(request, Method::Get, page::page),
             (Some("api"), Some("status"), None, _) => only(request, Method::Get, || status::status(self)),
-            (Some("api"), Some(command @ "stop"), argument, None) => {
+            (Some("api"), Some(command @ ("stop" | "drain" | "resume" | "recycle")), argument, None) => {
                 only(request, Method::Post, || operator::command(self, request, command, argument))
             }
             (Some("api"), Some("runner-config"), Some(vm), None) => {

@@ -3,6 +3,7 @@
 
 use super::server::{Reply, Request};
 use super::{Api, bearer};
+use crate::pool::operator::{NotRecycled, Recycled};
 use crate::secret::Secret;
 use log::info;
 use std::fmt;
@@ -45,6 +46,52 @@ pub(super) fn command(api: &Api, request: &Request, command: &str, argument: Opt
             (operator.stop)(argument.is_some());
             Reply::text(200, "The pool is stopping.")
         }
+        ("drain", None) => {
+            info!("an operator drains the pool: it makes no VMs until it is resumed");
+            api.pool.drain();
+            Reply::text(200, "The pool is draining: idle VMs retire, none is made, and jobs go on.")
+        }
+        ("resume", None) => {
+            info!("an operator resumes the pool");
+            api.pool.resume();
+            Reply::text(200, "The pool makes VMs again.")
+        }
+        ("recycle", vm) => recycle(api, vm),
         _ => Reply::text(404, "Not found"),
+    }
+}
+
+fn recycle(api: &Api, vm: Option<&str>) -> Reply {
+    let named = vm.unwrap_or("every idle VM");
+    match api.pool.recycle(vm) {
+        Ok(Recycled { vms, retries }) => {
+            info!("an operator recycles {named}");
+            let vms = match (vm, vms) {
+                (_, 0) => None,
+                (Some(vm), _) => Some(format!("{vm} retires and is replaced.")),
+                (None, 1) => Some("1 idle VM is replaced.".into()),
+                (None, _) => Some(format!("{vms} idle VMs are replaced, one after the other.")),
+            };
+            let retries = match retries {
+                0 => None,
+                1 => Some("1 slot tries again now.".to_owned()),
+                _ => Some(format!("{retries} slots try again now.")),
+            };
+            let done: Vec<String> = vms.into_iter().chain(retries).collect();
+            Reply::text(
+                200,
+                if done.is_empty() { "No VM is idle, and no slot fails.".into() } else { done.join(" ") },
+            )
+        }
+        Err(NotRecycled::NotFound) => {
+            Reply::text(404, format!("No slot has a VM named {}: see `status`", named.escape_debug()))
+        }
+        Err(NotRecycled::HasJob) => {
+            Reply::text(409, format!("{named} has a job, after which it is replaced anyway"))
+        }
+        Err(NotRecycled::NotYet) => Reply::text(409, format!("{named} is not there yet: see `status`")),
+        Err(NotRecycled::NoVmsMade) => {
+            Reply::text(409, "The pool makes no VMs now, since it drains or stops: see `status`")
+        }
     }
 }

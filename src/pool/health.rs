@@ -55,6 +55,8 @@ pub enum Trouble {
     NotRecovered,
     /// The pool stops.
     Stopping,
+    /// An operator drains the pool.
+    Draining,
     /// GitHub refuses the token.
     TokenRefused,
     /// GitHub has been out of reach for minutes.
@@ -73,6 +75,7 @@ impl Trouble {
         match self {
             Trouble::NotRecovered => "the pool has not been able to look at the host since it started",
             Trouble::Stopping => "the pool is stopping",
+            Trouble::Draining => "the pool is draining: it makes no VMs until it is resumed",
             Trouble::TokenRefused => "GitHub refuses the token",
             Trouble::GitHubLost => "GitHub has been out of reach for minutes",
             Trouble::HypervisorLost => "Hyper-V has been out of reach for minutes",
@@ -90,11 +93,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// `healthy`, `degraded` or `stopping`.
+    /// `healthy`, `degraded`, `draining` or `stopping`.
     pub fn name(&self) -> &'static str {
         match self.troubles.as_slice() {
             [] => "healthy",
             troubles if troubles.contains(&Trouble::Stopping) => "stopping",
+            troubles if troubles.contains(&Trouble::Draining) => "draining",
             _ => "degraded",
         }
     }

@@ -17,6 +17,7 @@
 //! | [`observed`] | what lists of VMs and runners mean for the slots |
 //! | [`recovery`] | what a starting pool does with what it finds |
 //! | [`orphans`] | which VMs and registrations belong to no slot |
+//! | [`operator`] | what drain, resume and recycle mean |
 //! | [`health`] | whether the pool serves, and what is wrong if not |
 //! | [`history`] | what is counted and remembered of the past |
 //! | [`image_age`] | when a template is too old |
@@ -29,6 +30,7 @@ pub mod history;
 pub mod image_age;
 pub mod monitor;
 pub mod observed;
+pub mod operator;
 pub mod orphans;
 pub mod policy;
 pub mod recovery;

@@ -44,7 +44,8 @@ impl PoolState {
         let taken = self.slots().filter(|slot| is_taken(slot)).count();
         let patience = millis(self.rules.pool.surplus_after);
         let called_for = self.demand.vms_called_for(ready_since, patience, self.now);
-        let target = called_for.max(self.rules.pool.warm as usize).min(self.rules.pool.size as usize);
+        let wanted = called_for.max(self.rules.pool.warm as usize).min(self.rules.pool.size as usize);
+        let target = if self.draining { 0 } else { wanted };
         let room = (self.rules.pool.size as usize).saturating_sub(taken);
         Balance { target, idle, room }
     }
@@ -101,7 +102,7 @@ impl PoolState {
         if self.now - since >= patience { idle - target } else { 0 }
     }
 
-    /// The next VM to retire because it is outdated or has idled for too long:
+    /// The next VM to retire because an operator wants it replaced, it is outdated or has idled for too long:
     /// one at a time, and only while every replacement before it is ready.
     fn stale_to_retire(&mut self) -> Option<(usize, RetireReason)> {
         let balance = self.balance();
@@ -115,6 +116,9 @@ impl PoolState {
         let max_idle = millis(self.rules.pool.max_idle);
         ready.into_iter().find_map(|index| {
             let slot = self.slot(index);
+            if slot.is_to_recycle() {
+                return Some((index, RetireReason::Recycle));
+            }
             if slot.made_of().is_some_and(|made_of| self.fingerprint.as_ref() != Some(made_of)) {
                 return Some((index, RetireReason::Outdated));
             }

@@ -3,6 +3,7 @@
 
 use super::health::{PATIENCE, Trouble};
 use super::monitor::{Answer, Ask, Monitor};
+use super::operator::{NotRecycled, Recycled};
 use super::slot::evidence::LEASE;
 use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
 use super::state::{Outcome, PoolState};
@@ -814,6 +815,145 @@ fn when_the_host_shuts_down_a_vm_that_is_being_destroyed_is_left_to_the_next_sta
     assert_eq!(world.phase(1), Phase::Destroying);
     world.fact(|state| state.stop(Stop::HostShutdown));
     assert_eq!((world.phase(1), world.ids(), world.runners.len()), (Phase::Stopped, vec![id], 0));
+}
+
+// --- the operator ---
+
+/// Every guest that was asked to retire does so.
+fn retire_all(world: &mut World) -> usize {
+    let told = |state: &PoolState, id: &VmId| {
+        state
+            .slots()
+            .any(|slot| slot.retiring().is_some() && slot.instance().is_some_and(|its| its.vm == *id))
+    };
+    let obey: Vec<VmId> = world.ids().into_iter().filter(|id| told(&world.state, id)).collect();
+    world.round();
+    obey.iter().for_each(|id| world.report_end(id));
+    obey.len()
+}
+
+#[test]
+fn a_drain_retires_idle_vms_makes_none_and_lets_jobs_end() {
+    let mut world = World::ready(rules(3, 3));
+    let ids = world.ids();
+    world.job_starts(&ids[0]);
+    world.fact(PoolState::drain);
+    assert_eq!(world.troubles(), [Trouble::Draining]);
+    // A job that waits now is another pool's: it keeps no VM here.
+    world.queue(7);
+    assert_eq!(retire_all(&mut world), 2);
+    world.pass(30 * MINUTE);
+    assert_eq!((world.ids(), world.count(Phase::Running)), (ids[..1].to_vec(), 1));
+    world.job_ends(&ids[0]);
+    world.pass(30 * MINUTE);
+    assert_eq!((world.ids(), world.count(Phase::Empty)), (Vec::new(), 3));
+    assert!(world.runners.is_empty());
+    assert_eq!(world.troubles(), [Trouble::Draining], "it is no failure that nothing serves");
+
+    world.fact(PoolState::resume);
+    world.boot_all();
+    world.round();
+    assert_eq!(world.count(Phase::Ready), 3);
+    assert_eq!(world.troubles(), []);
+}
+
+#[test]
+fn a_drain_ends_vms_that_boot_or_are_being_made_and_what_else_becomes_ready() {
+    let mut world = World::new(rules(2, 2));
+    world.slow_creates = true;
+    world.round();
+    world.fact(PoolState::drain);
+    assert_eq!(world.count(Phase::Creating), 2);
+    world.finish_creates();
+    assert_eq!((world.ids(), world.count(Phase::Empty)), (Vec::new(), 2));
+    let ended = world.news.iter().filter(|news| matches!(news, News::Failed { .. })).count();
+    assert_eq!(ended, 0, "it is no failure");
+}
+
+#[test]
+fn a_vm_that_was_not_told_yet_stays_when_the_drain_ends_and_one_that_was_told_is_replaced() {
+    let mut world = World::ready(rules(2, 2));
+    let ids = world.ids();
+    world.fact(PoolState::drain);
+    world.fact(PoolState::resume);
+    world.pass(10 * MINUTE);
+    assert_eq!((world.ids(), world.count(Phase::Ready)), (ids.clone(), 2));
+
+    world.fact(PoolState::drain);
+    world.round();
+    world.fact(PoolState::resume);
+    assert_eq!(retire_all(&mut world), 2);
+    world.boot_all();
+    world.round();
+    assert_eq!(world.count(Phase::Ready), 2);
+    assert!(ids.iter().all(|id| !world.ids().contains(id)));
+}
+
+#[test]
+fn a_stop_ends_a_drained_pool() {
+    let mut world = World::ready(rules(1, 1));
+    world.fact(PoolState::drain);
+    retire_all(&mut world);
+    world.fact(|state| state.stop(Stop::Keep));
+    assert_eq!(world.troubles(), [Trouble::Stopping]);
+    assert!(world.state.has_stopped());
+}
+
+#[test]
+fn recycling_replaces_idle_vms_one_after_the_other_and_none_with_a_job() {
+    let mut world = World::ready(rules(3, 3));
+    let old = world.ids();
+    world.job_starts(&old[0]);
+    let recycled = world.fact(|state| state.recycle(None));
+    assert_eq!(recycled, Ok(Recycled { vms: 2, retries: 0 }));
+    for replaced in 1..=2 {
+        world.round();
+        assert_eq!(retire_all(&mut world), 1, "one at a time");
+        world.pass(5 * MINUTE);
+        let left = old.iter().filter(|id| world.ids().contains(id)).count();
+        assert_eq!((left, world.count(Phase::Booting)), (3 - replaced, 1), "the next waits for it");
+        world.boot_all();
+        world.round();
+    }
+    world.pass(30 * MINUTE);
+    assert_eq!((world.count(Phase::Ready), world.count(Phase::Running)), (2, 1));
+    assert!(world.ids().contains(&old[0]));
+    assert_eq!(retire_all(&mut world), 0, "those are new");
+}
+
+#[test]
+fn a_vm_recycled_by_name_does_not_wait_for_others() {
+    let mut world = World::ready(rules(3, 3));
+    let ids = world.ids();
+    world.job_starts(&ids[2]);
+    world.report_exit_code(&ids[0], 1);
+    world.pass(MINUTE);
+    assert_eq!(world.count(Phase::Booting), 1);
+    let recycle = |world: &mut World, vm: &str| world.fact(|state| state.recycle(Some(vm)));
+    let one = Ok(Recycled { vms: 1, retries: 0 });
+    assert_eq!(recycle(&mut world, &ids[1].name), one);
+    assert_eq!(retire_all(&mut world), 1);
+    // One that boots can have no job, and is not waited for.
+    let booting = world.ids().into_iter().find(|id| id.name == ids[0].name).unwrap();
+    assert_eq!(recycle(&mut world, &booting.name), one);
+    assert!(!world.ids().contains(&booting) && world.ids().iter().any(|id| id.name == booting.name));
+
+    assert_eq!(recycle(&mut world, &ids[2].name), Err(NotRecycled::HasJob));
+    assert_eq!(recycle(&mut world, "runner-9"), Err(NotRecycled::NotFound));
+    world.fact(PoolState::drain);
+    assert_eq!(recycle(&mut world, &ids[2].name), Err(NotRecycled::NoVmsMade));
+}
+
+#[test]
+fn a_slot_that_fails_tries_again_at_once_when_it_is_recycled() {
+    for name in [None, Some("runner-1")] {
+        // The next try would be in five minutes.
+        let (mut world, _, _) = ended_with(7);
+        assert_eq!((world.phase(1), world.ids()), (Phase::Empty, Vec::new()));
+        let recycled = world.fact(|state| state.recycle(name));
+        assert_eq!(recycled, Ok(Recycled { vms: 0, retries: 1 }));
+        assert_eq!((world.phase(1), world.ids().len()), (Phase::Booting, 1));
+    }
 }
 
 // --- health ---

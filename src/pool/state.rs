@@ -9,7 +9,9 @@ use super::demand::Demand;
 use super::health::{Health, Reach, Trouble};
 use super::history::History;
 use super::image_age::ImageAge;
-use super::slot::types::{Action, Cause, EXIT_OUTDATED, Event, JobEvent, News, OrphanVm, Phase, Stop};
+use super::slot::types::{
+    Action, Cause, EXIT_OUTDATED, Event, JobEvent, News, OrphanVm, Phase, RetireReason, Stop,
+};
 use super::slot::{Context, Slot};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
 use crate::hypervisor::VmId;
@@ -49,6 +51,8 @@ pub struct PoolState {
     started_at: Millis,
     pub(super) recovered: bool,
     stop: Option<Stop>,
+    /// An operator wants no VM made.
+    pub(super) draining: bool,
     /// What a VM made now would be made of.
     pub(super) fingerprint: Option<String>,
     pub(super) free_bytes: Option<u64>,
@@ -79,6 +83,7 @@ impl PoolState {
             started_at: now,
             recovered: false,
             stop: None,
+            draining: false,
             fingerprint: None,
             free_bytes: None,
             room: Reach::default(),
@@ -182,6 +187,7 @@ impl PoolState {
         let late = !self.recovered && self.now - self.started_at >= super::health::PATIENCE;
         [
             (Trouble::Stopping, self.stop.is_some()),
+            (Trouble::Draining, self.draining && self.stop.is_none()),
             (Trouble::NotRecovered, late),
             (Trouble::TokenRefused, self.github.refused),
             (Trouble::GitHubLost, self.github.is_lost(self.now) && !self.github.refused),
@@ -250,7 +256,9 @@ impl PoolState {
             return false;
         }
         for slot in 0..self.slots.len() {
-            self.tell(slot, Event::StayIfNotTold);
+            if self.slot(slot).retiring() != Some(RetireReason::Drain) {
+                self.tell(slot, Event::StayIfNotTold);
+            }
         }
         true
     }
@@ -336,10 +344,13 @@ impl PoolState {
         }
     }
 
-    /// Has as many slots make a VM as are short.
+    /// Has as many slots make a VM as are short, or VMs retire when the pool drains.
     fn settle(&mut self) {
         if self.stop.is_some() || !self.recovered {
             return;
+        }
+        if self.draining {
+            return self.retire_all();
         }
         let balance = self.balance();
         for slot in self.slots_to_provision(balance) {

@@ -22,6 +22,7 @@ use crate::github::GitHub;
 use crate::github::traffic::Traffic;
 use crate::hypervisor::{Hypervisor, VmId};
 use crate::pool::history::{EndedJob, Failure};
+use crate::pool::operator::{NotRecycled, Recycled};
 use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use crate::pool::state::PoolState;
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
@@ -125,6 +126,25 @@ impl Pool {
     pub fn stop(&self, stop: Stop) {
         self.shared.apply(|state| state.stop(stop));
         self.shared.hypervisor.stop_creating();
+    }
+
+    /// Takes no more jobs until [`Pool::resume`]. Returns at once.
+    pub fn drain(&self) {
+        self.shared.apply(PoolState::drain);
+    }
+
+    /// Ends a drain.
+    pub fn resume(&self) {
+        self.shared.apply(PoolState::resume);
+    }
+
+    /// Replaces this VM, or every idle one after the other, and has slots that
+    /// failed try again now.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub fn recycle(&self, vm: Option<&str>) -> Result<Recycled, NotRecycled> {
+        self.shared.apply(|state| state.recycle(vm))
     }
 
     /// Waits until every slot has stopped, or `limit` is over. Answers whether all have.

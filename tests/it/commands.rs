@@ -1,5 +1,6 @@
 //! Commands to a running pool: the real program, twice.
 
+use crate::support::delivery;
 use crate::support::http::{self, Response};
 use crate::support::process::{Process, command, said};
 use crate::support::{free_port, wait_until};
@@ -7,14 +8,40 @@ use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 
-const FAST: [(&str, &str); 3] =
-    [("POOL_SIZE", "2"), ("MOCK_CREATE_SECONDS", "0.01"), ("MOCK_BOOT_SECONDS", "0.05")];
-
 /// A pool of two simulated VMs, which are ready.
 fn ready() -> Process {
-    let pool = Process::start_mock(&FAST);
-    wait_until("two VMs are ready", || pool.health()["ready"] == 2);
+    with_jobs_of("3600")
+}
+
+/// The same, where jobs last so many seconds.
+fn with_jobs_of(seconds: &str) -> Process {
+    let pool = Process::start_mock(&[
+        ("POOL_SIZE", "2"),
+        ("POLL_SECONDS", "1"),
+        ("MOCK_CREATE_SECONDS", "0.01"),
+        ("MOCK_BOOT_SECONDS", "0.05"),
+        ("MOCK_JOB_SECONDS", seconds),
+    ]);
+    are_ready(&pool, 2);
     pool
+}
+
+#[track_caller]
+fn are_ready(pool: &Process, count: u32) {
+    wait_until(&format!("{count} VMs are ready"), || pool.health()["ready"] == count);
+}
+
+/// A job comes, and one of the VMs takes it.
+fn job_runs(pool: &Process) {
+    let queued = delivery::workflow_job("queued", 7, None);
+    assert_eq!(delivery::deliver(&mut pool.connect(), &pool.keys, "queued-7", &queued).status, 200);
+    wait_until("the job runs", || pool.health()["running"] == 1);
+}
+
+/// Which VM each slot has.
+fn incarnations(pool: &Process) -> Vec<Value> {
+    let status = pool.status();
+    status["slots"].as_array().unwrap().iter().map(|slot| slot["incarnation"].clone()).collect()
 }
 
 /// Asks the pool as a command would, with this token.
@@ -66,11 +93,84 @@ fn stop_now_leaves_every_vm_as_it_is() {
 }
 
 #[test]
+fn drain_with_wait_returns_when_the_last_job_has_ended() {
+    let pool = with_jobs_of("2");
+    job_runs(&pool);
+    let drain = pool.command(&["drain", "--wait"]);
+    assert_eq!(drain.code, 0, "{drain:?}");
+    let said: Vec<&str> = drain.out.lines().collect();
+    assert_eq!(said[0], "The pool is draining: idle VMs retire, none is made, and jobs go on.");
+    assert!(said[1..].contains(&"VMs with a job: 1; without: 0"), "{drain:?}");
+    assert_eq!(said.last(), Some(&"No VM has a job, and none will get one."));
+    let health = pool.get("/health");
+    assert_eq!((health.status, &health.json()["status"]), (503, &"draining".into()));
+    assert_eq!(pool.status()["jobs_completed"], 1, "{}", pool.log());
+    assert!(pool.command(&["status"]).out.starts_with("draining: 0 VMs, "));
+
+    let resume = pool.command(&["resume"]);
+    assert_eq!((resume.code, resume.out.as_str()), (0, "The pool makes VMs again.\n"));
+    are_ready(&pool, 2);
+    assert_eq!(pool.health()["status"], "healthy");
+}
+
+#[test]
+fn drain_with_wait_says_so_when_somebody_ends_the_drain() {
+    let pool = ready();
+    job_runs(&pool);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| pool.command(&["drain", "--wait"]));
+        wait_until("the pool drains", || pool.health()["status"] == "draining");
+        assert_eq!(pool.command(&["resume"]).code, 0);
+        let drain = waits.join().unwrap();
+        assert_eq!(drain.code, 1, "{drain:?}");
+        assert!(drain.err.contains("the drain was ended"), "{drain:?}");
+    });
+    assert_eq!(pool.health()["running"], 1, "the job goes on");
+}
+
+#[test]
+fn recycle_replaces_every_idle_vm_and_leaves_the_job() {
+    let pool = ready();
+    job_runs(&pool);
+    are_ready(&pool, 1);
+    let before = incarnations(&pool);
+    let recycle = pool.command(&["recycle"]);
+    assert_eq!((recycle.code, recycle.out.as_str()), (0, "1 idle VM is replaced.\n"), "{recycle:?}");
+    let busy = pool.status()["slots"].as_array().unwrap().iter().position(|s| s["state"] == "running");
+    let (busy, idle) = (busy.unwrap(), 1 - busy.unwrap());
+    wait_until("it is replaced", || pool.health()["ready"] == 1 && incarnations(&pool)[idle] != before[idle]);
+    assert_eq!(incarnations(&pool)[busy], before[busy]);
+    assert!(pool.log().contains("asked to retire, since an operator wants it replaced"), "{}", pool.log());
+
+    let refused = pool.command(&["recycle", &format!("runner-{}", busy + 1)]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("has a job, after which it is replaced anyway"), "{refused:?}");
+    let unknown = pool.command(&["recycle", "runner-9"]);
+    assert!(unknown.code == 1 && unknown.err.contains("No slot has a VM named runner-9"), "{unknown:?}");
+    assert_eq!(pool.command(&["recycle", "../stop"]).code, 2);
+}
+
+#[test]
+fn recycle_has_a_slot_that_fails_try_again_at_once() {
+    let pool = ready();
+    // GitHub accepts its runner's version no longer: the next try would be in five minutes.
+    assert_eq!(pool.guest(1).report_exit(7).status, 200);
+    wait_until("the slot waits", || pool.slot(1)["state"] == "empty");
+    let status = pool.command(&["status"]);
+    assert!(status.out.contains("GitHub no longer accepts its version"), "{status:?}");
+    let recycle = pool.command(&["recycle", "runner-1"]);
+    assert_eq!((recycle.code, recycle.out.as_str()), (0, "1 slot tries again now.\n"), "{recycle:?}");
+    are_ready(&pool, 2);
+}
+
+#[test]
 fn without_a_pool_every_command_says_so() {
     let folder = std::env::temp_dir().join(format!("pool-none-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join(".env"), "").unwrap();
-    for words in [&["status"][..], &["stop"], &["stop", "--now"]] {
+    for words in
+        [&["status"][..], &["stop"], &["stop", "--now"], &["drain", "--wait"], &["resume"], &["recycle", "x"]]
+    {
         let said = said(command(&folder, &[("USE_MOCK", "true")]).args(words));
         assert_eq!(said.code, 1, "{words:?}: {said:?}");
         assert!(said.err.starts_with("hyperv-runner-pool: no pool runs with VM_STORAGE_PATH "), "{said:?}");
@@ -102,12 +202,17 @@ fn nobody_commands_without_the_token_of_this_start() {
     let token = pool.token();
     let bearer = format!("Bearer {token}");
     let wrong = format!("Bearer {}", "0".repeat(64));
-    assert_eq!(post(&pool, "/api/stop", &[]).status, 401);
+    for command in ["stop", "stop/now", "drain", "resume", "recycle", "recycle/runner-1"] {
+        let path = format!("/api/{command}");
+        assert_eq!(post(&pool, &path, &[]).status, 401, "{command}");
+        assert_eq!(pool.get(&path).status, 405, "{command}");
+    }
+    let guest = pool.guest(1).bearer("POST", "/api/stop");
+    assert_eq!(post(&pool, "/api/stop", &[("Authorization", &guest)]).status, 401);
     assert_eq!(post(&pool, "/api/stop", &[("Authorization", &wrong)]).status, 401);
     assert_eq!(post(&pool, "/api/stop", &[("Authorization", &token)]).status, 401);
     let proxied = [("Authorization", &*bearer), ("X-Forwarded-For", "192.0.2.1")];
     assert_eq!(post(&pool, "/api/stop", &proxied).status, 403);
-    assert_eq!(pool.get("/api/stop").status, 405);
     let other_pool = http::try_request(&pool.url, "GET", "/api/status", &[("Authorization", &wrong)], b"");
     assert_eq!(other_pool.unwrap().status, 401, "it means another pool");
     assert_eq!(pool.health()["status"], "healthy");

@@ -56,6 +56,8 @@ pub enum Bug {
     NoRetire,
     /// A stop is not told to the pool.
     DeafToStop,
+    /// The end of a drain is not told to the pool.
+    DeafToResume,
     /// A VM is destroyed by its name.
     DestroyByName,
     /// Every runner that is offline and has no slot is removed.
@@ -165,6 +167,8 @@ pub enum Ev {
     Restart,
     /// The pool is told to stop, if it is still this process.
     Stop(u32, Stop),
+    /// An operator ends a drain, if it is still this process.
+    Resume(u32),
     /// An orderly stop lasts no longer: what is left is the next start's.
     StopLimit(u32),
     /// Somebody cancels a job that waits.
@@ -431,6 +435,11 @@ impl Sim {
                     self.stop(stop);
                 }
             }
+            Ev::Resume(generation) => {
+                if self.process.as_ref().is_some_and(|p| p.generation == generation) {
+                    self.resume();
+                }
+            }
             Ev::StopLimit(generation) => {
                 if self.process.as_ref().is_some_and(|p| p.generation == generation) {
                     self.stop_is_late();
@@ -491,6 +500,9 @@ impl Sim {
         let Some(process) = &self.process else { return Some("the pool does not run".into()) };
         if process.state.stopping().is_some() {
             return Some("the pool is stopping".into());
+        }
+        if process.state.draining() {
+            return Some("the pool drains".into());
         }
         // Without a warm slot, a job whose webhook is lost waits for ever, unless queued jobs can be listed.
         let config = &process.config;

@@ -101,6 +101,8 @@ faults! {
     SettingsChange = 0, "the settings change across a restart";
     ClockJumps = 0, "the clock jumps ahead";
     ScopeChange = 0, "the pool moves to another organization or repository";
+    Drained = 0, "an operator drains the pool, and resumes it";
+    Recycled = 0, "an operator recycles VMs";
     TokenRefused = 0, "GitHub refuses the token for a while";
     TemplateReplaced = 0, "the template is replaced";
     TemplateBad = 0, "the new template does not boot";

@@ -3,7 +3,7 @@
 //! performed, and its answer is held up, as a thread's can be; and the process
 //! can die between any two.
 
-use super::plan::{Config, Fault, MINUTE, SECOND};
+use super::plan::{Config, Fault, HOUR, MINUTE, SECOND};
 use super::world::{Act, number_of};
 use super::{Action as HookAction, Bug, Ev, Hook, Sim};
 use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
@@ -203,6 +203,33 @@ impl Sim {
         self.put_back(p);
     }
 
+    pub(crate) fn drain(&mut self) {
+        let Some(mut p) = self.process.take() else { return };
+        self.count(Fault::Drained);
+        self.apply(&mut p, PoolState::drain);
+        let wait = self.rng.between(SECOND, HOUR);
+        self.after(wait, Ev::Resume(p.generation));
+        self.put_back(p);
+    }
+
+    pub(crate) fn resume(&mut self) {
+        let Some(mut p) = self.process.take() else { return };
+        if self.options.bug != Some(Bug::DeafToResume) {
+            self.apply(&mut p, PoolState::resume);
+        }
+        self.put_back(p);
+    }
+
+    pub(crate) fn recycle(&mut self) {
+        let Some(mut p) = self.process.take() else { return };
+        self.count(Fault::Recycled);
+        let slots: Vec<String> = p.state.slots().map(|slot| slot.vm_name().to_owned()).collect();
+        let vm = self.rng.one_in(2).then(|| &slots[self.rng.below(slots.len() as u64) as usize]);
+        // What cannot be recycled now is left as it is.
+        let _ = self.apply(&mut p, |state| state.recycle(vm.map(String::as_str)));
+        self.put_back(p);
+    }
+
     /// The process is there again, unless all its slots have stopped.
     fn put_back(&mut self, p: Box<Process>) {
         let ended = p.state.stopping().is_some() && p.state.has_stopped();
@@ -239,6 +266,9 @@ impl Sim {
         let now = self.clock() - p.epoch;
         p.workers.resize_with(p.state.slots().count(), Worker::default);
         for (slot, action) in out.actions {
+            if p.state.draining() && matches!(action, Action::Register { .. }) {
+                self.violate(2, format!("slot {slot} makes a VM while the pool drains"));
+            }
             self.trace(|_| format!("    slot {slot}: {action:?}"));
             let worker = &mut p.workers[slot];
             let mut decided = self.now;

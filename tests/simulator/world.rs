@@ -1325,7 +1325,7 @@ impl Sim {
         }
         let wait = self.rng.wait(self.plan.disturbed_every);
         self.after(wait, Ev::Disturb);
-        match self.rng.below(14) {
+        match self.rng.below(18) {
             0 => {
                 self.count(Fault::DiskFull);
                 self.world_version += 1;
@@ -1380,7 +1380,9 @@ impl Sim {
             }
             10 | 11 => self.stop(Stop::Keep),
             12 => self.stop(Stop::Destroy),
-            _ => self.scope_refused = !self.scope_refused,
+            13 => self.scope_refused = !self.scope_refused,
+            14 | 15 => self.drain(),
+            _ => self.recycle(),
         }
     }
 

@@ -187,7 +187,7 @@ impl Slot {
             (State::Booting(_), _) | (State::Ready(_) | State::Running(_), Stop::Destroy) => {
                 return self.end(Cause::Stop, cx);
             }
-            (State::Ready(_), Stop::Keep) => return self.retire(RetireReason::Stop, cx.news),
+            (State::Ready(_), Stop::Keep) => return self.retire(RetireReason::Stop, cx),
             (State::Running(live), Stop::Keep) => Some(live.instance.clone()),
             // What cannot be removed now, the next start finds and removes.
             (State::Destroying(d), _) if d.attempts >= TRIES_AT_STOP => {

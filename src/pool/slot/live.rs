@@ -42,6 +42,8 @@ pub(super) struct Live {
     /// configuration. `None` if it gets no configuration (any more).
     pub(super) token: Option<Secret>,
     pub(super) retire: Option<Retirement>,
+    /// An operator wants it replaced.
+    pub(super) to_recycle: bool,
     /// A JIT configuration may be in its key-values.
     pub(super) holds_jit_config: bool,
 }
@@ -198,10 +200,13 @@ impl Slot {
         }
     }
 
-    pub(super) fn retire(&mut self, reason: RetireReason, news: &mut Vec<News>) {
+    pub(super) fn retire(&mut self, reason: RetireReason, cx: &mut Context) {
+        if matches!(self.state, State::Booting(_)) {
+            return self.end(Cause::Retired(reason), cx);
+        }
         if let State::Ready(live) = &mut self.state {
             if live.retire.is_none() {
-                news.push(News::Retiring(live.instance.vm.clone(), reason));
+                cx.news.push(News::Retiring(live.instance.vm.clone(), reason));
             }
             live.retire
                 .get_or_insert(Retirement { reason, told_at: None, deregistered: false, tried_on: None })
@@ -226,6 +231,7 @@ impl Live {
             made_of: None,
             token: None,
             retire: None,
+            to_recycle: false,
             holds_jit_config: true,
         }
     }

@@ -174,6 +174,16 @@ impl Slot {
         self.orphans.iter().any(|orphan| orphan.vm == *vm)
     }
 
+    /// The name of the VMs that it makes.
+    pub fn vm_name(&self) -> &str {
+        &self.vm_name
+    }
+
+    /// Whether an operator wants its VM replaced.
+    pub(super) fn is_to_recycle(&self) -> bool {
+        self.live().is_some_and(|live| live.to_recycle)
+    }
+
     /// Why its VM has been asked to retire, if it has.
     pub fn retiring(&self) -> Option<RetireReason> {
         self.live()?.retire.as_ref().map(|retire| retire.reason)
@@ -347,7 +357,8 @@ impl Slot {
                     self.orphans.push_back(orphan);
                 }
             }
-            Event::Retire(reason) => self.retire(reason, cx.news),
+            Event::Retire(reason) => self.retire(reason, cx),
+            Event::Recycle => self.recycle(cx.now),
             Event::StayIfNotTold => {
                 if self.stop.is_none()
                     && let State::Ready(live) = &mut self.state
@@ -487,6 +498,17 @@ impl Slot {
         self.reason = Some(why);
         self.failed_at = now;
         back_off::wait_at_least(self.failures, retry_after, &mut self.random)
+    }
+
+    /// What has failed is tried again now, and waits as after a first failure if it fails again.
+    fn recycle(&mut self, now: Millis) {
+        match &mut self.state {
+            State::Ready(live) => live.to_recycle = true,
+            State::Empty { retry_at } => *retry_at = now.min(*retry_at),
+            State::Destroying(d) => (d.retry_at, d.retry_after) = (now.min(d.retry_at), 0),
+            _ => return,
+        }
+        self.failures = self.failures.min(1);
     }
 
     fn clear_failure(&mut self) {

@@ -182,6 +182,10 @@ pub enum RetireReason {
     Aged,
     /// It serves another organization or repository than the pool does now.
     Moved,
+    /// An operator wants it replaced.
+    Recycle,
+    /// An operator drains the pool.
+    Drain,
     /// The pool stops.
     Stop,
 }
@@ -194,13 +198,15 @@ impl RetireReason {
             RetireReason::Outdated => "the template or the settings have changed since it was made",
             RetireReason::Aged => "it has been idle for MAX_IDLE_HOURS",
             RetireReason::Moved => "the pool serves another organization or repository now",
+            RetireReason::Recycle => "an operator wants it replaced",
+            RetireReason::Drain => "the pool drains",
             RetireReason::Stop => "the pool stops",
         }
     }
 
     /// Whether its replacement must be ready before the next VM is retired for it.
     pub fn one_at_a_time(self) -> bool {
-        matches!(self, RetireReason::Outdated | RetireReason::Aged)
+        matches!(self, RetireReason::Outdated | RetireReason::Aged | RetireReason::Recycle)
     }
 }
 
@@ -246,8 +252,10 @@ pub enum Event {
     RunnerHidden,
     /// Something of this pool was found that no slot has.
     Orphan(OrphanVm),
-    /// The idle VM is to retire.
+    /// The VM is to retire: asked to if it is idle, at once if it boots and so can have no job.
     Retire(RetireReason),
+    /// An operator wants the VM replaced, when its turn comes, or the slot to try again now.
+    Recycle,
     /// A job waits for it after all: it retires only if it was told already.
     StayIfNotTold,
     /// The VM is being told that it is to retire.

@@ -69,7 +69,12 @@ impl FakeGuest {
 
     /// `Send-RunnerComplete`
     pub fn report_complete(&self) -> Answer {
-        self.send("POST", "runner-complete", Some(&json!({ "exit_code": 0 })))
+        self.report_exit(0)
+    }
+
+    /// The same, with the listener's exit code.
+    pub fn report_exit(&self, exit_code: i64) -> Answer {
+        self.send("POST", "runner-complete", Some(&json!({ "exit_code": exit_code })))
     }
 
     /// What it sends as `Authorization` with a request.
