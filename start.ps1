@@ -1,7 +1,7 @@
 # Starts the pool in this window; Ctrl+C stops it. Passes on its exit code.
 #   .\start.ps1              checks the host, then runs the pool
 #   .\start.ps1 -Install     installs the pool as a Windows service and starts it
-#   .\start.ps1 -Uninstall   stops that service in order and removes it
+#   .\start.ps1 -Uninstall   stops that service in order and removes it, and offers to remove its VMs
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 [CmdletBinding(DefaultParameterSetName = 'Run')]
 param(
@@ -19,7 +19,14 @@ if ($binary -eq '') {
 }
 if ($Uninstall) {
     & $binary service uninstall
-    exit $LASTEXITCODE
+    $removed = $LASTEXITCODE
+    Set-Location -LiteralPath $PSScriptRoot
+    if ($removed -eq 0 -and (Test-Path -LiteralPath '.env' -PathType Leaf)) {
+        # VMs with a job go on. This lists what is left of the pool, and asks before it removes anything.
+        & $binary cleanup
+        $removed = $LASTEXITCODE
+    }
+    exit $removed
 }
 $envFile = Get-FullPath -Path '.env'
 if (-not (Test-Path -LiteralPath $envFile -PathType Leaf)) {

@@ -26,6 +26,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The name of the file in the storage folder that a running pool has locked.
+pub(crate) const LOCK: &str = "pool.lock";
+
 /// Why the program does not run. The texts are for the user.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -121,7 +124,8 @@ impl App {
         } else {
             // First, since elsewhere than on Windows it fails, and nothing is to be left there.
             let powershell = powershell()?;
-            let lock = lock_storage(&config.hyperv.storage_path)?;
+            let lock =
+                lock_storage(&config.hyperv.storage_path, "stop it, or give this one a folder of its own")?;
             look_at_host(config, Arc::clone(&powershell));
             let mut hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
             hyperv.template_path = Box::new(move || source.template_path());
@@ -223,7 +227,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn powershell() -> Result<Arc<PowerShell>, String> {
+pub(crate) fn powershell() -> Result<Arc<PowerShell>, String> {
     PowerShell::locate().and_then(PowerShell::new).map(Arc::new).map_err(|err| err.to_string())
 }
 
@@ -267,8 +271,12 @@ fn reachable_here(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-fn lock_storage(folder: &Path) -> Result<File, String> {
-    let path = folder.join("pool.lock");
+/// Locks the storage folder, which one pool at a time may use. `remedy` says what to do if another has it.
+///
+/// # Errors
+/// One sentence for the user.
+pub(crate) fn lock_storage(folder: &Path, remedy: &str) -> Result<File, String> {
+    let path = folder.join(LOCK);
     fs::create_dir_all(folder)
         .map_err(|err| format!("VM_STORAGE_PATH {} cannot be made: {err}", folder.display()))?;
     let file = File::options()
@@ -278,10 +286,9 @@ fn lock_storage(folder: &Path) -> Result<File, String> {
         .map_err(|err| format!("{} cannot be opened: {err}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(format!(
-            "Another pool uses VM_STORAGE_PATH {}: stop it, or give this one a folder of its own",
-            folder.display()
-        )),
+        Err(TryLockError::WouldBlock) => {
+            Err(format!("Another pool uses VM_STORAGE_PATH {}: {remedy}", folder.display()))
+        }
         Err(TryLockError::Error(err)) => Err(format!("{} cannot be locked: {err}", path.display())),
     }
 }

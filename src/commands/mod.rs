@@ -6,6 +6,7 @@
 //! arguments or settings.
 
 mod check;
+mod cleanup;
 mod client;
 mod operate;
 mod run;
@@ -49,6 +50,8 @@ const NOW: Argument =
 
 const WAIT: Argument = Argument { syntax: "--wait", about: "return when the last job has ended" };
 
+const YES: Argument = Argument { syntax: "--yes", about: "do not ask" };
+
 /// Every command, in the order of `--help`.
 pub const COMMANDS: &[Command] = &[
     Command {
@@ -87,6 +90,12 @@ pub const COMMANDS: &[Command] = &[
         arguments: &[Argument { syntax: "VM", about: "this VM only, and at once, such as runner-1" }],
         about: "replace every idle VM, each when the one before is replaced; slots that fail try again now",
         perform: |given| operate::recycle(given.value("VM")),
+    },
+    Command {
+        name: "cleanup",
+        arguments: &[YES],
+        about: "while no pool runs: list its VMs, disks and registrations, ask, and remove them all",
+        perform: |given| with_config(|loaded, _| cleanup::cleanup(loaded, given.has(&YES))),
     },
     Command {
         name: "service install",

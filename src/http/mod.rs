@@ -96,7 +96,10 @@ impl Api {
             | (Some("api"), Some("status" | "stop" | "drain" | "resume" | "recycle"), ..)
                 if !local =>
             {
-                Reply::text(403, "This can be read and commanded on the host itself only, as http://localhost")
+                Reply::text(
+                    403,
+                    "This can be read and commanded on the host itself only, as http://localhost",
+                )
             }
             // A command that shows another pool's token means that pool.
             (Some("api"), Some("status"), None, _)

@@ -60,6 +60,20 @@ Describe 'start.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\') {
 
     It 'removes the service, without settings too' {
         Remove-Item -Force -LiteralPath "$folder/.env"
+        Set-Pool
+        $result = Invoke-Script "$folder/start.ps1" @{ Uninstall = $true }
+        $result.Output | Should -Be 'pool service uninstall'
+        $result.ExitCode | Should -Be 0
+    }
+
+    It 'offers to remove what is left of the pool' {
+        Set-Pool @{ 'cleanup' = 1 }
+        $result = Invoke-Script "$folder/start.ps1" @{ Uninstall = $true }
+        $result.Output | Should -Be "pool service uninstall`npool cleanup"
+        $result.ExitCode | Should -Be 1
+    }
+
+    It 'removes nothing of a pool whose service is still there' {
         Set-Pool @{ 'service uninstall' = 1 }
         $result = Invoke-Script "$folder/start.ps1" @{ Uninstall = $true }
         $result.Output | Should -Be 'pool service uninstall'

@@ -2,6 +2,7 @@
 //! fake host with the stand-in for `powershell`, a fake GitHub and fake guests.
 
 mod check;
+mod cleanup;
 mod cost;
 mod foreign;
 mod github_faults;
