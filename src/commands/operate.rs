@@ -14,6 +14,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long a pool that no longer answers may take to take its file away.
 const LAST_STEPS: Duration = Duration::from_secs(5);
 
+/// How long a pool may be silent until a command no longer waits for it.
+const SILENCE: Duration = Duration::from_secs(60);
+
 pub(super) fn stop(now: bool) -> Done {
     if service::is_running() {
         return of_service(Command::Stop { now });
@@ -62,9 +65,22 @@ pub(super) fn recycle(vm: Option<&str>) -> Done {
 pub(super) fn drain(wait: bool) -> Done {
     let pool = Client::find()?;
     let said = print(&format!("{}\n", pool.command("drain")?));
+    if !wait {
+        return Ok(said);
+    }
+    let mut answered = Instant::now();
     let mut told = String::new();
-    while wait {
-        let status = pool.status()?;
+    loop {
+        thread::sleep(LOOK_EVERY);
+        let status = match pool.status() {
+            Ok(status) => status,
+            Err(_) if pool.has_left() => {
+                return Err(Failure::Failed("the pool has stopped, and its VMs with a job go on".into()));
+            }
+            Err(Error::Silent(_)) if answered.elapsed() < SILENCE => continue,
+            Err(why) => return Err(why.into()),
+        };
+        answered = Instant::now();
         if status["status"] != "draining" {
             return Err(Failure::Failed("the drain was ended: the pool makes VMs again, or stops".into()));
         }
@@ -79,7 +95,5 @@ pub(super) fn drain(wait: bool) -> Done {
             print(&left);
             told = left;
         }
-        thread::sleep(LOOK_EVERY);
     }
-    Ok(said)
 }
