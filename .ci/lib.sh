@@ -90,14 +90,15 @@ start_services() {
 run_pool() { timeout "$1" $wine "$pool_folder/hyperv-runner-pool.exe" "${@:2}" >"$pool_folder/out" 2>"$pool_folder/err" </dev/null; }
 manager_answers() { ! run_pool 60 service status && grep -q 'there is no service' "$pool_folder/err"; }
 
-# service CODE WORD...: the command `service WORD...`; it must end with this code. What it prints is in $said.
-service() {
+# pool_does CODE WORD...: the command WORD...; it must end with this code. What it prints is in $said.
+pool_does() {
   local wanted=$1 code=0; shift
-  run_pool 240 service "$@" || code=$?
+  run_pool 240 "$@" || code=$?
   said="$(cat "$pool_folder/out" "$pool_folder/err" | tr -d '\0' | sed '/err:eventlog/d; /^wine: /d; s/\r$//')"
-  echo "service $*: exit code $code: $said"
-  [ "$code" = "$wanted" ] || { cat "$pool_folder/logs/"* "$pool_folder/cmd.log" || true; fail "service $*: exit code $code instead of $wanted"; }
+  echo "$*: exit code $code: $said"
+  [ "$code" = "$wanted" ] || { cat "$pool_folder/logs/"* "$pool_folder/cmd.log" || true; fail "$*: exit code $code instead of $wanted"; }
 }
+service() { local wanted=$1; shift; pool_does "$wanted" service "$@"; }
 says() { [[ "$said" == *"$1"* ]] || fail "it does not say: $1"; }
 
 # What .NET's runtime, or Wine on its behalf, says when it crashes.

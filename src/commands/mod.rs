@@ -47,9 +47,13 @@ struct Argument {
 const JSON: Argument = Argument { syntax: "--json", about: "write JSON" };
 const NOW: Argument =
     Argument { syntax: "--now", about: "end at once, and leave every VM as it is to the next start" };
-
+const VM: Argument = Argument { syntax: "VM", about: "this VM only, and at once, such as runner-1" };
+const FOLDER: Argument = Argument {
+    syntax: "--folder PATH",
+    about: "the folder of .env (default: this folder, or the program's)",
+};
+const WATCH: Argument = Argument { syntax: "--watch", about: "again every two seconds, until Ctrl+C" };
 const WAIT: Argument = Argument { syntax: "--wait", about: "return when the last job has ended" };
-
 const YES: Argument = Argument { syntax: "--yes", about: "do not ask" };
 
 /// Every command, in the order of `--help`.
@@ -68,7 +72,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "status",
-        arguments: &[Argument { syntax: "--watch", about: "again every two seconds, until Ctrl+C" }, JSON],
+        arguments: &[WATCH, JSON],
         about: "show the running pool: each slot, its VM, its job, and what fails",
         perform: status::perform,
     },
@@ -87,9 +91,9 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "resume", arguments: &[], about: "end a drain", perform: |_| operate::command("resume") },
     Command {
         name: "recycle",
-        arguments: &[Argument { syntax: "VM", about: "this VM only, and at once, such as runner-1" }],
+        arguments: &[VM],
         about: "replace every idle VM, each when the one before is replaced; slots that fail try again now",
-        perform: |given| operate::recycle(given.value("VM")),
+        perform: |given| operate::recycle(given.value(&VM)),
     },
     Command {
         name: "cleanup",
@@ -99,13 +103,10 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "service install",
-        arguments: &[Argument {
-            syntax: "--folder PATH",
-            about: "the folder of .env (default: this folder, or the program's)",
-        }],
+        arguments: &[FOLDER],
         about: "install the pool as a Windows service, or change the folder or program of the one installed",
         perform: |given| {
-            let folder = given.value("--folder PATH").map(PathBuf::from);
+            let folder = given.value(&FOLDER).map(PathBuf::from);
             of_service(OfService::Install { folder })
         },
     },
@@ -168,12 +169,12 @@ pub fn perform(arguments: &[String]) -> ExitCode {
 struct Given(Vec<(&'static str, String)>);
 
 impl Given {
-    fn value(&self, syntax: &str) -> Option<&str> {
-        self.0.iter().find(|(given, _)| *given == syntax).map(|(_, value)| value.as_str())
+    fn value(&self, argument: &Argument) -> Option<&str> {
+        self.0.iter().find(|(given, _)| *given == argument.syntax).map(|(_, value)| value.as_str())
     }
 
     fn has(&self, argument: &Argument) -> bool {
-        self.value(argument.syntax).is_some()
+        self.value(argument).is_some()
     }
 }
 

@@ -1,7 +1,7 @@
 //! `status`: the running pool as a table.
 
 use super::client::Client;
-use super::{Done, Given, print};
+use super::{Done, Given, JSON, WATCH, print};
 use crate::text::{one_line, time};
 use serde_json::Value;
 use std::fmt::Write;
@@ -18,10 +18,10 @@ const MOST: usize = 300;
 pub(super) fn perform(given: &Given) -> Done {
     let escapes = terminal_takes_escapes();
     let colors = escapes && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let watch = given.value("--watch").is_some();
+    let watch = given.has(&WATCH);
     loop {
         let pool = Client::find()?;
-        let text = if given.value("--json").is_some() {
+        let text = if given.has(&JSON) {
             pool.status_text()? + "\n"
         } else {
             table(&pool.status()?, pool.url(), colors)
@@ -122,7 +122,8 @@ fn row(slot: &Value) -> [String; 5] {
         Value::Number(number) => Some(number.to_string()),
         _ => None,
     };
-    let seconds = |value: &Value| value.as_i64().map(|seconds| time(seconds * 1000));
+    // Whole seconds are all that the pool tells.
+    let seconds = |value: &Value| value.as_i64().map(|seconds| time(seconds * 1000).replace(".0 s", " s"));
     let mut about = Vec::new();
     let job = &slot["job"];
     if !job.is_null() {
@@ -175,7 +176,7 @@ mod tests {
   401 Bad credentials
 SLOT  VM        STATE           FOR
    1  runner-1  ready    1 min 30 s  retires: the pool stops
-   2  runner-2  running       5.0 s  build\u{fffd}[31m of octo/app, run 4711, for 2 h 5 min
+   2  runner-2  running         5 s  build\u{fffd}[31m of octo/app, run 4711, for 2 h 5 min
   10  -         empty          12 s  failed 3 times: no template
 "
         );

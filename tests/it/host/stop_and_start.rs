@@ -4,6 +4,7 @@ use super::{each, is_being_created};
 use crate::support::fake_github::{Fault, Reply};
 use crate::support::fake_host::host::{self, FaultKind};
 use crate::support::host_pool::{HostWorld, News};
+use crate::support::process::said;
 use crate::support::wait_until;
 
 #[test]
@@ -52,6 +53,30 @@ fn a_forced_stop_destroys_vms_with_jobs_too() {
     pool.wait_for_state("runner-1", "running");
     pool.stop();
     assert_eq!((world.vms().len(), world.disks().len()), (0, 0));
+}
+
+#[test]
+fn a_restart_ends_a_drain_and_no_job_notices_either() {
+    let world = HostWorld::new();
+    let mut pool = world.start(&[]);
+    world.wait_until_whole(&pool, 2);
+    world.start_job(&pool, "runner-1", 7, News::Callback);
+    pool.wait_for_state("runner-1", "running");
+    let running = world.incarnation("runner-1");
+    let drain = said(world.command(&[]).arg("drain"));
+    assert_eq!(drain.code, 0, "{drain:?}");
+    wait_until("the idle VM has retired", || world.vms().len() == 1 && world.disks().len() == 1);
+    assert_eq!(pool.health()["status"], "draining");
+    pool.kill();
+
+    let pool = world.start(&[]);
+    world.wait_until_whole(&pool, 2);
+    assert_eq!(world.incarnation("runner-1"), running);
+    pool.wait_for_state("runner-1", "running");
+    // The file of the killed pool is gone, and this one's in its place.
+    let stop = said(world.command(&[]).arg("stop"));
+    assert_eq!((stop.code, stop.out.as_str()), (0, "The pool has stopped.\n"), "{stop:?}");
+    assert_eq!(world.incarnation("runner-1"), running);
 }
 
 #[test]
