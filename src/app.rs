@@ -102,9 +102,14 @@ impl App {
         let here = format!("http://{reachable}");
         let keys = Keys::new(&config.webhook_secret);
         let again = source.clone();
-        let read_pat = Box::new(move || again.pat().ok().flatten());
+        let read = Box::new(move || {
+            again.credential().unwrap_or_else(|why| {
+                warn!("{why}");
+                None
+            })
+        });
 
-        let (github, simulated_github): (Arc<dyn GitHub>, _) = match Client::new(&config.github, read_pat) {
+        let (github, simulated_github): (Arc<dyn GitHub>, _) = match Client::new(&config.github, read) {
             Some(client) => (Arc::new(client), None),
             None => {
                 let webhook = format!("{here}/webhook");
@@ -217,7 +222,9 @@ pub fn check(config: &Config) -> Vec<Finding> {
     if let Some(client) = Client::new(&config.github, Box::new(|| None)) {
         match client.check() {
             Ok(warnings) => {
-                let text = format!("GITHUB_PAT may register runners for {}.", config.github.scope());
+                let app = config.github.app_id.as_ref().map(|id| format!("The GitHub App {id}"));
+                let who = app.unwrap_or_else(|| "GITHUB_PAT".into());
+                let text = format!("{who} may register runners for {}.", config.github.scope());
                 findings.push(Finding::ok(text));
                 findings.extend(warnings.into_iter().map(Finding::warning));
             }

@@ -15,12 +15,12 @@
 //! | [`github`] | the REST client |
 //! | [`config`] | the settings |
 //! | [`control`] | the file by which a command finds the running pool |
-//! | [`secret`] | values that are never shown, and the keys made from them |
+//! | [`secret`], [`private_key`] | values that are never shown, and the keys made from them; the key of a GitHub App |
 //! | [`logging`], [`repeats`] | the log, and what keeps it from being flooded |
 //! | [`date`], `text`, `registry`, `private_folder` | the little that is needed of a calendar; text from outside as it may be shown; values in Windows' registry; a folder that others cannot open |
 //!
 //! Dependencies between the modules point one way:
-//! `main -> commands -> service -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, date`.
+//! `main -> commands -> service -> app -> http -> workers -> pool, sim -> hypervisor -> github -> config -> secret, private_key, date`.
 //! See `docs/ARCHITECTURE.md`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -36,6 +36,7 @@ pub mod hypervisor;
 pub mod logging;
 pub mod pool;
 mod private_folder;
+pub mod private_key;
 #[cfg(windows)]
 mod registry;
 pub mod repeats;

@@ -20,6 +20,7 @@ pub(crate) use parse::is_loopback;
 pub use settings::{Fallback, SETTINGS, Setting};
 pub(crate) use suggest::closest_of;
 
+use crate::private_key::PrivateKey;
 use crate::secret::Secret;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -43,7 +44,7 @@ pub struct Config {
     /// The secret shared with GitHub's webhook. The VMs' secrets are derived
     /// from it too.
     pub webhook_secret: Secret,
-    /// Whether VMs are simulated; GitHub too, if `github.pat` is `None`.
+    /// Whether VMs are simulated; GitHub too, if there is nothing to sign in with.
     pub mock: bool,
     /// How long simulated VMs take.
     pub mock_timing: MockTiming,
@@ -56,9 +57,12 @@ pub struct Config {
 pub struct GitHubConfig {
     /// Base of the REST API, without a slash at its end.
     pub api_url: String,
-    /// The personal access token. `None` only with simulated VMs: then GitHub
-    /// is simulated too.
+    /// The personal access token, if it is what the pool signs in with.
     pub pat: Option<Secret>,
+    /// The client ID or the number of the GitHub App, if that is it.
+    pub app_id: Option<String>,
+    /// The GitHub App's private key.
+    pub app_key: Option<PrivateKey>,
     /// The organization, or the user if `repo` is set.
     pub org: String,
     /// The repository, if the runners serve only one.
@@ -69,6 +73,29 @@ pub struct GitHubConfig {
     pub runner_group: String,
     /// The labels of each runner, without repetition: 4 to 100.
     pub labels: Vec<String>,
+}
+
+/// What the pool signs in to GitHub with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// A personal access token.
+    Pat(Secret),
+    /// A GitHub App.
+    App {
+        /// Its client ID or its number.
+        id: String,
+        /// One of its private keys.
+        key: PrivateKey,
+    },
+}
+
+impl GitHubConfig {
+    /// What the pool signs in with. `None` only with simulated VMs: then GitHub
+    /// is simulated too.
+    pub fn credential(&self) -> Option<Credential> {
+        let app = || Some(Credential::App { id: self.app_id.clone()?, key: self.app_key.clone()? });
+        self.pat.clone().map(Credential::Pat).or_else(app)
+    }
 }
 
 /// How runners are registered with GitHub.
@@ -308,12 +335,14 @@ impl Source {
         if faults.is_empty() { Ok(Loaded { config, warnings }) } else { Err(Faults { faults, warnings }) }
     }
 
-    /// The personal access token as it is set now. `None` only with simulated VMs.
+    /// What the pool signs in to GitHub with as it is set now. `None` if it is
+    /// not set.
     ///
     /// # Errors
-    /// One sentence, if it is missing or wrong now or `.env` cannot be read.
-    pub fn pat(&self) -> Result<Option<Secret>, String> {
-        self.current("GITHUB_PAT").map(|config| config.github.pat)
+    /// One sentence, if it is wrong now, or `.env` or the key's file cannot be read.
+    pub fn credential(&self) -> Result<Option<Credential>, String> {
+        let names = ["GITHUB_PAT", "GITHUB_APP_ID", "GITHUB_APP_PRIVATE_KEY_PATH"];
+        self.current(&names).map(|config| config.github.credential())
     }
 
     /// The path of the template disk as it is set now.
@@ -321,7 +350,7 @@ impl Source {
     /// # Errors
     /// One sentence, if it is wrong now or `.env` cannot be read.
     pub fn template_path(&self) -> Result<PathBuf, String> {
-        self.current("VM_TEMPLATE_PATH").map(|config| config.hyperv.template_path)
+        self.current(&["VM_TEMPLATE_PATH"]).map(|config| config.hyperv.template_path)
     }
 
     /// The storage folder as it is set now, and whether VMs are simulated.
@@ -329,18 +358,19 @@ impl Source {
     /// # Errors
     /// One sentence, if it is wrong now or `.env` cannot be read.
     pub fn storage_path(&self) -> Result<(PathBuf, bool), String> {
-        self.current("VM_STORAGE_PATH").map(|config| (config.hyperv.storage_path, config.mock))
+        self.current(&["VM_STORAGE_PATH"]).map(|config| (config.hyperv.storage_path, config.mock))
     }
 
-    /// A configuration in which only this setting and `USE_MOCK` are set.
-    fn current(&self, name: &str) -> Result<Config, String> {
+    /// A configuration in which only these settings and `USE_MOCK` are set.
+    fn current(&self, names: &[&str]) -> Result<Config, String> {
         let dotenv = self.dotenv()?;
         let mut reader = Reader::new(self, &dotenv);
         let mut config = Config::blank();
-        for name in ["USE_MOCK", name] {
-            SETTINGS.iter().filter(|s| s.name == name).for_each(|s| reader.read(s, &mut config));
+        for name in ["USE_MOCK"].iter().chain(names) {
+            SETTINGS.iter().filter(|s| s.name == *name).for_each(|s| reader.read(s, &mut config));
         }
-        let fault = reader.faults.into_iter().find(|(faulty, _)| *faulty == Some(name));
+        let fault =
+            reader.faults.into_iter().find(|(faulty, _)| faulty.is_some_and(|name| names.contains(&name)));
         fault.map_or(Ok(config), |(_, fault)| Err(fault))
     }
 
@@ -494,6 +524,8 @@ impl<'a> Reader<'a> {
         let contains = |secret: &str| secret.len() >= 8 && value.contains(secret);
         let secrets = SETTINGS.iter().filter(|setting| setting.is_secret());
         has_password
+            // A key in the place of its path.
+            || value.contains("PRIVATE KEY")
             || parse::TOKEN_PREFIXES.iter().any(|prefix| value.contains(prefix))
             || secrets.filter_map(|s| self.values.get(s.name)).any(|(secret, _)| contains(secret.expose()))
     }

@@ -145,6 +145,15 @@ pub(super) fn pat(value: &str) -> Result<Secret, String> {
     Err(problem.into())
 }
 
+/// The client ID of a GitHub App, such as `Iv23liAbCdEfGhIjKlMn`, or its number.
+pub(super) fn app_id(value: &str) -> Result<String, String> {
+    if is_name(value, "._-") && value.len() <= 40 && !is_placeholder(value) {
+        return Ok(value.into());
+    }
+    Err("is not the ID of a GitHub App; write the Client ID or the App ID from the App's settings page"
+        .into())
+}
+
 pub(super) fn webhook_secret(value: &str, mock: bool) -> Result<Secret, String> {
     if !mock && is_placeholder(value) {
         return Err(

@@ -3,6 +3,7 @@
 
 use super::parse;
 use super::{Config, DiskMode, Isolation, LogFormat, RegistrationMode, Shutdown};
+use crate::private_key::PrivateKey;
 use log::LevelFilter;
 use std::fmt;
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub enum Fallback {
         /// What to do when it is missing.
         fix: &'static str,
     },
+    /// It must be set, unless VMs are simulated or this setting is there in its place.
+    RequiredUnless(&'static str),
 }
 
 /// The values that a setting takes, and where a parsed one goes.
@@ -93,7 +96,8 @@ impl Setting {
                 Ok(Some(value.replace('\\', "/")))
             }
             Default(value) => Ok(Some(value.into())),
-            Unset(_) => Ok(None),
+            // [`conflicts`] tells when it is missing.
+            Unset(_) | RequiredUnless(_) => Ok(None),
             Required { in_mock, .. } if mock => Ok(in_mock.map(str::to_owned)),
             Required { fix, .. } => Err(format!("{}: not set; {fix}.", self.name)),
         }
@@ -127,6 +131,7 @@ impl fmt::Display for Fallback {
             Default(value) => write!(f, "[default: {value}]"),
             Unset(meaning) => write!(f, "[default: {meaning}]"),
             Required { .. } => f.write_str("[required]"),
+            RequiredUnless(other) => write!(f, "[required unless {other} is set]"),
         }
     }
 }
@@ -154,11 +159,20 @@ macro_rules! settings {
 
 settings! {
     "GitHub" {
-        GITHUB_PAT Required { in_mock: None, fix: "create a token at https://github.com/settings/tokens and put it in .env" },
+        GITHUB_PAT RequiredUnless("GITHUB_APP_ID"),
             Secret(|c, value| parse::pat(value).map(|pat| c.github.pat = Some(pat))),
             "Personal access token that can manage self-hosted runners. For an organization: fine-grained with \
              \"Self-hosted runners: read and write\", or classic with admin:org. For a repository: fine-grained with \
              \"Administration: read and write\", or classic with repo.";
+        GITHUB_APP_ID Unset("GITHUB_PAT is used"),
+            Text("ID", |c, value| parse::app_id(value).map(|id| c.github.app_id = Some(id))),
+            "Client ID or App ID of a GitHub App, to be used in place of GITHUB_PAT. The App must be installed for \
+             GITHUB_ORG. For an organization it needs \"Self-hosted runners: read and write\"; for a repository \
+             \"Administration: read and write\" and, to list queued jobs, \"Actions: read\".";
+        GITHUB_APP_PRIVATE_KEY_PATH Unset("GITHUB_PAT is used"),
+            Path(|c, path| PrivateKey::read(&path).map(|key| c.github.app_key = Some(key))),
+            "The .pem file with the App's private key, as GitHub made it. It is read again for each token, about once \
+             an hour, so a new key needs no restart.";
         GITHUB_ORG Required { in_mock: Some("mock-org"), fix: "put the organization's name in .env (or the user's, together \
              with GITHUB_REPO)" },
             Text("NAME", |c, value| parse::org(value).map(|org| c.github.org = org)),
@@ -300,7 +314,7 @@ settings! {
     "Simulation" {
         USE_MOCK Default("false"),
             Flag(|c, on| c.mock = on),
-            "Simulate the VMs, and GitHub too unless GITHUB_PAT is set. Nothing else is required then: the webhook \
+            "Simulate the VMs, and GitHub too unless GITHUB_PAT or GITHUB_APP_ID is set. Nothing else is required then: the webhook \
              secret is `mock-secret` and the organization `mock-org`.";
         MOCK_CREATE_SECONDS Default("0.5"),
             Time(0, 86_400, |c, time| c.mock_timing.create = time),
@@ -320,7 +334,7 @@ const SECURE_BOOT: &[&str] =
 
 /// What is wrong with settings that are right by themselves. `valid` tells
 /// whether a setting's own value is.
-pub(super) fn conflicts(c: &Config, valid: impl Fn(&str) -> bool) -> Vec<String> {
+pub(super) fn conflicts(c: &Config, valid: impl Fn(&str) -> bool + Copy) -> Vec<String> {
     let (size, warm, group) = (c.pool.size, c.pool.warm, &c.github.runner_group);
     let (memory, max) = (c.hyperv.memory_mb, c.hyperv.memory_max_mb);
     let odd = |name, memory: Option<u64>| {
@@ -348,13 +362,40 @@ pub(super) fn conflicts(c: &Config, valid: impl Fn(&str) -> bool) -> Vec<String>
             )
         }),
         group_of_repo(),
-        (c.mock && c.github.pat.is_some() && c.github.org == "mock-org").then(|| {
-            "GITHUB_ORG: not set; GITHUB_PAT is for the real GitHub, so set the organization's name too.".into()
+        credential_fault(c, valid),
+        (c.mock && c.github.credential().is_some() && c.github.org == "mock-org").then(|| {
+            let set = if c.github.pat.is_some() { "GITHUB_PAT" } else { "GITHUB_APP_ID" };
+            format!("GITHUB_ORG: not set; {set} is for the real GitHub, so set the organization's name too.")
         }),
         (!c.mock && valid("PORT") && c.http.port == 0)
             .then(|| "PORT: 0 is only for USE_MOCK; use a number from 1 to 65535.".into()),
     ];
     faults.into_iter().flatten().collect()
+}
+
+/// What is wrong with the choice between a personal access token and a GitHub App.
+fn credential_fault(c: &Config, valid: impl Fn(&str) -> bool) -> Option<String> {
+    let missing = |name: &str, other: &str| {
+        format!("{name}: not set, but {other} is; a GitHub App takes both, so set it too, or remove {other}.")
+    };
+    let (id, key) = ("GITHUB_APP_ID", "GITHUB_APP_PRIVATE_KEY_PATH");
+    // One that is wrong is set.
+    let is_set = |there, name| there || !valid(name);
+    let app = (is_set(c.github.app_id.is_some(), id), is_set(c.github.app_key.is_some(), key));
+    match (is_set(c.github.pat.is_some(), "GITHUB_PAT"), app) {
+        (true, (true, _) | (_, true)) => Some(format!(
+            "GITHUB_PAT: set, but {} is too; the pool uses either a token or a GitHub App, so remove one of them.",
+            if app.0 { id } else { key }
+        )),
+        (false, (false, false)) if !c.mock => Some(
+            "GITHUB_PAT: not set; create a token at https://github.com/settings/tokens and put it in .env, or set \
+             GITHUB_APP_ID and GITHUB_APP_PRIVATE_KEY_PATH for a GitHub App."
+                .into(),
+        ),
+        (false, (false, true)) => Some(missing(id, key)),
+        (false, (true, false)) => Some(missing(key, id)),
+        _ => None,
+    }
 }
 
 /// What is allowed but probably not intended.

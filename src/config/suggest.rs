@@ -4,9 +4,11 @@ use super::settings::SETTINGS;
 
 /// What other tools call some settings, where spelling alone would suggest
 /// the wrong one.
-const ALSO_CALLED: [(&str, &str); 5] = [
+const ALSO_CALLED: [(&str, &str); 7] = [
     ("GITHUB_TOKEN", "GITHUB_PAT"),
     ("GH_TOKEN", "GITHUB_PAT"),
+    ("GITHUB_APP_CLIENT_ID", "GITHUB_APP_ID"),
+    ("GITHUB_APP_PRIVATE_KEY", "GITHUB_APP_PRIVATE_KEY_PATH"),
     ("GITHUB_OWNER", "GITHUB_ORG"),
     ("GITHUB_URL", "GITHUB_API_URL"),
     ("VM_CPUS", "VM_CPU_COUNT"),

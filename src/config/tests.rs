@@ -61,6 +61,8 @@ fn the_three_required_settings_are_enough() {
         GitHubConfig {
             api_url: "https://api.github.com".into(),
             pat: Some(Secret::new("ghp_hunter2hunter2")),
+            app_id: None,
+            app_key: None,
             org: "acme".into(),
             repo: None,
             registration: RegistrationMode::Jit,
@@ -126,6 +128,87 @@ fn simulated_vms_on_the_real_github_need_the_real_organization() {
     assert!(faults.starts_with("GITHUB_ORG: not set") && faults.lines().count() == 1, "{faults}");
     let config = mock(&[("GITHUB_PAT", "ghp_x1"), ("GITHUB_ORG", "acme")]).unwrap().config;
     assert_eq!((config.github.org.as_str(), config.mock), ("acme", true));
+}
+
+/// A GitHub App in place of the token.
+fn load_app(settings: &[(&str, &str)]) -> Result<Loaded, Faults> {
+    load_both(&[&REQUIRED[1..], settings].concat(), "")
+}
+
+fn app_key() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/github-app/pkcs1.pem");
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_github_app_takes_the_place_of_the_token() {
+    for id in ["123456", "Iv1.0123456789abcdef", "Iv23liAbCdEfGhIjKlMn"] {
+        let app = [("GITHUB_APP_ID", id), ("GITHUB_APP_PRIVATE_KEY_PATH", &app_key())];
+        let github = load_app(&app).unwrap_or_else(|faults| panic!("{faults}")).config.github;
+        let Some(Credential::App { id: read, key }) = github.credential() else { panic!("{github:?}") };
+        assert_eq!((read.as_str(), format!("{key:?}")), (id, "***".to_owned()));
+    }
+}
+
+#[test]
+fn the_key_is_found_from_the_folder_of_the_settings() {
+    let folder = Folder::new("app-key");
+    std::fs::copy(app_key(), folder.0.join("app.pem")).unwrap();
+    folder.write("GITHUB_APP_ID=123456\nGITHUB_APP_PRIVATE_KEY_PATH=app.pem\n");
+    let source = source(&[], folder.0.clone());
+    assert!(matches!(source.credential(), Ok(Some(Credential::App { .. }))));
+    std::fs::remove_file(folder.0.join("app.pem")).unwrap();
+    let fault = source.credential().unwrap_err();
+    assert!(fault.starts_with("GITHUB_APP_PRIVATE_KEY_PATH (.env line 2)"), "{fault}");
+    assert!(fault.contains("app.pem") && fault.contains("cannot be read"), "{fault}");
+}
+
+#[test]
+fn a_token_and_an_app_neither_or_half_an_app_are_one_fault_each() {
+    let key = app_key();
+    let (id, key) = (("GITHUB_APP_ID", "123456"), ("GITHUB_APP_PRIVATE_KEY_PATH", &*key));
+    for (settings, begin, words) in [
+        (&[][..], "GITHUB_PAT: not set;", "GITHUB_APP_PRIVATE_KEY_PATH"),
+        (&[id], "GITHUB_APP_PRIVATE_KEY_PATH: not set,", "GITHUB_APP_ID"),
+        (&[key], "GITHUB_APP_ID: not set,", "GITHUB_APP_PRIVATE_KEY_PATH"),
+        (&[REQUIRED[0], id], "GITHUB_PAT: set, but GITHUB_APP_ID is too", "remove one"),
+        (&[REQUIRED[0], key], "GITHUB_PAT: set, but GITHUB_APP_PRIVATE_KEY_PATH is too", "remove one"),
+        (&[REQUIRED[0], id, key], "GITHUB_PAT: set, but GITHUB_APP_ID is too", "remove one"),
+        (&[("GITHUB_PAT", "ghp_1 2")], "GITHUB_PAT (in the environment): the value contains a space", "copy"),
+        (&[("GITHUB_APP_ID", "my app"), key], "GITHUB_APP_ID (in the environment): `my app`", "Client ID"),
+        (&[("GITHUB_APP_ID", "<id>"), key], "GITHUB_APP_ID (in the environment): `<id>`", "Client ID"),
+    ] {
+        let faults = load_app(settings).unwrap_err().to_string();
+        assert_eq!(faults.lines().count(), 1, "{faults}");
+        assert!(faults.starts_with(begin) && faults.contains(words), "{faults}");
+    }
+}
+
+#[test]
+fn simulated_vms_on_the_real_github_take_an_app_too() {
+    let key = app_key();
+    let app = [("GITHUB_APP_ID", "123456"), ("GITHUB_APP_PRIVATE_KEY_PATH", &*key)];
+    let faults = mock(&app).unwrap_err().to_string();
+    assert!(
+        faults.starts_with("GITHUB_ORG: not set; GITHUB_APP_ID") && faults.lines().count() == 1,
+        "{faults}"
+    );
+    let config = mock(&[&app[..], &[("GITHUB_ORG", "acme")]].concat()).unwrap().config;
+    assert!(matches!(config.github.credential(), Some(Credential::App { .. })));
+}
+
+#[test]
+fn a_key_in_the_place_of_its_path_is_not_shown() {
+    let key = std::fs::read_to_string(app_key()).unwrap();
+    for value in [key.clone(), key.replace('\n', " "), key.lines().next().unwrap().to_owned()] {
+        let faults = load_app(&[("GITHUB_APP_ID", "123456"), ("GITHUB_APP_PRIVATE_KEY_PATH", &value)]);
+        let faults = faults.unwrap_err().to_string();
+        assert!(faults.contains("does not belong here; use PATH") && !faults.contains("MII"), "{faults}");
+    }
+    let dotenv = format!("GITHUB_APP_ID=123456\nGITHUB_APP_PRIVATE_KEY_PATH={key}");
+    let faults = load_both(&REQUIRED[1..], &dotenv).unwrap_err();
+    let shown = format!("{faults}{:?}", faults.warnings());
+    assert!(key.lines().skip(1).all(|line| !shown.contains(line) || line.starts_with("---")), "{shown}");
 }
 
 #[test]
@@ -636,10 +719,10 @@ fn the_token_and_the_template_are_read_anew() {
     let folder = Folder::new("read-anew");
     let source = source(&[], folder.0.clone());
     folder.write("GITHUB_PAT=ghp_old\nVM_TEMPLATE_PATH=old.vhdx\n");
-    assert_eq!(source.pat(), Ok(Some(Secret::new("ghp_old"))));
+    assert_eq!(source.credential(), Ok(Some(Credential::Pat(Secret::new("ghp_old")))));
     assert_eq!(source.template_path(), Ok(folder.0.join("old.vhdx")));
     folder.write("GITHUB_PAT=ghp_new\nVM_TEMPLATE_PATH=new.vhdx\n");
-    assert_eq!(source.pat(), Ok(Some(Secret::new("ghp_new"))));
+    assert_eq!(source.credential(), Ok(Some(Credential::Pat(Secret::new("ghp_new")))));
     assert_eq!(source.template_path(), Ok(folder.0.join("new.vhdx")));
 }
 
@@ -649,7 +732,7 @@ fn a_value_from_the_environment_stays() {
     folder.write("GITHUB_PAT=ghp_new\nVM_TEMPLATE_PATH=new.vhdx\n");
     let environment = [("GITHUB_PAT", "ghp_env"), ("VM_TEMPLATE_PATH", "env.vhdx")];
     let source = source(&environment, folder.0.clone());
-    assert_eq!(source.pat(), Ok(Some(Secret::new("ghp_env"))));
+    assert_eq!(source.credential(), Ok(Some(Credential::Pat(Secret::new("ghp_env")))));
     assert_eq!(source.template_path(), Ok(folder.0.join("env.vhdx")));
 }
 
@@ -658,17 +741,15 @@ fn a_setting_read_anew_has_only_its_own_faults() {
     let folder = Folder::new("own-faults");
     let source = source(&[], folder.0.clone());
     folder.write("POOL_SIZE=many\nVM_TEMPLATE_PATH='x.vhdx\nGITHUB_PAT=ghp_1\nnonsense\n");
-    assert_eq!(source.pat(), Ok(Some(Secret::new("ghp_1"))));
+    assert_eq!(source.credential(), Ok(Some(Credential::Pat(Secret::new("ghp_1")))));
     let fault = source.template_path().unwrap_err();
     assert!(fault.starts_with("VM_TEMPLATE_PATH (.env line 2): the quote is not closed"), "{fault}");
     folder.write("VM_TEMPLATE_PATH=x.vhd\nGITHUB_PAT=ghp_hunter2 hunter2\n");
     assert!(source.template_path().unwrap_err().contains("`x.vhd` is not the path of a .vhdx file"));
-    let fault = source.pat().unwrap_err();
+    let fault = source.credential().unwrap_err();
     assert!(fault.contains("contains a space") && !fault.contains("hunter2"), "{fault}");
     folder.write("");
-    assert!(source.pat().unwrap_err().starts_with("GITHUB_PAT: not set"));
-    folder.write("USE_MOCK=true");
-    assert_eq!(source.pat(), Ok(None));
+    assert_eq!(source.credential(), Ok(None));
 }
 
 #[test]

@@ -7,18 +7,17 @@
 //! <https://docs.github.com/en/rest/actions/workflow-jobs>, API version
 //! 2022-11-28.
 
+use super::auth::Auth;
+pub use super::auth::ReadCredential;
 use super::clock::{Clock, SystemClock};
 pub use super::http::REQUEST_TIMEOUT;
 use super::http::{Http, Request, Response};
-use super::pat::CurrentPat;
-pub use super::pat::ReadPat;
 use super::refusal::refusal;
 use super::scope::{Scope, encode};
 use super::traffic::Traffic;
-use super::wire::{Download, Group, Id, JitConfig, Job, Page, RegistrationToken, RunnerItem};
+use super::wire::{Download, Group, Id, JitConfig, Job, Page, RunnerItem, Token};
 use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
 use crate::config::{GitHubConfig, RegistrationMode};
-use crate::date::parse_time;
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
 use crate::text::one_line;
@@ -34,9 +33,6 @@ use ureq::http::Method;
 const MAX_PAGES: usize = 200;
 /// The id of the runner group "Default", and of the only one a repository has.
 const DEFAULT_GROUP: u64 = 1;
-/// A registration token is replaced this long before it expires, so that the
-/// VM that gets it has the time to start and register.
-const TOKEN_MARGIN: Duration = Duration::from_secs(5 * 60);
 
 /// The most workflow runs of each status whose jobs [`Client::queued_jobs`]
 /// lists: each costs a request.
@@ -55,25 +51,26 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client; nothing is sent yet. `None` without a token in `config`.
-    /// When GitHub refuses the token, `read_pat` is asked for another.
+    /// Makes a client; nothing is sent yet. `None` if `config` has nothing to
+    /// sign in with. `read` is asked when GitHub refuses the personal access
+    /// token, and before each token of a GitHub App.
     ///
     /// A proxy is taken from the environment (`HTTPS_PROXY`, `ALL_PROXY`,
     /// `NO_PROXY`), except to this machine itself.
-    pub fn new(config: &GitHubConfig, read_pat: ReadPat) -> Option<Client> {
-        Client::with(config, read_pat, REQUEST_TIMEOUT, Arc::new(SystemClock))
+    pub fn new(config: &GitHubConfig, read: ReadCredential) -> Option<Client> {
+        Client::with(config, read, REQUEST_TIMEOUT, Arc::new(SystemClock))
     }
 
     /// The same with another timeout and another clock, for tests.
     pub fn with(
         config: &GitHubConfig,
-        read_pat: ReadPat,
+        read: ReadCredential,
         timeout: Duration,
         clock: Arc<dyn Clock>,
     ) -> Option<Client> {
-        let pat = CurrentPat::new(config.pat.clone()?, read_pat);
+        let auth = Auth::new(config.credential()?, read);
         Some(Client {
-            http: Http::new(&config.api_url, pat, timeout, clock),
+            http: Http::new(&config.api_url, auth, timeout, clock),
             config: config.clone(),
             scope: config.scope(),
             group_id: Mutex::default(),
@@ -106,27 +103,7 @@ impl Client {
     /// Sends a request and reads its response, which must be a success.
     fn ask<T: DeserializeOwned>(&self, request: &Request, deadline: Instant) -> Result<T, Error> {
         let response = self.http.send(request, deadline)?;
-        self.read(request, &response)
-    }
-
-    /// A response's body as JSON. An error holds nothing of the body, which
-    /// may be a credential.
-    fn read<T: DeserializeOwned>(&self, request: &Request, response: &Response) -> Result<T, Error> {
-        if !(200..300).contains(&response.status) {
-            return Err(refusal(request, response, &self.http.host));
-        }
-        serde_json::from_slice(&response.body).map_err(|error| {
-            Error::Failed(format!(
-                "{}: the response of {} ({}, {} bytes) is not the JSON that GitHub documents (line {}, column {}); \
-                 check GITHUB_API_URL if this stays",
-                request.what,
-                self.http.host,
-                response.status,
-                response.body.len(),
-                error.line(),
-                error.column()
-            ))
-        })
+        self.http.json(request, &response)
     }
 
     /// All items of a listing in pages.
@@ -210,7 +187,7 @@ impl Client {
         if response.status == 409 {
             return Err(Error::NameTaken);
         }
-        let jit: JitConfig = self.read(&request, &response)?;
+        let jit: JitConfig = self.http.json(&request, &response)?;
         let credential = Secret::new(jit.encoded_jit_config);
         Ok(Registration { runner_id: Some(jit.runner.id), credential })
     }
@@ -251,21 +228,18 @@ impl Client {
     /// A registration token: the one that all slots share, or a new one when
     /// that is about to expire.
     fn registration_token(&self) -> Result<Registration, Error> {
-        let clock = self.http.clock();
-        let shared = unpoisoned(&self.token).clone().filter(|(_, until)| clock.now() < *until);
+        let now = self.http.clock().now();
+        let shared = unpoisoned(&self.token).clone().filter(|(_, until)| now < *until);
         if let Some((credential, _)) = shared {
             return Ok(Registration { runner_id: None, credential });
         }
         let what = "cannot get a registration token";
         let request = Request::new(&self.scope, what, Method::POST, "/runners/registration-token");
         let response = self.http.send(&request, self.http.request_deadline())?;
-        let token: RegistrationToken = self.read(&request, &response)?;
+        let token: Token = self.http.json(&request, &response)?;
+        let good_until = self.http.good_until(&token);
         let credential = Secret::new(token.token);
-        // Its life is measured by GitHub's clock, if it told: ours may be wrong.
-        let expires = token.expires_at.as_deref().and_then(parse_time);
-        let now = response.date.unwrap_or_else(|| clock.utc());
-        let life = expires.and_then(|expires| expires.duration_since(now + TOKEN_MARGIN).ok());
-        *unpoisoned(&self.token) = life.map(|life| (credential.clone(), clock.now() + life));
+        *unpoisoned(&self.token) = good_until.map(|until| (credential.clone(), until));
         Ok(Registration { runner_id: None, credential })
     }
 
@@ -309,7 +283,7 @@ impl GitHub for Client {
             self.confirm_access(scope, &request.what, deadline)?;
             return Ok(None);
         }
-        self.read::<RunnerItem>(&request, &response).map(|runner| Some(runner.into()))
+        self.http.json::<RunnerItem>(&request, &response).map(|runner| Some(runner.into()))
     }
 
     fn remove(&self, scope: &Scope, id: u64) -> Result<Removal, Error> {
@@ -321,7 +295,7 @@ impl GitHub for Client {
             200..300 => Ok(Removal::Removed),
             404 => self.confirm_access(scope, &request.what, deadline).map(|()| Removal::NotThere),
             422 => Ok(Removal::Busy),
-            _ => Err(refusal(&request, &response, &self.http.host)),
+            _ => Err(refusal(&request, &response, &self.http)),
         }
     }
 
@@ -352,7 +326,7 @@ impl GitHub for Client {
     }
 
     fn token_expires(&self) -> Option<SystemTime> {
-        self.http.pat.expires()
+        self.http.auth.pat_expires()
     }
 
     fn traffic(&self) -> Traffic {

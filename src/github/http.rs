@@ -2,17 +2,21 @@
 //! where that is safe, and held back when the rate limit is used up.
 
 use super::Error;
+use super::auth::Auth;
 use super::clock::Clock;
-use super::pat::{self, CurrentPat};
 use super::rate_limit::RateLimit;
+use super::refusal::refusal;
 use super::scope::Scope;
 use super::traffic::Traffic;
+use super::wire::Token;
 use crate::config::is_loopback;
-use crate::date::parse_http_date;
+use crate::date::{parse_http_date, parse_time};
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
 use crate::text::one_line;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Display;
 use std::io::{Cursor, ErrorKind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -35,27 +39,34 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// may take four times as long.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A request about the runners or the workflow runs of a scope.
+/// A token is replaced this long before it expires: a VM that gets a
+/// registration token has the time to start and register, and no request is on
+/// its way with a token that ends.
+pub const TOKEN_MARGIN: Duration = Duration::from_secs(5 * 60);
+
+/// A request about a scope.
 pub(super) struct Request<'a> {
     /// What fails if this fails, such as `cannot register the runner runner-1`.
     pub what: String,
     pub method: Method,
     pub scope: &'a Scope,
-    /// What follows `/orgs/ORG/actions` or `/repos/OWNER/REPOSITORY/actions`:
-    /// path and query, percent-encoded.
+    /// What follows the API's address: path and query, percent-encoded.
     pub path: String,
     /// A POST without one sends an empty body.
     pub body: Option<serde_json::Value>,
 }
 
 impl Request<'_> {
+    /// A request about the runners or the workflow runs of a scope. `path` is
+    /// what follows `/orgs/ORG/actions` or `/repos/OWNER/REPOSITORY/actions`.
     pub fn new<'a>(
         scope: &'a Scope,
         what: impl Into<String>,
         method: Method,
-        path: impl Into<String>,
+        path: impl Display,
     ) -> Request<'a> {
-        Request { what: what.into(), method, scope, path: path.into(), body: None }
+        let path = format!("{}/actions{path}", scope.path());
+        Request { what: what.into(), method, scope, path, body: None }
     }
 }
 
@@ -78,16 +89,18 @@ pub(super) struct Http {
     api_url: String,
     /// GitHub's host, for errors.
     pub host: String,
-    pub pat: CurrentPat,
+    pub auth: Auth,
     timeout: Duration,
     clock: Arc<dyn Clock>,
+    /// The time that GitHub told last, and when it did.
+    githubs_time: Mutex<Option<(SystemTime, Instant)>>,
     rate_limit: RateLimit,
     traffic: Mutex<Traffic>,
 }
 
 impl Http {
     /// `api_url` has no slash at its end.
-    pub fn new(api_url: &str, pat: CurrentPat, timeout: Duration, clock: Arc<dyn Clock>) -> Http {
+    pub fn new(api_url: &str, auth: Auth, timeout: Duration, clock: Arc<dyn Clock>) -> Http {
         let uri = api_url.parse::<Uri>().ok();
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
@@ -108,8 +121,9 @@ impl Http {
             agent: config.build().new_agent(),
             api_url: api_url.to_owned(),
             host: uri.as_ref().and_then(Uri::host).unwrap_or("GITHUB_API_URL").to_owned(),
-            pat,
+            auth,
             timeout,
+            githubs_time: Mutex::default(),
             rate_limit: RateLimit::new(Arc::clone(&clock)),
             clock,
             traffic: Mutex::default(),
@@ -123,6 +137,22 @@ impl Http {
 
     pub fn clock(&self) -> &dyn Clock {
         &*self.clock
+    }
+
+    /// The time by GitHub's clock, if it has told; else by this machine's, which may be wrong.
+    pub fn utc(&self) -> SystemTime {
+        match *unpoisoned(&self.githubs_time) {
+            Some((time, told)) => time + self.clock.now().saturating_duration_since(told),
+            None => self.clock.utc(),
+        }
+    }
+
+    /// Until when a token that came with this response may be used or handed
+    /// out. `None` if its life is unknown, or too short to be shared.
+    pub fn good_until(&self, token: &Token) -> Option<Instant> {
+        let expires = parse_time(token.expires_at.as_deref()?)?;
+        let life = expires.duration_since(self.utc() + TOKEN_MARGIN).ok()?;
+        self.clock.now().checked_add(life)
     }
 
     /// When one request must be over.
@@ -140,36 +170,48 @@ impl Http {
     /// A GET or DELETE is sent again after a network error or a response of
     /// 5xx. A POST is not: GitHub may have done what it asked, and a second
     /// runner of the same name would be refused. Any request is sent once more
-    /// after a 401 if `GITHUB_PAT` holds another token by now.
+    /// after a 401 if `GITHUB_PAT` holds another token by now, or the GitHub App
+    /// gets another one.
     ///
     /// # Errors
     /// [`Error::Refused`] without sending anything when the scope is at another
-    /// GitHub, which must not see the token. [`Error::RateLimited`] without
-    /// sending anything while the rate limit is used up, and when this request
-    /// finds it used up. [`Error::Failed`] when there is no response in time.
+    /// GitHub, which must not see the token, or when the GitHub App gets none.
+    /// [`Error::RateLimited`] without sending anything while the rate limit is
+    /// used up, and when this request finds it used up. [`Error::Failed`] when
+    /// there is no response in time.
     pub fn send(&self, request: &Request, deadline: Instant) -> Result<Response, Error> {
         if request.scope.api_url != self.api_url {
             return Err(Error::Refused(format!(
-                "{}: the runners of the {} are registered at another GitHub ({}): the token in GITHUB_PAT is only \
-                 sent to GITHUB_API_URL ({})",
+                "{}: the runners of the {} are registered at another GitHub ({}): the token is only sent to \
+                 GITHUB_API_URL ({})",
                 request.what, request.scope, request.scope.api_url, self.api_url
             )));
         }
+        let token = self.auth.token(self, request.scope)?;
+        let response = self.send_as(&token, request, deadline)?;
+        if response.status == 401
+            && let Some(other) = self.auth.other_than(&token, self, request.scope)?
+        {
+            return self.send_as(&other, request, deadline);
+        }
+        Ok(response)
+    }
+
+    /// As [`Http::send`], with this token.
+    pub fn send_as(&self, token: &Secret, request: &Request, deadline: Instant) -> Result<Response, Error> {
         let deadline = deadline.min(self.request_deadline());
         let mut back_offs = if request.method == Method::POST { [].iter() } else { BACK_OFFS.iter() };
-        let mut pat = self.pat.get();
         loop {
             self.rate_limit.check()?;
-            let outcome = self.exchange(request, &pat, deadline);
+            let outcome = self.exchange(request, token, deadline);
             if let Ok(Response { status, headers, date, message, .. }) = &outcome {
-                self.pat.note_expiration(&pat, headers);
-                self.rate_limit.note(*status, headers, *date, message)?;
-                if *status == 401
-                    && let Some(new) = self.pat.other_than(&pat)
-                {
-                    pat = new;
-                    continue;
+                if let Some(date) = date {
+                    *unpoisoned(&self.githubs_time) = Some((*date, self.clock.now()));
                 }
+                if let Auth::Pat(pat) = &self.auth {
+                    pat.note_expiration(token, headers);
+                }
+                self.rate_limit.note(*status, headers, *date, message)?;
             }
             let failed = outcome.as_ref().map_or(true, |response| response.status >= 500);
             let time_left = deadline.saturating_duration_since(self.clock.now());
@@ -182,12 +224,12 @@ impl Http {
 
     /// One try, and the redirections it leads through. To this GitHub only,
     /// since the token is for no other.
-    fn exchange(&self, request: &Request, pat: &Secret, deadline: Instant) -> Result<Response, String> {
-        let mut url = format!("{}{}/actions{}", self.api_url, request.scope.path(), request.path);
+    fn exchange(&self, request: &Request, token: &Secret, deadline: Instant) -> Result<Response, String> {
+        let mut url = format!("{}{}", self.api_url, request.path);
         let here = format!("{}/", self.api_url);
         let mut redirects = 0;
         loop {
-            let response = self.exchange_once(request, pat, &url, deadline)?;
+            let response = self.exchange_once(request, token, &url, deadline)?;
             match response.header("location") {
                 Some(location)
                     if matches!(response.status, 301 | 302 | 307 | 308)
@@ -205,7 +247,7 @@ impl Http {
     fn exchange_once(
         &self,
         request: &Request,
-        pat: &Secret,
+        token: &Secret,
         url: &str,
         deadline: Instant,
     ) -> Result<Response, String> {
@@ -214,7 +256,7 @@ impl Http {
         let mut head = http::Request::builder()
             .method(request.method.clone())
             .uri(url)
-            .header(header::AUTHORIZATION, authorization(pat)?)
+            .header(header::AUTHORIZATION, authorization(token)?)
             .header("X-GitHub-Api-Version", "2022-11-28");
         if request.method == Method::POST {
             head = head.header(header::CONTENT_LENGTH, json.len());
@@ -230,7 +272,7 @@ impl Http {
             .map_err(ureq::Error::from)
             .map(|r| self.agent.configure_request(r).timeout_global(Some(time_left)).build())
             .and_then(|r| self.agent.run(r))
-            .and_then(|r| Response::read(r, pat))
+            .and_then(|r| Response::read(r, token))
             .map_err(|error| self.explain(&error));
         let answer = outcome.as_ref().ok().map(|response| (response.status, &response.headers));
         unpoisoned(&self.traffic).note(answer);
@@ -238,9 +280,32 @@ impl Http {
             Ok(response) => response.status.to_string(),
             Err(why) => why.clone(),
         };
-        let (method, scope, path) = (&request.method, request.scope.path(), &request.path);
-        log::debug!("GitHub: {method} {scope}/actions{path}: {came} ({} ms)", sent.elapsed().as_millis());
+        let (method, path) = (&request.method, &request.path);
+        log::debug!("GitHub: {method} {path}: {came} ({} ms)", sent.elapsed().as_millis());
         outcome
+    }
+
+    /// A response's body as JSON. An error holds nothing of the body, which
+    /// may be a credential.
+    ///
+    /// # Errors
+    /// When the response is a refusal, or not what GitHub documents.
+    pub fn json<T: DeserializeOwned>(&self, request: &Request, response: &Response) -> Result<T, Error> {
+        if !response.is_success() {
+            return Err(refusal(request, response, self));
+        }
+        serde_json::from_slice(&response.body).map_err(|error| {
+            Error::Failed(format!(
+                "{}: the response of {} ({}, {} bytes) is not the JSON that GitHub documents (line {}, column {}); \
+                 check GITHUB_API_URL if this stays",
+                request.what,
+                self.host,
+                response.status,
+                response.body.len(),
+                error.line(),
+                error.column()
+            ))
+        })
     }
 
     /// A network error in words for the operator.
@@ -267,22 +332,26 @@ impl Http {
 /// <https://docs.github.com/en/rest/authentication/authenticating-to-the-rest-api>
 fn authorization(token: &Secret) -> Result<HeaderValue, String> {
     let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-        .map_err(|_| format!("{} holds a character that no token has: copy it again", pat::NAME))?;
+        .map_err(|_| "the token holds a character that no token has".to_owned())?;
     value.set_sensitive(true);
     Ok(value)
 }
 
 impl Response {
-    fn read(mut response: http::Response<Body>, pat: &Secret) -> Result<Response, ureq::Error> {
+    fn read(mut response: http::Response<Body>, token: &Secret) -> Result<Response, ureq::Error> {
         let body = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec()?;
         let headers = std::mem::take(response.headers_mut());
         let date = headers.get(header::DATE).and_then(|v| parse_http_date(v.to_str().ok()?));
         let status = response.status().as_u16();
         let message = match status {
             ..300 => String::new(),
-            _ => one_line(&pat.redact(&said(&body)), MAX_MESSAGE_CHARS),
+            _ => one_line(&token.redact(&said(&body)), MAX_MESSAGE_CHARS),
         };
         Ok(Response { status, body, date, message, headers })
+    }
+
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

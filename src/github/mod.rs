@@ -1,6 +1,8 @@
 //! GitHub, as far as the pool needs it: register a runner, see which there
 //! are, remove one.
 
+mod app_tokens;
+mod auth;
 pub mod client;
 pub mod clock;
 mod http;
@@ -76,8 +78,9 @@ pub trait GitHub: Send + Sync {
     /// When GitHub does not answer.
     fn newest_runner_version(&self) -> Result<Option<String>, Error>;
 
-    /// When the token expires, as GitHub said in its last answer. `None` when
-    /// it did not say.
+    /// When the personal access token expires, as GitHub said in its last
+    /// answer. `None` when it did not say, and with a GitHub App, whose tokens
+    /// are made anew in time.
     fn token_expires(&self) -> Option<SystemTime>;
 
     /// The requests since the start. None where there is nobody to send them to.

@@ -1,6 +1,8 @@
 //! The personal access token: the one in use, until when it is valid, and the
 //! next one when GitHub refuses it.
 
+use super::auth::ReadCredential;
+use crate::config::Credential;
 use crate::date::parse_time;
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
@@ -11,18 +13,15 @@ use ureq::http::HeaderMap;
 /// What the token is called in errors.
 pub(super) const NAME: &str = "the token in GITHUB_PAT";
 
-/// Reads `GITHUB_PAT` again. Called when GitHub refuses the token in use.
-pub type ReadPat = Box<dyn Fn() -> Option<Secret> + Send + Sync>;
-
 /// The token of all requests.
 pub(super) struct CurrentPat {
     /// With the time of its end, as far as GitHub has said.
     current: Mutex<(Secret, Option<SystemTime>)>,
-    read: ReadPat,
+    read: ReadCredential,
 }
 
 impl CurrentPat {
-    pub fn new(value: Secret, read: ReadPat) -> CurrentPat {
+    pub fn new(value: Secret, read: ReadCredential) -> CurrentPat {
         CurrentPat { current: Mutex::new((value, None)), read }
     }
 
@@ -53,7 +52,10 @@ impl CurrentPat {
         let mut current = self.lock();
         // Of requests that are refused together, the first finds the new token.
         if current.0 == *refused {
-            let new = (self.read)().filter(|new| new != refused)?;
+            let Some(Credential::Pat(new)) = (self.read)() else { return None };
+            if new == *refused {
+                return None;
+            }
             *current = (new, None);
             log::info!("GitHub refused {NAME}; a new one was found there and is used from now on");
         }

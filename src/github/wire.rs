@@ -2,11 +2,13 @@
 //!
 //! <https://docs.github.com/en/rest/actions/self-hosted-runners>,
 //! <https://docs.github.com/en/rest/actions/self-hosted-runner-groups>,
-//! <https://docs.github.com/en/rest/actions/workflow-runs> and
-//! <https://docs.github.com/en/rest/actions/workflow-jobs>
+//! <https://docs.github.com/en/rest/actions/workflow-runs>,
+//! <https://docs.github.com/en/rest/actions/workflow-jobs> and
+//! <https://docs.github.com/en/rest/apps/apps>
 
 use super::Runner;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 #[derive(Deserialize)]
 pub(super) struct JitConfig {
@@ -20,10 +22,20 @@ pub(super) struct Id {
     pub id: u64,
 }
 
+/// A registration token, or an installation access token.
 #[derive(Deserialize)]
-pub(super) struct RegistrationToken {
+pub(super) struct Token {
     pub token: String,
     pub expires_at: Option<String>,
+}
+
+/// A GitHub App's installation for an account.
+#[derive(Deserialize)]
+pub(super) struct Installation {
+    pub id: u64,
+    /// Each permission's access, such as `write`.
+    pub permissions: Map<String, Value>,
+    pub suspended_at: Option<String>,
 }
 
 /// A page of a listing.

@@ -2,7 +2,7 @@
 //! of its faults, and of its silence.
 
 use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN, jit_config_for};
-use hyperv_runner_pool::config::{GitHubConfig, RegistrationMode};
+use hyperv_runner_pool::config::{Credential, GitHubConfig, RegistrationMode};
 use hyperv_runner_pool::github::client::{Client, REQUEST_TIMEOUT};
 use hyperv_runner_pool::github::clock::Clock;
 use hyperv_runner_pool::github::scope::Scope;
@@ -17,19 +17,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const START: u64 = 1_579_724_015;
 
 /// A clock that stands still but for sleeping and being put forward.
-struct TestClock {
+pub struct TestClock {
     start: Instant,
     passed: Mutex<Duration>,
     slept: Mutex<Vec<Duration>>,
 }
 
 impl TestClock {
-    fn new() -> Arc<TestClock> {
+    pub fn new() -> Arc<TestClock> {
         let (passed, slept) = (Mutex::default(), Mutex::default());
         Arc::new(TestClock { start: Instant::now(), passed, slept })
     }
 
-    fn forward(&self, time: Duration) {
+    pub fn forward(&self, time: Duration) {
         *self.passed.lock().unwrap() += time;
     }
 }
@@ -49,10 +49,12 @@ impl Clock for TestClock {
     }
 }
 
-fn settings(url: &str) -> GitHubConfig {
+pub fn settings(url: &str) -> GitHubConfig {
     GitHubConfig {
         api_url: url.to_owned(),
         pat: Some(Secret::new(TOKEN)),
+        app_id: None,
+        app_key: None,
         org: "acme".to_owned(),
         repo: None,
         registration: RegistrationMode::Jit,
@@ -78,13 +80,13 @@ fn sentence<T: std::fmt::Debug>(outcome: Result<T, Error>) -> String {
 }
 
 #[track_caller]
-fn assert_says(text: &str, parts: &[&str]) {
+pub fn assert_says(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "no {part:?} in {text:?}");
     }
 }
 
-fn seconds(seconds: u64) -> Duration {
+pub fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
@@ -691,7 +693,7 @@ fn client_that_reads(github: &FakeGitHub, pat: &'static str) -> (Client, Arc<Ato
     let counted = Arc::clone(&reads);
     let read_pat = Box::new(move || {
         counted.fetch_add(1, Ordering::SeqCst);
-        Some(Secret::new(pat))
+        Some(Credential::Pat(Secret::new(pat)))
     });
     let client = Client::with(&settings(&github.url()), read_pat, REQUEST_TIMEOUT, TestClock::new());
     (client.unwrap(), reads)

@@ -3,6 +3,7 @@
 
 mod commands;
 mod fake_guest;
+mod github_app;
 mod github_client;
 mod guest_calls;
 // On Windows the program runs PowerShell from the system's folder only, where no test can put a stand-in.

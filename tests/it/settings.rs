@@ -2,7 +2,7 @@
 //! `docs/configuration.md`) agrees with what the program does with them.
 
 use hyperv_runner_pool::commands::{self, COMMANDS};
-use hyperv_runner_pool::config::{self, Fallback, Faults, Loaded, SETTINGS, Source};
+use hyperv_runner_pool::config::{self, Fallback, Faults, Loaded, SETTINGS, Setting, Source};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -46,9 +46,13 @@ fn env_example_sets_every_setting_once_and_nothing_else() {
 #[test]
 fn an_untouched_env_example_lacks_exactly_what_is_required() {
     let faults = load(&config::example()).unwrap_err().to_string();
-    let required = SETTINGS.iter().filter(|s| matches!(s.fallback, Fallback::Required { .. }));
-    let lacking: Vec<_> = faults.lines().map(|line| line.split_once(": not set").unwrap().0).collect();
-    assert_eq!(lacking, required.map(|s| s.name).collect::<Vec<_>>());
+    let is_required =
+        |s: &&Setting| matches!(s.fallback, Fallback::Required { .. } | Fallback::RequiredUnless(_));
+    let mut required: Vec<_> = SETTINGS.iter().filter(is_required).map(|s| s.name).collect();
+    let mut lacking: Vec<_> = faults.lines().map(|line| line.split_once(": not set").unwrap().0).collect();
+    required.sort();
+    lacking.sort();
+    assert_eq!(lacking, required);
 }
 
 #[test]

@@ -88,12 +88,12 @@ pub fn rules(config: &Config) -> Rules {
     };
     let github = GitHubConfig {
         api_url: "https://api.github.com".into(),
-        pat: None,
         org: config.owner.into(),
         repo: config.repository.then(|| "app".into()),
         registration: if config.jit { RegistrationMode::Jit } else { RegistrationMode::Token },
         runner_group: "Default".into(),
         labels: vec!["self-hosted".into(), "Windows".into(), "ephemeral".into()],
+        ..GitHubConfig::default()
     };
     Rules::new(&pool, &github, super::world::TAG.into())
 }

@@ -5,6 +5,7 @@ mod check;
 mod cleanup;
 mod cost;
 mod foreign;
+mod github_app;
 mod github_faults;
 mod host_faults;
 mod killed;

@@ -4,6 +4,10 @@
 //! It speaks HTTP by hand, since no server library cuts a connection in the
 //! middle of an answer.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyperv_runner_pool::private_key::PrivateKey;
+use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -64,6 +68,26 @@ impl Reply {
     }
 }
 
+/// A GitHub App, and what it may do in the scope.
+#[derive(Clone, Debug)]
+pub struct FakeApp {
+    pub id: String,
+    pub key: PrivateKey,
+    pub installed: bool,
+    pub suspended: bool,
+    pub permissions: Value,
+    pub token_life: Duration,
+    /// Token, end and permissions of each.
+    tokens: Vec<(String, SystemTime, Value)>,
+}
+
+impl FakeApp {
+    /// No token that was given is good any more.
+    pub fn revoke_tokens(&mut self) {
+        self.tokens.clear();
+    }
+}
+
 /// How it can misbehave.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -91,6 +115,8 @@ struct State {
     /// Workflow runs: id, status, jobs as JSON.
     runs: Vec<(u64, String, Vec<Value>)>,
     token: String,
+    /// Then no personal access token is taken.
+    app: Option<FakeApp>,
     /// What it says of the token's end.
     token_expiration: Option<String>,
     next_id: u64,
@@ -123,6 +149,7 @@ impl FakeGitHub {
             groups: BTreeMap::from([(1, "Default".to_owned())]),
             runs: Vec::new(),
             token: TOKEN.to_owned(),
+            app: None,
             token_expiration: None,
             next_id: 1,
             tokens_made: 0,
@@ -203,6 +230,24 @@ impl FakeGitHub {
             .map(|(job, status, label)| json!({"id": job, "run_id": id, "status": status, "labels": [label]}))
             .collect();
         self.state().runs.push((id, status.to_owned(), jobs));
+    }
+
+    /// Takes the tokens of this GitHub App only from now on.
+    pub fn add_app(&self, id: &str, key: PrivateKey, permissions: Value) {
+        let (id, token_life) = (id.to_owned(), Duration::from_secs(3600));
+        self.state().app = Some(FakeApp {
+            id,
+            key,
+            installed: true,
+            suspended: false,
+            permissions,
+            token_life,
+            tokens: Vec::new(),
+        });
+    }
+
+    pub fn change_app(&self, change: impl FnOnce(&mut FakeApp)) {
+        change(self.state().app.as_mut().unwrap());
     }
 
     /// Takes this token only from now on.
@@ -350,7 +395,67 @@ impl State {
         id
     }
 
+    /// <https://docs.github.com/en/rest/apps/apps>
+    fn answer_app(&mut self, app: &mut FakeApp, seen: &Seen) -> Reply {
+        let (now, scope) = (self.now(), self.scope.clone());
+        let path = seen.target.split('?').next().unwrap();
+        let bearer = seen.headers.get("authorization").and_then(|v| v.strip_prefix("Bearer ")).unwrap_or("");
+        if path.ends_with("/installation") || path.starts_with("/app/") {
+            if let Err(refusal) = verify_jwt(app, bearer, now) {
+                return refusal;
+            }
+            let here = path == format!("{scope}/installation");
+            return match seen.method.as_str() {
+                "GET" if here && app.installed => {
+                    let suspended = app.suspended.then(|| rfc3339(now));
+                    Reply::json(
+                        200,
+                        &json!({"id": 7, "permissions": app.permissions, "suspended_at": suspended}),
+                    )
+                }
+                "POST" if path == "/app/installations/7/access_tokens" => {
+                    let body: Value = serde_json::from_slice(&seen.body).unwrap();
+                    let asked = body["permissions"].clone();
+                    let granted = |(name, access): (&String, &Value)| {
+                        app.permissions[name] == *access || app.permissions[name] == "write"
+                    };
+                    if !asked.as_object().unwrap().iter().all(granted) {
+                        return Reply::refusal(
+                            422,
+                            "The permissions requested are not granted to this installation.",
+                        );
+                    }
+                    self.tokens_made += 1;
+                    let token = format!("ghs_{:036}", self.tokens_made);
+                    let expires = now + app.token_life;
+                    let reply = json!({"token": token, "expires_at": rfc3339(expires), "permissions": asked});
+                    app.tokens.push((token, expires, asked));
+                    Reply::json(201, &reply)
+                }
+                _ => Reply::refusal(404, "Not Found"),
+            };
+        }
+        let Some((_, _, may)) = app.tokens.iter().find(|(token, end, _)| token == bearer && now < *end)
+        else {
+            return Reply::refusal(401, "Bad credentials");
+        };
+        let needed = match scope.starts_with("/orgs/") {
+            true => "organization_self_hosted_runners",
+            false if path.contains("/actions/runs") => "actions",
+            false => "administration",
+        };
+        if may[needed].is_null() {
+            return Reply::refusal(403, "Resource not accessible by integration");
+        }
+        self.answer_authorized(seen)
+    }
+
     fn answer(&mut self, seen: &Seen) -> Reply {
+        if let Some(mut app) = self.app.take() {
+            let reply = self.answer_app(&mut app, seen);
+            self.app = Some(app);
+            return reply;
+        }
         if seen.headers.get("authorization") != Some(&format!("Bearer {}", self.token)) {
             return Reply::refusal(401, "Bad credentials");
         }
@@ -490,6 +595,38 @@ impl State {
         let runner = self.runners[self.runners.len() - 1].to_json();
         Reply::json(201, &json!({"runner": runner, "encoded_jit_config": jit_config_for(id)}))
     }
+}
+
+/// Whether a JSON web token is what GitHub takes of an App.
+/// <https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-a-json-web-token-jwt-for-a-github-app>
+fn verify_jwt(app: &FakeApp, jwt: &str, now: SystemTime) -> Result<(), Reply> {
+    let undecodable = || Reply::refusal(401, "A JSON web token could not be decoded");
+    let (signed, signature) = jwt.rsplit_once('.').ok_or_else(undecodable)?;
+    let (head, claims) = signed.split_once('.').ok_or_else(undecodable)?;
+    let bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| undecodable());
+    let json = |part: &str| serde_json::from_slice::<Value>(&bytes(part)?).map_err(|_| undecodable());
+    if json(head)? != json!({"alg": "RS256", "typ": "JWT"}) {
+        return Err(undecodable());
+    }
+    let claims = json(claims)?;
+    if claims["iss"] != *app.id {
+        return Err(Reply::refusal(404, "Integration not found"));
+    }
+    UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, app.key.public())
+        .verify(signed.as_bytes(), &bytes(signature)?)
+        .map_err(|_| undecodable())?;
+    let now = now.duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let time = |claim: &str| claims[claim].as_u64().unwrap();
+    if time("iat") > now {
+        return Err(Reply::refusal(
+            401,
+            "'Issued at' claim ('iat') must be an Integer representing the time",
+        ));
+    }
+    if time("exp") <= now || time("exp") > now + 600 {
+        return Err(Reply::refusal(401, "'Expiration time' claim ('exp') is too far in the future"));
+    }
+    Ok(())
 }
 
 /// The JIT configuration of a registration: as long as GitHub's, and no real one.
