@@ -4,6 +4,8 @@
 //   node fake-github.mjs PAT [WEBHOOK_URL WEBHOOK_SECRET]
 // prints its port. With a webhook it delivers workflow_job events, as GitHub does.
 // FAKE_GITHUB_ADDRESS: where runners reach it, if not on this machine.
+// With FAKE_GITHUB_APP=ID,FILE,SECONDS it takes no PAT, but the tokens of the GitHub App
+// of that id, whose private key is in FILE; each lasts so many seconds.
 //
 // For whoever plays GitHub's users:
 //   POST   /-/jobs  {"script","shell"}     queues a job; answers with its id
@@ -13,7 +15,10 @@
 //   GET    /-/online                       the names of those that are online
 //   POST   /-/runners/NAME?online=&busy=   says so of a runner that is only played
 //   DELETE /-/runners/NAME                 forgets a runner
-import { createHmac, generateKeyPairSync, randomUUID } from "node:crypto";
+//   GET    /-/app                          how many sign-ins and requests of the App were taken, and its tokens
+//   DELETE /-/app                          refuses the tokens that were given so far
+import { createHmac, createPublicKey, generateKeyPairSync, randomUUID, verify } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 
 const [pat, webhookUrl, webhookSecret] = process.argv.slice(2);
@@ -72,6 +77,44 @@ function rest(method, path, query, body) {
 
 function forget(runner) {
   runners = runners.filter((other) => other !== runner);
+}
+
+// ---- A GitHub App: https://docs.github.com/en/rest/apps/apps
+
+const [appId, appKey, appSeconds] = process.env.FAKE_GITHUB_APP?.split(",") ?? [];
+const app = { publicKey: appKey && createPublicKey(readFileSync(appKey)), signIns: 0, requests: 0, tokens: [] };
+const installed = { organization_self_hosted_runners: "write", metadata: "read", contents: "read" };
+
+// Why a JSON web token is not taken.
+// https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-a-json-web-token-jwt-for-a-github-app
+function faultOf(jwt) {
+  const [head, body, signature] = jwt.split(".");
+  const part = (text) => JSON.parse(Buffer.from(text, "base64url"));
+  if (part(head).alg !== "RS256") return "alg";
+  if (!verify("RSA-SHA256", Buffer.from(`${head}.${body}`), app.publicKey, Buffer.from(signature, "base64url"))) return "signature";
+  const { iss, iat, exp } = part(body);
+  const now = Date.now() / 1000;
+  if (iss !== appId) return "iss";
+  if (!(Number.isInteger(iat) && iat <= now)) return "iat";
+  if (!(Number.isInteger(exp) && exp > now && exp <= now + 600)) return "exp";
+}
+
+function signIn(method, path, body, bearer) {
+  const fault = faultOf(bearer);
+  if (fault) return [401, { message: `A JSON web token could not be decoded: ${fault}` }];
+  app.signIns += 1;
+  if (method === "GET") return [200, { id: 7, permissions: installed, suspended_at: null }];
+  if (path !== "/app/installations/7/access_tokens") return [404, { message: "Not Found" }];
+  if (JSON.stringify(body) !== '{"permissions":{"organization_self_hosted_runners":"write"}}') return [422, { message: "more than the pool needs" }];
+  const given = { token: `ghs_${randomUUID()}`, expires_at: later(appSeconds) };
+  app.tokens.push(given);
+  return [201, { ...given, permissions: body.permissions }];
+}
+
+function isAppsToken(bearer) {
+  const taken = app.tokens.some(({ token, expires_at, refused }) => token === bearer && !refused && new Date(expires_at) > new Date());
+  if (taken) app.requests += 1;
+  return taken;
 }
 
 // ---- The runner's side: actions/runner, src/Runner.Listener and src/Sdk
@@ -248,6 +291,8 @@ function control(method, kind, name, query, body) {
     return [200, { id: job.id }];
   }
   if (kind === "jobs") return [200, jobs.map(({ id, state, result, runner, report }) => ({ id, state, result, runner, report }))];
+  if (kind === "app" && method === "DELETE") app.tokens.forEach((token) => (token.refused = true));
+  if (kind === "app") return [200, { signIns: app.signIns, requests: app.requests, tokens: app.tokens.length }];
   if (kind === "online") return [200, runners.filter((runner) => runner.online).map((runner) => runner.name)];
   if (kind !== "runners") return [404, {}];
   if (!name) return [200, runners.map((runner) => runner.name)];
@@ -267,7 +312,11 @@ async function answer(request, body) {
     return control(request.method, kind, name, searchParams, body);
   }
   if (pathname.startsWith("/actions/")) return actions(request, pathname.slice("/actions".length), body);
-  if (request.headers.authorization !== `Bearer ${pat}`) return [401, { message: "Bad credentials" }];
+  const bearer = request.headers.authorization?.replace("Bearer ", "") ?? "";
+  if (appId && (pathname === "/orgs/acme/installation" || pathname.startsWith("/app/"))) {
+    return signIn(request.method, pathname, JSON.parse(body || "{}"), bearer);
+  }
+  if (appId ? !isAppsToken(bearer) : bearer !== pat) return [401, { message: "Bad credentials" }];
   const scope = scopes.find((scope) => pathname.startsWith(scope));
   if (!scope) return [404, { message: "Not Found" }];
   return rest(request.method, pathname.slice(scope.length), searchParams, JSON.parse(body || "{}"));
