@@ -65,7 +65,7 @@ calls_of_host() { echo "calls of Hyper-V: $(sort "$1/calls.log" | uniq -c | sort
 # use_windows FOLDER: from here on $wine is this Windows, which is made if it is not there.
 # Wine's own services keep the streams of what started them, so none may be a pipe of ours.
 use_windows() {
-  export WINEPREFIX="$1" WINEDEBUG=-all,err+eventlog WINEDLLOVERRIDES='mshtml=' DISPLAY=
+  export WINEPREFIX="$1" WINEDEBUG=-all,err+eventlog,warn+eventlog WINEDLLOVERRIDES='mshtml=' DISPLAY=
   wine=/usr/lib/wine/wine64 wineserver=/usr/lib/wine/wineserver64
   if [ ! -d "$WINEPREFIX/drive_c" ]; then
     WINEDLLOVERRIDES='mscoree,mshtml=' timeout 120 $wine wineboot -i >/dev/null 2>&1 </dev/null || fail "Wine makes no Windows here"
@@ -94,7 +94,7 @@ manager_answers() { ! run_pool 60 service status && grep -q 'there is no service
 pool_does() {
   local wanted=$1 code=0; shift
   run_pool 240 "$@" || code=$?
-  said="$(cat "$pool_folder/out" "$pool_folder/err" | tr -d '\0' | sed '/err:eventlog/d; /^wine: /d; s/\r$//')"
+  said="$(cat "$pool_folder/out" "$pool_folder/err" | tr -d '\0' | sed '/:eventlog:/d; /^wine: /d; s/\r$//')"
   echo "$*: exit code $code: $said"
   [ "$code" = "$wanted" ] || { cat "$pool_folder/logs/"* "$pool_folder/cmd.log" || true; fail "$*: exit code $code instead of $wanted"; }
 }

@@ -61,8 +61,7 @@ pub fn launch(
     stop: impl Fn(bool) + Send + Sync + 'static,
 ) -> Result<(logging::Guard, App), Failure> {
     let Loaded { config, warnings } = loaded;
-    let log = &config.log;
-    let guard = logging::start(log.level, log.format, log.dir.as_deref()).map_err(Failure::Refused)?;
+    let guard = logging::start(&config.log).map_err(Failure::Refused)?;
     // Nobody reads the standard error of a pool that runs unattended.
     std::panic::set_hook(Box::new(|panic| {
         error!("a defect of this program: {panic}");

@@ -79,7 +79,8 @@ pub fn timestamp(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", millis % 1000)
 }
 
-fn days_since_1970(time: SystemTime) -> i64 {
+/// The day of a moment, in days since 1970-01-01.
+pub fn days_since_1970(time: SystemTime) -> i64 {
     (millis_since_1970(time) / 86_400_000) as i64
 }
 

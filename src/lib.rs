@@ -16,7 +16,7 @@
 //! | [`config`] | the settings |
 //! | [`control`] | the file by which a command finds the running pool |
 //! | [`secret`], [`private_key`] | values that are never shown, and the keys made from them; the key of a GitHub App |
-//! | [`logging`], [`repeats`] | the log, and what keeps it from being flooded |
+//! | [`logging`], `event_log`, [`repeats`] | the log, Windows' own, and what keeps both from being flooded |
 //! | [`date`], `text`, `registry`, `private_folder` | the little that is needed of a calendar; text from outside as it may be shown; values in Windows' registry; a folder that others cannot open |
 //!
 //! Dependencies between the modules point one way:
@@ -30,6 +30,8 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod date;
+#[cfg(windows)]
+mod event_log;
 pub mod github;
 pub mod http;
 pub mod hypervisor;

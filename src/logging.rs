@@ -1,33 +1,40 @@
-//! The log: one line per record, as text or JSON, to standard error or to rotated files.
+//! The log: one line per record, as text or JSON, to standard error or to a file for each day. A service's
+//! warnings and errors also go to Windows' event log.
 //!
 //! One thread writes it. Every other thread formats its line and puts it into
 //! a bounded queue without ever waiting, so a reader that stalls (text selected
 //! in a console, a pipe that nobody reads, a slow disk) cannot stop the pool.
 //! Lines that find the queue full are dropped, and the log says how many.
 
-use crate::config::LogFormat;
+use crate::config::{LogConfig, LogFormat};
 use crate::date;
+use crate::repeats::Allowance;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use log::kv::{self, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The log file's name in `LOG_DIR`. Older files end in `.1` (the newest of them), `.2` and so on.
+/// The log file's name in `LOG_DIR`. That of an earlier day has the day before its ending,
+/// `hyperv-runner-pool.2026-01-31.log`, and a number where there is more than one.
 pub const FILE_NAME: &str = "hyperv-runner-pool.log";
 
-/// A log file is rotated when it reaches this many bytes.
+/// What the names of all log files begin and end with.
+const NAME_PARTS: (&str, &str) = ("hyperv-runner-pool.", ".log");
+
+/// A log file that has this many bytes is followed by another of the same day.
 const FILE_BYTES: u64 = 10 * 1024 * 1024;
 
-/// How many rotated files are kept.
-const FILES_KEPT: u32 = 5;
+/// How many earlier files are kept at most, whatever their days.
+const FILES_KEPT: usize = 100;
 
-/// How long a file that could not be rotated grows before the next try.
+/// How long a file that could not be put aside grows before the next try.
 const ROTATION_RETRY: Duration = Duration::from_secs(60);
 
 /// How many lines can wait to be written.
@@ -47,15 +54,23 @@ const DROPS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// # Errors
 /// One sentence for the user, when no log can be written in the folder, when
 /// the thread that writes cannot be started, or when logging was started before.
-pub fn start(level: LevelFilter, format: LogFormat, dir: Option<&Path>) -> Result<Guard, String> {
+pub fn start(config: &LogConfig) -> Result<Guard, String> {
+    let dir = config.dir.as_deref();
     let out: Box<dyn Write + Send> = match dir {
-        Some(dir) => Box::new(RotatingFile::open(dir, FILE_BYTES).map_err(|err| unusable(dir, &err))?),
+        Some(dir) => {
+            let files = DailyFiles::open(dir, FILE_BYTES, config.keep_days, SystemTime::now());
+            Box::new(files.map_err(|err| unusable(dir, &err))?)
+        }
         None => Box::new(io::stderr()),
     };
-    let logger = QueueLogger::start(level, format, out, QUEUE_LINES)
+    #[cfg(windows)]
+    let events = config.event_log.then_some(crate::event_log::write as WriteEvent);
+    #[cfg(not(windows))]
+    let events = None;
+    let logger = QueueLogger::start(config.level, config.format, out, events, QUEUE_LINES)
         .map_err(|err| format!("The thread that writes the log could not be started: {err}."))?;
     log::set_boxed_logger(Box::new(logger)).map_err(|err| format!("Logging could not be started: {err}."))?;
-    log::set_max_level(level);
+    log::set_max_level(config.level);
     Ok(Guard {
         #[cfg(windows)]
         _console: dir.is_none().then(console::QuickEditOff::new).flatten(),
@@ -91,8 +106,12 @@ impl Drop for Guard {
     }
 }
 
+/// Writes a warning or an error to the event log.
+type WriteEvent = fn(Level, &str);
+
 enum Entry {
-    Line(String),
+    /// A line, and its level and message if it is for the event log too.
+    Line(String, Option<(Level, String)>),
     /// Answered once everything before it is written.
     Flush(Sender<()>),
 }
@@ -102,6 +121,7 @@ struct QueueLogger {
     format: LogFormat,
     queue: Sender<Entry>,
     dropped: Arc<AtomicU32>,
+    has_events: bool,
 }
 
 impl QueueLogger {
@@ -109,6 +129,7 @@ impl QueueLogger {
         level: LevelFilter,
         format: LogFormat,
         out: Box<dyn Write + Send>,
+        events: Option<WriteEvent>,
         capacity: usize,
     ) -> io::Result<QueueLogger> {
         // What libraries (TLS, HTTP) log below a warning interests only their authors.
@@ -119,8 +140,9 @@ impl QueueLogger {
         let (queue, entries) = bounded(capacity);
         let dropped = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&dropped);
-        thread::Builder::new().name("log".into()).spawn(move || write(&entries, &counted, format, out))?;
-        Ok(QueueLogger { filter, format, queue, dropped })
+        let thread = thread::Builder::new().name("log".into());
+        thread.spawn(move || write(&entries, &counted, format, out, events))?;
+        Ok(QueueLogger { filter, format, queue, dropped, has_events: events.is_some() })
     }
 
     /// Waits until everything logged before is written. False if that took too long.
@@ -140,7 +162,9 @@ impl Log for QueueLogger {
     fn log(&self, record: &Record) {
         if self.filter.matches(record) {
             let line = line(self.format, SystemTime::now(), record);
-            if self.queue.try_send(Entry::Line(line)).is_err() {
+            let is_event = self.has_events && record.level() <= Level::Warn;
+            let event = is_event.then(|| (record.level(), record.args().to_string()));
+            if self.queue.try_send(Entry::Line(line, event)).is_err() {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -152,12 +176,32 @@ impl Log for QueueLogger {
 }
 
 /// The thread that writes. Ends with the last sender.
-fn write(entries: &Receiver<Entry>, dropped: &AtomicU32, format: LogFormat, mut out: Box<dyn Write + Send>) {
+fn write(
+    entries: &Receiver<Entry>,
+    dropped: &AtomicU32,
+    format: LogFormat,
+    mut out: Box<dyn Write + Send>,
+    events: Option<WriteEvent>,
+) {
     let mut told: Option<Instant> = None;
+    let started = Instant::now();
+    let mut allowance = Allowance::new(0);
     for entry in entries {
-        // A line that cannot be written has nowhere else to go.
-        if let Entry::Line(line) = &entry {
+        if let Entry::Line(line, event) = &entry {
+            // A line that cannot be written has nowhere else to go.
             let _ = out.write_all(line.as_bytes());
+            if let (Some(write_event), Some((level, message))) = (events, event) {
+                match allowance.take(started.elapsed().as_millis() as i64) {
+                    Some(0) => write_event(*level, message),
+                    Some(withheld) => {
+                        write_event(
+                            *level,
+                            &format!("{message} ({withheld} more before it are in the log only)"),
+                        );
+                    }
+                    None => {}
+                }
+            }
         }
         if entries.is_empty() || told.is_none_or(|at| at.elapsed() >= DROPS_TOLD_EVERY) {
             let lost = dropped.swap(0, Ordering::Relaxed);
@@ -177,84 +221,154 @@ fn write(entries: &Receiver<Entry>, dropped: &AtomicU32, format: LogFormat, mut 
     }
 }
 
-#[derive(Serialize)]
-struct JsonRecord<'a> {
+/// A record as one JSON object: when, what, and the record's own fields.
+struct JsonRecord<'a, 'b> {
     time: String,
-    level: &'a str,
-    thread: &'a str,
-    message: String,
+    record: &'a Record<'b>,
+}
+
+impl Serialize for JsonRecord<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("time", &self.time)?;
+        map.serialize_entry("level", self.record.level().as_str())?;
+        map.serialize_entry("thread", thread::current().name().unwrap_or(""))?;
+        map.serialize_entry("message", &self.record.args().to_string())?;
+        // Writing to a String cannot fail.
+        let _ = self.record.key_values().visit(&mut JsonFields(&mut map));
+        map.end()
+    }
+}
+
+struct JsonFields<'a, M>(&'a mut M);
+
+impl<'kvs, M: SerializeMap> VisitSource<'kvs> for JsonFields<'_, M> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        let entry = match value.to_u64() {
+            Some(number) => self.0.serialize_entry(key.as_str(), &number),
+            None => self.0.serialize_entry(key.as_str(), &value.to_string()),
+        };
+        entry.map_err(|_| kv::Error::msg("a field cannot be written"))
+    }
 }
 
 fn line(format: LogFormat, time: SystemTime, record: &Record) -> String {
     let time = date::timestamp(time);
-    let message = record.args().to_string();
     let mut line = match format {
         // What comes from outside must not look like a line of its own.
-        LogFormat::Text => format!("{time} {:<5} {message}", record.level()).replace(char::is_control, " "),
-        LogFormat::Json => {
-            let thread = thread::current();
-            let thread = thread.name().unwrap_or("");
-            let record = JsonRecord { time, level: record.level().as_str(), thread, message };
-            serde_json::to_string(&record).unwrap_or_default()
+        LogFormat::Text => {
+            format!("{time} {:<5} {}", record.level(), record.args()).replace(char::is_control, " ")
         }
+        LogFormat::Json => serde_json::to_string(&JsonRecord { time, record }).unwrap_or_default(),
     };
     line.push('\n');
     line
 }
 
-/// A file that is renamed, and followed by a new one, when it is full.
+/// A file for each day, of which the earlier ones are kept for a while. Days are those of UTC, as the
+/// times in the log are.
 #[derive(Debug)]
-struct RotatingFile {
-    path: PathBuf,
+struct DailyFiles {
+    dir: PathBuf,
     file: File,
     written: u64,
+    /// The day of what was written.
+    day: i64,
     limit: u64,
-    /// After a failed rotation: when to try again.
-    retry_at: Option<Instant>,
+    keep_days: i64,
+    /// After a file could not be put aside: when to try again.
+    retry_at: Option<SystemTime>,
 }
 
-impl RotatingFile {
-    fn open(dir: &Path, limit: u64) -> io::Result<RotatingFile> {
+impl DailyFiles {
+    fn open(dir: &Path, limit: u64, keep_days: u32, now: SystemTime) -> io::Result<DailyFiles> {
         fs::create_dir_all(dir)?;
-        let path = dir.join(FILE_NAME);
-        let file = append(&path)?;
-        let written = file.metadata()?.len();
-        Ok(RotatingFile { path, file, written, limit, retry_at: None })
+        let file = append(&dir.join(FILE_NAME))?;
+        let metadata = file.metadata()?;
+        let last_written = if metadata.len() > 0 { metadata.modified().unwrap_or(now) } else { now };
+        let (day, written) = (date::days_since_1970(last_written), metadata.len());
+        let dir = dir.to_owned();
+        let files =
+            DailyFiles { dir, file, written, day, limit, keep_days: keep_days.into(), retry_at: None };
+        files.remove_old(date::days_since_1970(now));
+        Ok(files)
     }
 
-    fn write_at(&mut self, now: Instant, line: &[u8]) -> io::Result<()> {
-        if self.written >= self.limit && self.retry_at.is_none_or(|at| now >= at) {
-            // On failure (somebody holds a file open) the present file grows.
-            self.retry_at = self.rotate().err().map(|_| now + ROTATION_RETRY);
+    fn write_at(&mut self, now: SystemTime, line: &[u8]) -> io::Result<()> {
+        let today = date::days_since_1970(now);
+        let is_over = today != self.day || self.written >= self.limit;
+        if is_over && self.retry_at.is_none_or(|at| now >= at) {
+            // On failure (somebody holds the file open) it grows.
+            self.retry_at = self.begin_next(today).err().map(|_| now + ROTATION_RETRY);
         }
         self.file.write_all(line)?;
         self.written += line.len() as u64;
         Ok(())
     }
 
-    /// No step overwrites a file that has not moved on: the present file leaves
-    /// first, as number 0, and the older ones make room from the oldest down.
-    fn rotate(&mut self) -> io::Result<()> {
-        let numbered = |number: u32| self.path.with_file_name(format!("{FILE_NAME}.{number}"));
-        // A number 0 is what a rotation left that did not get to its end.
-        if !numbered(0).is_file() {
-            fs::rename(&self.path, numbered(0))?;
-        }
-        self.file = append(&self.path)?;
-        self.written = self.file.metadata()?.len();
-        for number in (0..FILES_KEPT).rev() {
-            match fs::rename(numbered(number), numbered(number + 1)) {
+    /// Puts the present file aside, under a name of its own, and begins the next.
+    fn begin_next(&mut self, today: i64) -> io::Result<()> {
+        if self.written > 0 {
+            let path = self.dir.join(FILE_NAME);
+            match fs::rename(&path, self.free_name()) {
+                // One that is gone is put aside.
                 Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
                 _ => {}
             }
+            fs::create_dir_all(&self.dir)?;
+            self.file = append(&path)?;
+            self.written = self.file.metadata()?.len();
         }
+        self.day = today;
+        self.remove_old(today);
         Ok(())
+    }
+
+    /// The name after that of the day's last file: never that of one that was removed, so that they
+    /// stay in order.
+    fn free_name(&self) -> PathBuf {
+        let of_the_day = |((day, number), _)| (day == self.day).then_some(number);
+        let number = self.earlier_files().into_iter().filter_map(of_the_day).max().unwrap_or(0) + 1;
+        let seconds = u64::try_from(self.day * 86_400).unwrap_or(0);
+        let time = date::timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
+        let (begin, end) = NAME_PARTS;
+        let number = if number == 1 { String::new() } else { format!(".{number}") };
+        self.dir.join(format!("{begin}{}{number}{end}", &time[..10]))
+    }
+
+    /// Removes the files of days long past, and the oldest of too many.
+    fn remove_old(&self, today: i64) {
+        let mut files = self.earlier_files();
+        files.sort_unstable_by(|a, b| b.cmp(a));
+        for (at, ((day, _), path)) in files.iter().enumerate() {
+            if at >= FILES_KEPT || today - day > self.keep_days {
+                // One that is held open is tried again with the next.
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// The files that were put aside, with day and number.
+    fn earlier_files(&self) -> Vec<((i64, u32), PathBuf)> {
+        let file = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry.ok().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))?;
+            Some((day_and_number(entry.file_name().to_str()?)?, entry.path()))
+        };
+        fs::read_dir(&self.dir).map(|entries| entries.filter_map(file).collect()).unwrap_or_default()
     }
 }
 
-impl Write for RotatingFile {
+/// The day and the number in the name of an earlier file. `None` if it is no such name.
+fn day_and_number(name: &str) -> Option<(i64, u32)> {
+    let between = name.strip_prefix(NAME_PARTS.0)?.strip_suffix(NAME_PARTS.1)?;
+    let (day, rest) = between.split_at_checked(10)?;
+    let number = if rest.is_empty() { 1 } else { rest.strip_prefix('.')?.parse().ok()? };
+    Some((date::parse_day(day)?, number))
+}
+
+impl Write for DailyFiles {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.write_at(Instant::now(), line)?;
+        self.write_at(SystemTime::now(), line)?;
         Ok(line.len())
     }
 
@@ -315,6 +429,7 @@ mod console {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     fn written(format: LogFormat, message: &str) -> String {
         let time = std::time::UNIX_EPOCH;
@@ -331,6 +446,41 @@ mod tests {
         assert_eq!(json["level"], "INFO");
         assert_eq!(json["thread"], thread::current().name().unwrap());
         assert_eq!(json["message"], "a\n\"b\"");
+    }
+
+    #[test]
+    fn what_a_record_is_about_is_in_fields_of_its_json() {
+        let fields = [("slot", Value::from(3u32)), ("job", Value::from("a\nb"))];
+        let record = Record::builder().args(format_args!("x")).key_values(&fields).build();
+        let json: serde_json::Value =
+            serde_json::from_str(&line(LogFormat::Json, UNIX_EPOCH, &record)).unwrap();
+        assert_eq!((&json["slot"], &json["job"]), (&3.into(), &"a\nb".into()));
+        assert_eq!(line(LogFormat::Text, UNIX_EPOCH, &record), "1970-01-01T00:00:00.000Z INFO  x\n");
+    }
+
+    #[test]
+    fn warnings_and_errors_go_to_the_event_log_in_bounds() {
+        static EVENTS: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
+        fn event(level: Level, text: &str) {
+            EVENTS.lock().unwrap().push((level, text.into()));
+        }
+        let out = Box::new(io::sink());
+        let logger = QueueLogger::start(LevelFilter::Info, LogFormat::Text, out, Some(event), 1000).unwrap();
+        let log = |level, text: &str| {
+            let record = &mut Record::builder();
+            logger
+                .log(&record.target("hyperv_runner_pool").level(level).args(format_args!("{text}")).build());
+        };
+        log(Level::Error, "broken");
+        (0..100).for_each(|number| {
+            log(Level::Info, "all is well");
+            log(Level::Warn, &number.to_string());
+        });
+        assert!(logger.flush_within(Duration::from_secs(30)));
+        let events = EVENTS.lock().unwrap();
+        assert_eq!(events[0], (Level::Error, "broken".into()));
+        assert_eq!(events.last(), Some(&(Level::Warn, "18".into())));
+        assert_eq!(events.len(), 20);
     }
 
     /// A reader that passes each line on, and then stalls until the other end of `stalled` is dropped.
@@ -355,7 +505,8 @@ mod tests {
         let (resume, stalled) = bounded(0);
         let (lines, read) = crossbeam_channel::unbounded();
         let reader = Box::new(Reader { stalled, lines });
-        (QueueLogger::start(LevelFilter::Info, LogFormat::Text, reader, capacity).unwrap(), resume, read)
+        let logger = QueueLogger::start(LevelFilter::Info, LogFormat::Text, reader, None, capacity).unwrap();
+        (logger, resume, read)
     }
 
     fn info(logger: &QueueLogger, target: &str, number: u32) {
@@ -406,22 +557,31 @@ mod tests {
             Folder(path)
         }
 
-        fn log(&self, ending: &str) -> PathBuf {
-            self.0.join(format!("{FILE_NAME}{ending}"))
+        /// The file of which this is between the name's beginning and its ending.
+        fn log(&self, between: &str) -> PathBuf {
+            self.0.join(format!("hyperv-runner-pool{between}.log"))
         }
 
-        fn read(&self, ending: &str) -> String {
-            fs::read_to_string(self.log(ending)).unwrap()
+        fn read(&self, between: &str) -> String {
+            fs::read_to_string(self.log(between)).unwrap()
         }
 
-        /// A file that somebody holds open without delete sharing can be
-        /// neither renamed nor replaced; nor can a file be renamed to a folder.
-        fn block(&self, ending: &str) {
-            fs::create_dir_all(self.log(ending).join("in the way")).unwrap();
+        /// What is between in each file's name, in order.
+        fn files(&self) -> Vec<String> {
+            let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+            let mut names: Vec<_> =
+                fs::read_dir(&self.0).unwrap().map(|entry| name(entry.unwrap())).collect();
+            names.sort();
+            let between = |name: &str| {
+                name.trim_start_matches("hyperv-runner-pool").trim_end_matches(".log").to_owned()
+            };
+            names.iter().map(|name| between(name)).collect()
         }
 
-        fn unblock(&self, ending: &str) {
-            fs::remove_dir_all(self.log(ending)).unwrap();
+        /// A file that somebody holds open without delete sharing cannot be renamed; nor can a
+        /// file be renamed to a folder.
+        fn block(&self, between: &str) {
+            fs::create_dir_all(self.log(between).join("in the way")).unwrap();
         }
     }
 
@@ -431,74 +591,87 @@ mod tests {
         }
     }
 
-    /// A log of which every line fills a file.
-    fn full_after_a_line(folder: &Folder) -> RotatingFile {
-        RotatingFile::open(&folder.0, 1).unwrap()
+    /// So many days after 2026-01-30, and seconds.
+    fn day(days: u64, seconds: u64) -> SystemTime {
+        let first = date::parse_day("2026-01-30").unwrap() as u64;
+        UNIX_EPOCH + Duration::from_secs((first + days) * 86_400 + seconds)
+    }
+
+    fn open(folder: &Folder, limit: u64) -> DailyFiles {
+        DailyFiles::open(&folder.0, limit, 14, day(0, 0)).unwrap()
     }
 
     #[test]
-    fn a_full_file_is_followed_by_a_new_one_and_five_old_ones_are_kept() {
-        let folder = Folder::new("rotation");
-        let mut log = full_after_a_line(&folder);
-        for number in 0..20 {
-            log.write_all(format!("{number}").as_bytes()).unwrap();
+    fn each_day_has_a_file_and_those_of_the_last_days_are_kept() {
+        let folder = Folder::new("days");
+        fs::write(folder.0.join("hyperv-runner-pool.2026-notes.log"), "mine").unwrap();
+        fs::write(folder.0.join("another.2020-01-01.log"), "mine").unwrap();
+        let mut log = open(&folder, FILE_BYTES);
+        for (days, line) in [(0, "a"), (0, "b"), (1, "c"), (3, "d")] {
+            log.write_at(day(days, 80_000), line.as_bytes()).unwrap();
         }
-        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1 + FILES_KEPT as usize);
-        assert_eq!(folder.read(""), "19");
-        assert_eq!(folder.read(".1"), "18");
-        assert_eq!(folder.read(".5"), "14");
+        assert_eq!((folder.read(".2026-01-30"), folder.read(".2026-01-31")), ("ab".into(), "c".into()));
+        assert_eq!(folder.read(""), "d", "the day without a line has no file");
+
+        log.write_at(day(15, 0), b"e").unwrap();
+        let foreign = ["another.2020-01-01", ".2026-notes"];
+        assert_eq!(folder.files(), [foreign[0], ".2026-01-31", ".2026-02-02", foreign[1], ""]);
     }
 
     #[test]
-    fn a_file_that_cannot_be_renamed_grows_costs_no_older_one_and_is_tried_again_a_minute_later() {
+    fn a_start_goes_on_with_the_file_of_today_and_puts_aside_that_of_an_earlier_day() {
+        let folder = Folder::new("restart");
+        let start = |now, line: &str| {
+            let mut log = DailyFiles::open(&folder.0, FILE_BYTES, 14, now).unwrap();
+            log.write_at(now, line.as_bytes()).unwrap();
+            let file = File::options().append(true).open(folder.log("")).unwrap();
+            file.set_modified(now).unwrap();
+        };
+        start(day(0, 5), "a");
+        start(day(0, 9), "b");
+        assert_eq!(folder.read(""), "ab");
+        start(day(1, 0), "c");
+        assert_eq!((folder.read(".2026-01-30"), folder.read("")), ("ab".into(), "c".into()));
+    }
+
+    #[test]
+    fn a_full_file_is_followed_by_another_of_the_day_and_a_hundred_are_kept() {
+        let folder = Folder::new("full");
+        let mut log = open(&folder, 1);
+        for number in 0..FILES_KEPT + 12 {
+            log.write_at(day(0, 0), format!("{number}").as_bytes()).unwrap();
+        }
+        assert_eq!(folder.files().len(), FILES_KEPT + 1);
+        assert_eq!(folder.read(""), "111");
+        assert_eq!(folder.read(".2026-01-30.111"), "110");
+        assert_eq!(folder.read(".2026-01-30.12"), "11", "the oldest");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_renamed_grows_and_is_tried_again_a_minute_later() {
         let folder = Folder::new("held");
-        let now = Instant::now();
-        let mut log = full_after_a_line(&folder);
-        for line in ["a", "b", "c"] {
-            log.write_at(now, line.as_bytes()).unwrap();
-        }
-        folder.block(".0");
-        for line in ["d", "e", "f"] {
-            log.write_at(now, line.as_bytes()).unwrap();
-        }
-        folder.unblock(".0");
-        log.write_at(now + ROTATION_RETRY - Duration::from_millis(1), b"g").unwrap();
-        assert_eq!(
-            (folder.read(""), folder.read(".1"), folder.read(".2")),
-            ("cdefg".into(), "b".into(), "a".into())
-        );
-
-        log.write_at(now + ROTATION_RETRY, b"h").unwrap();
-        assert_eq!(
-            (folder.read(""), folder.read(".1"), folder.read(".2")),
-            ("h".into(), "cdefg".into(), "b".into())
-        );
+        let mut log = open(&folder, FILE_BYTES);
+        log.write_at(day(0, 0), b"a").unwrap();
+        folder.block(".2026-01-30");
+        log.write_at(day(1, 0), b"b").unwrap();
+        fs::remove_dir_all(folder.log(".2026-01-30")).unwrap();
+        log.write_at(day(1, 59), b"c").unwrap();
+        assert_eq!(folder.read(""), "abc");
+        log.write_at(day(1, 60), b"d").unwrap();
+        assert_eq!((folder.read(".2026-01-30"), folder.read("")), ("abc".into(), "d".into()));
     }
 
     #[test]
-    fn an_older_file_that_is_held_open_is_never_replaced_by_a_newer_one() {
-        let folder = Folder::new("older-held");
-        let now = Instant::now();
-        let mut log = full_after_a_line(&folder);
-        for line in ["a", "b", "c", "d", "e"] {
-            log.write_at(now, line.as_bytes()).unwrap();
+    fn a_folder_that_was_deleted_is_made_again_with_the_next_file() {
+        let folder = Folder::new("deleted");
+        let mut log = open(&folder, FILE_BYTES);
+        log.write_at(day(0, 0), b"a").unwrap();
+        if fs::remove_dir_all(&folder.0).is_err() {
+            // Windows deletes no folder with an open file.
+            return;
         }
-        folder.block(".5");
-        for line in ["f", "g"] {
-            log.write_at(now, line.as_bytes()).unwrap();
-        }
-        let older = |endings: [&str; 4]| endings.map(|ending| folder.read(ending)).concat();
-        assert_eq!(older([".1", ".2", ".3", ".4"]), "dcba");
-        assert_eq!((folder.read(""), folder.read(".0")), ("fg".into(), "e".into()));
-
-        folder.unblock(".5");
-        log.write_at(now + ROTATION_RETRY, b"h").unwrap();
-        assert_eq!(older([".1", ".2", ".3", ".4"]), "edcb");
-        log.write_at(now + ROTATION_RETRY, b"i").unwrap();
-        assert_eq!(
-            (folder.read(""), folder.read(".1"), folder.read(".5")),
-            ("i".into(), "fgh".into(), "b".into())
-        );
+        log.write_at(day(1, 0), b"b").unwrap();
+        assert_eq!(folder.read(""), "b");
     }
 
     #[test]
@@ -507,7 +680,7 @@ mod tests {
         let file = folder.log("");
         fs::write(&file, "").unwrap();
         for dir in [file.clone(), file.join("logs")] {
-            let why = unusable(&dir, &RotatingFile::open(&dir, 1).unwrap_err());
+            let why = unusable(&dir, &DailyFiles::open(&dir, 1, 14, day(0, 0)).unwrap_err());
             let dir = dir.display();
             assert_eq!(
                 why,

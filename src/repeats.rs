@@ -91,9 +91,56 @@ impl<K: PartialEq + Display> PerMinute<K> {
     }
 }
 
+/// How many may be written at once to what keeps few, and how long until one more may.
+const BURST: i64 = 20;
+const ONE_MORE_EVERY: i64 = 5 * MINUTE;
+
+/// What may be written to a place that others read too, such as Windows' event log: some at once, and
+/// then one now and then.
+#[derive(Debug)]
+pub struct Allowance {
+    left: i64,
+    /// From when on the next one is counted.
+    since: i64,
+    withheld: u32,
+}
+
+impl Allowance {
+    /// All of it is left.
+    pub fn new(now: i64) -> Allowance {
+        Allowance { left: BURST, since: now, withheld: 0 }
+    }
+
+    /// Asks to write one. If it may be written: how many were withheld since the last that was.
+    pub fn take(&mut self, now: i64) -> Option<u32> {
+        let more = (now - self.since) / ONE_MORE_EVERY;
+        self.since += more * ONE_MORE_EVERY;
+        self.left = (self.left + more).min(BURST);
+        if self.left == 0 {
+            self.withheld = self.withheld.saturating_add(1);
+            return None;
+        }
+        self.left -= 1;
+        Some(std::mem::take(&mut self.withheld))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_each_second_is_written_twenty_times_and_then_every_five_minutes() {
+        let mut allowance = Allowance::new(0);
+        let written: Vec<(i64, u32)> = (0..15 * 60)
+            .filter_map(|second| allowance.take(second * 1000).map(|withheld| (second, withheld)))
+            .collect();
+        let burst = (0..20).map(|second| (second, 0));
+        assert_eq!(written, burst.chain([(300, 280), (600, 299)]).collect::<Vec<_>>());
+        assert_eq!(allowance.take(24 * HOUR), Some(299), "the next after a calm day");
+        let all_at_once = (0..100).filter(|_| allowance.take(24 * HOUR).is_some()).count();
+        assert_eq!(all_at_once, 19, "no more than at the beginning");
+    }
 
     #[test]
     fn a_failure_is_said_at_doubling_intervals_with_a_count() {

@@ -238,6 +238,10 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// The folder of the log files. Absolute. `None`: standard error.
     pub dir: Option<PathBuf>,
+    /// For how many days the files of earlier days are kept.
+    pub keep_days: u32,
+    /// Whether warnings and errors also go to Windows' event log. No setting: the service turns it on.
+    pub event_log: bool,
 }
 
 /// How a log record is written.
@@ -410,7 +414,13 @@ impl Config {
             webhook_secret: Secret::new(""),
             mock: true,
             mock_timing: MockTiming::default(),
-            log: LogConfig { level: log::LevelFilter::Info, format: LogFormat::Text, dir: None },
+            log: LogConfig {
+                level: log::LevelFilter::Info,
+                format: LogFormat::Text,
+                dir: None,
+                keep_days: 14,
+                event_log: false,
+            },
         }
     }
 }

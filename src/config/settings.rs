@@ -306,10 +306,14 @@ settings! {
             "How much is logged.";
         LOG_FORMAT Default("text"),
             Choice(&["text", "json"], |c, i| c.log.format = [LogFormat::Text, LogFormat::Json][i]),
-            "text: lines to read. json: one JSON object per line.";
+            "text: lines to read. json: one JSON object per line, with slot, VM, incarnation, repository, run, job and \
+             cause as fields.";
         LOG_DIR Unset("standard error; for the service, `logs` in its folder"),
             Path(|c, path| { c.log.dir = Some(path); Ok(()) }),
-            "Log to files in this folder.";
+            "Log to files in this folder, a new one each day.";
+        LOG_KEEP_DAYS Default("14"),
+            Number(1, 3650, |c, n| c.log.keep_days = n),
+            "For how many days the files of earlier days are kept in LOG_DIR.";
     }
     "Simulation" {
         USE_MOCK Default("false"),

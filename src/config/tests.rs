@@ -108,7 +108,16 @@ fn the_three_required_settings_are_enough() {
     assert_eq!(config.http, HttpConfig { bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 8080 });
     assert_eq!(config.webhook_secret, Secret::new("swordfish-swordfish"));
     assert!(!config.mock);
-    assert_eq!(config.log, LogConfig { level: log::LevelFilter::Info, format: LogFormat::Text, dir: None });
+    assert_eq!(
+        config.log,
+        LogConfig {
+            level: log::LevelFilter::Info,
+            format: LogFormat::Text,
+            dir: None,
+            keep_days: 14,
+            event_log: false
+        }
+    );
 }
 
 #[test]
@@ -494,6 +503,7 @@ fn choices_and_flags_mean_what_they_say() {
         ("LOG_LEVEL", "trace"),
         ("LOG_FORMAT", "json"),
         ("LOG_DIR", "logs"),
+        ("LOG_KEEP_DAYS", "30"),
     ]);
     assert_eq!(config.github.registration, RegistrationMode::Token);
     assert_eq!(config.pool.shutdown, Shutdown::Destroy);
@@ -502,7 +512,8 @@ fn choices_and_flags_mean_what_they_say() {
     assert!(config.hyperv.nested_virtualization);
     assert_eq!(config.hyperv.isolation, Isolation::On);
     let dir = Some(work().join("logs"));
-    assert_eq!(config.log, LogConfig { level: log::LevelFilter::Trace, format: LogFormat::Json, dir });
+    let (level, format) = (log::LevelFilter::Trace, LogFormat::Json);
+    assert_eq!(config.log, LogConfig { level, format, dir, keep_days: 30, event_log: false });
 }
 
 #[test]

@@ -24,17 +24,18 @@ impl Reach {
         answer: Result<T, String>,
         refused: bool,
         now: Millis,
-        news: &mut Vec<News>,
+        news: &mut Vec<(Option<u32>, News)>,
     ) -> Option<T> {
         match answer {
             Ok(answer) => {
                 if std::mem::take(self).failing.is_some() {
-                    news.push(News::Works(whose.into()));
+                    news.push((None, News::Works(whose.into())));
                 }
                 Some(answer)
             }
             Err(why) => {
-                news.push(News::Failed { whose: whose.into(), what: "answer", why: why.clone() });
+                let failed = News::Failed { whose: whose.into(), what: "answer", why: why.clone() };
+                news.push((None, failed));
                 let since = self.failing.as_ref().map_or(now, |(since, _)| *since);
                 *self = Reach { failing: Some((since, why)), refused };
                 None
@@ -121,7 +122,7 @@ mod tests {
         for at in [300_000, 300_001] {
             assert_eq!(reach.note("GitHub", Ok(7), false, at, &mut news), Some(7));
         }
-        assert_eq!(news, [News::Works("GitHub".into())]);
+        assert_eq!(news, [(None, News::Works("GitHub".into()))]);
         assert!(!reach.is_lost(10 * PATIENCE));
     }
 }

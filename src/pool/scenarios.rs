@@ -88,7 +88,7 @@ impl World {
     }
 
     fn follow(&mut self, out: Outcome) {
-        self.news.extend(out.news);
+        self.news.extend(out.news.into_iter().map(|(_, happened)| happened));
         self.pending.extend(out.actions);
         while !self.pending.is_empty() {
             let (slot, action) = self.pending.remove(0);
@@ -98,7 +98,7 @@ impl World {
             }
             let answer = self.perform(action);
             let ((), out) = self.state.apply(self.now, |state| state.tell(slot, answer));
-            self.news.extend(out.news);
+            self.news.extend(out.news.into_iter().map(|(_, happened)| happened));
             self.pending.extend(out.actions);
         }
     }

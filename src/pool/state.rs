@@ -26,8 +26,8 @@ const REMEMBERED: usize = 1024;
 pub struct Outcome {
     /// What to do, each with the index of the slot whose worker does it.
     pub actions: Vec<(usize, Action)>,
-    /// What happened.
-    pub news: Vec<News>,
+    /// What happened, with the number of the slot where it did.
+    pub news: Vec<(Option<u32>, News)>,
     /// The monitor is to look now, and not at its next round.
     pub look_now: bool,
 }
@@ -325,14 +325,14 @@ impl PoolState {
     /// Tells a slot what came of its action, that its deadline has come
     /// ([`Event::Tick`]), or what else there is to tell.
     pub fn tell(&mut self, slot: usize, event: Event) {
-        let Outcome { actions, news, .. } = &mut self.out;
-        let known = news.len();
-        let cx = &mut Context { rules: &self.rules, now: self.now, news };
-        actions.extend(self.slots[slot].step(event, cx).map(|action| (slot, action)));
+        let mut news = Vec::new();
+        let cx = &mut Context { rules: &self.rules, now: self.now, news: &mut news };
+        let action = self.slots[slot].step(event, cx);
+        self.out.actions.extend(action.map(|action| (slot, action)));
         let number = self.slots[slot].number;
-        for happened in &self.out.news[known..] {
-            self.history.note(number, happened, self.now);
-            match happened {
+        for happened in news {
+            self.history.note(number, &happened, self.now);
+            match &happened {
                 News::Job(..) => {
                     self.image.refused = false;
                     self.demand.vm_taken(self.now);
@@ -341,6 +341,7 @@ impl PoolState {
                 News::Ended { cause, .. } => self.image.refused |= cause.is_outdated(),
                 _ => {}
             }
+            self.out.news.push((Some(number), happened));
         }
     }
 
@@ -368,10 +369,8 @@ impl PoolState {
         let vms = self.slots().filter(|slot| slot.instance().is_some()).count();
         if vms >= self.rules.pool.size as usize {
             self.history.tally.broken += 1;
-            self.out.news.push(News::Broken(format!(
-                "a VM is made beside {vms}, and POOL_SIZE is {}",
-                self.rules.pool.size
-            )));
+            let what = format!("a VM is made beside {vms}, and POOL_SIZE is {}", self.rules.pool.size);
+            self.out.news.push((None, News::Broken(what)));
         }
     }
 }

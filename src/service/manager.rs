@@ -1,4 +1,4 @@
-//! What the commands ask of the service manager, the registry and the event log.
+//! What the commands ask of the service manager and the registry.
 
 use super::{FOLDER, Failure, NAME, PARAMETERS, folder_with_settings, has_settings, installed_folder};
 use crate::app;
@@ -17,18 +17,12 @@ use windows_service::service::{
     ServiceType,
 };
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
-use windows_sys::Win32::System::EventLog::{
-    DeregisterEventSource, EVENTLOG_ERROR_TYPE, RegisterEventSourceW, ReportEventW,
-};
 
 /// Where the event log finds the texts of this source.
 /// <https://learn.microsoft.com/en-us/windows/win32/eventlog/event-sources>
 const EVENT_SOURCE: &str = r"SYSTEM\CurrentControlSet\Services\EventLog\Application\hyperv-runner-pool";
 /// Part of each Windows that has Hyper-V; its texts are nothing but what the event brings.
 const EVENT_TEXTS: &str = r"%SystemRoot%\Microsoft.NET\Framework64\v4.0.30319\EventLogMessages.dll";
-/// An event's text may have 31,839 characters.
-/// <https://learn.microsoft.com/en-us/windows/win32/api/winbase/nf-winbase-reporteventw>
-const EVENT_UNITS: usize = 31_000;
 
 /// Under [`PARAMETERS`] while a stop is wanted at once. Only administrators can write there,
 /// while any user may send a service a control code of its own.
@@ -239,23 +233,6 @@ pub(super) fn is_stop_now_wished() -> bool {
 pub(super) fn forget_stop_now() {
     if is_stop_now_wished() {
         let _ = registry::set_text(PARAMETERS, STOP_NOW, "");
-    }
-}
-
-/// Writes an error, with all of this text, to the event log.
-pub(super) fn write_event(text: &str) {
-    let source = registry::wide(NAME);
-    let mut text: Vec<u16> = text.encode_utf16().filter(|&unit| unit != 0).take(EVENT_UNITS).collect();
-    text.push(0);
-    // SAFETY: both texts end with NUL and outlive the calls; a handle that is null is not used.
-    unsafe {
-        let log = RegisterEventSourceW(std::ptr::null(), source.as_ptr());
-        if !log.is_null() {
-            let texts = [text.as_ptr()];
-            let (no_user, no_data) = (std::ptr::null_mut(), std::ptr::null());
-            ReportEventW(log, EVENTLOG_ERROR_TYPE, 0, 1, no_user, 1, 0, texts.as_ptr(), no_data);
-            DeregisterEventSource(log);
-        }
     }
 }
 

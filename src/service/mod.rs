@@ -9,7 +9,7 @@ mod process;
 use crate::app::Failure;
 use std::path::{Path, PathBuf};
 
-/// The name of the service, and of its source in the event log.
+/// The name of the service.
 pub const NAME: &str = "hyperv-runner-pool";
 
 /// Where the service's own values are in the registry.

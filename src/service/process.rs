@@ -3,8 +3,9 @@
 use super::{Failure, NAME, exit_code, folder, manager};
 use crate::app;
 use crate::config::Source;
+use crate::event_log;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use log::{error, info, warn};
+use log::{Level, LevelFilter, error, info, warn};
 use std::ffi::OsString;
 use std::sync::OnceLock;
 use std::thread;
@@ -54,7 +55,10 @@ fn service_main(_: Vec<OsString>) {
     report(handle, ServiceState::StartPending, 1, 0);
     let end = serve(handle, &controls);
     if let Err(Failure::Refused(why) | Failure::Failed(why)) = &end {
-        manager::write_event(why);
+        if log::max_level() == LevelFilter::Off {
+            // There is no log yet, which would write it there too.
+            event_log::write(Level::Error, why);
+        }
         error!("{why}");
     }
     log::logger().flush();
@@ -87,6 +91,7 @@ fn serve(handle: ServiceStatusHandle, controls: &Receiver<Control>) -> Result<()
     // A service's standard error leads nowhere.
     loaded.config.log.dir.get_or_insert_with(|| folder.join("logs"));
     let by_command = |now| send(if now { Control::StopNow } else { Control::Stop });
+    loaded.config.log.event_log = true;
     let (_logging, app) = app::launch(loaded, source, by_command)?;
     report(handle, ServiceState::Running, 0, 0);
 

@@ -282,7 +282,8 @@ impl Shared {
         let (answer, mut out) = inner.state.apply(now, fact);
         for slot in inner.workers.len()..inner.state.slots().count() {
             if let Err(err) = inner.start_worker(self, slot) {
-                out.news.push(News::Broken(format!("no thread for slot {}: {err}", slot + 1)));
+                let what = format!("no thread for slot {}: {err}", slot + 1);
+                out.news.push((None, News::Broken(what)));
                 break;
             }
         }

@@ -252,7 +252,7 @@ impl Sim {
     }
 
     fn follow(&mut self, p: &mut Process, out: Outcome) {
-        for happened in out.news {
+        for (_, happened) in out.news {
             if let News::Broken(what) = &happened {
                 self.violate(2, what.clone());
             }

@@ -3,6 +3,7 @@
 use super::each;
 use crate::support::host_pool::{HostWorld, News};
 use crate::support::wait_until;
+use serde_json::Value;
 
 #[test]
 fn every_vm_serves_one_job_and_is_replaced_however_the_pool_learns_of_it() {
@@ -23,6 +24,38 @@ fn every_vm_serves_one_job_and_is_replaced_however_the_pool_learns_of_it() {
         pool.stop();
         world.assert_empty();
     });
+}
+
+#[test]
+fn a_log_in_json_says_of_each_line_which_slot_vm_and_job_it_is_about() {
+    let world = HostWorld::new();
+    let pool = world.start(&[("LOG_FORMAT", "json")]);
+    world.wait_until_whole(&pool, 2);
+    let incarnation = world.incarnation("runner-2").unwrap();
+    world.start_job(&pool, "runner-2", 7, News::Webhook);
+    pool.wait_for_state("runner-2", "running");
+    world.guest("runner-2").report_complete();
+    wait_until("the VM is replaced", || world.incarnation("runner-2").is_some_and(|new| new != incarnation));
+    world.wait_until_whole(&pool, 2);
+    let log = pool.log();
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let of_vm: Vec<Value> = lines.filter(|line| line["incarnation"] == incarnation.as_str()).collect();
+    let told = |what: &str| {
+        let says = |line: &&Value| line["message"].as_str().unwrap().contains(what);
+        of_vm.iter().find(says).unwrap_or_else(|| panic!("no line {what:?} in {of_vm:#?}"))
+    };
+    for what in ["made in", "ready after", "job ", "ended after", "destroyed in"] {
+        let line = told(what);
+        assert_eq!(
+            (&line["slot"], &line["vm"], &line["level"]),
+            (&2.into(), &"runner-2".into(), &"INFO".into())
+        );
+    }
+    let ended = told("ended after");
+    assert_eq!(ended["cause"], "runner_ended");
+    assert_eq!(ended["job_id"], 7);
+    assert_eq!(told("made in")["job_id"], Value::Null);
+    pool.stop();
 }
 
 #[test]
