@@ -90,8 +90,8 @@ fn serve(handle: ServiceStatusHandle, controls: &Receiver<Control>) -> Result<()
     let mut loaded = app::load(&source)?;
     // A service's standard error leads nowhere.
     loaded.config.log.dir.get_or_insert_with(|| folder.join("logs"));
-    let by_command = |now| send(if now { Control::StopNow } else { Control::Stop });
     loaded.config.log.event_log = true;
+    let by_command = |now| send(if now { Control::StopNow } else { Control::Stop });
     let (_logging, app) = app::launch(loaded, source, by_command)?;
     report(handle, ServiceState::Running, 0, 0);
 
