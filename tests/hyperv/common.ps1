@@ -126,17 +126,19 @@ function Start-Program([string]$Path, [string[]]$Arguments, [string]$Output) {
     return $process
 }
 
+# The text of a file that a program may have open for writing.
+function Read-OpenFile([string]$Path) {
+    $file = [System.IO.FileStream]::new($Path, 'Open', 'Read', 'ReadWrite, Delete')
+    try {
+        return [System.IO.StreamReader]::new($file).ReadToEnd()
+    } finally {
+        $file.Dispose()
+    }
+}
+
 # What a program that Start-Program started has printed so far.
 function Get-ProgramOutput([string]$Output) {
-    $text = foreach ($path in "$Output.out", "$Output.err") {
-        # It may be open for writing.
-        $file = [System.IO.FileStream]::new($path, 'Open', 'Read', 'ReadWrite')
-        try {
-            [System.IO.StreamReader]::new($file).ReadToEnd()
-        } finally {
-            $file.Dispose()
-        }
-    }
+    $text = foreach ($path in "$Output.out", "$Output.err") { Read-OpenFile $path }
     return (($text -join '') -replace '\r', '').Trim()
 }
 

@@ -35,7 +35,7 @@ $Address = "http://127.0.0.1:$Port"
 $Template = Get-FullPath -Path 'vms/templates/runner-template.vhdx'
 $NewTemplate = Get-FullPath -Path 'vms/templates/runner-template-2.vhdx'
 $Storage = Get-FullPath -Path 'vms/storage'
-$Log = Get-FullPath -Path 'logs/hyperv-runner-pool.log'
+$Logs = Get-FullPath -Path 'logs'
 # What programs print.
 $Work = Get-FullPath -Path 'logs/life'
 New-Item -Path $Work -ItemType Directory -Force | Out-Null
@@ -121,13 +121,10 @@ function Get-Slot([int]$Number) {
     }
 }
 
-# The lines of the pool's log that are like this.
+# The lines of the pool's log that are like this. A day's end begins a new file.
 function Get-LogLine([string]$Like) {
-    $file = [System.IO.FileStream]::new($Log, 'Open', 'Read', 'ReadWrite')
-    try {
-        return @([System.IO.StreamReader]::new($file).ReadToEnd() -split '\r?\n' | Where-Object { $_ -like $Like })
-    } finally {
-        $file.Dispose()
+    foreach ($path in @(Get-ChildItem -LiteralPath $Logs -Filter "$Service*.log" -File | Sort-Object -Property LastWriteTime | ForEach-Object { $_.FullName })) {
+        @((Read-OpenFile $path) -split '\r?\n' | Where-Object { $_ -like $Like })
     }
 }
 
@@ -722,11 +719,11 @@ try {
             if ($result.ExitCode -eq 0) {
                 throw 'It starts with USE_MOCK=perhaps.'
             }
-            $entry = @(Get-WinEvent -FilterHashtable @{ ProviderName = $Service; StartTime = $began } -ErrorAction Stop)[0]
-            if ($entry.Message -notlike '*USE_MOCK*perhaps*') {
-                throw "The event log says: $($entry.Message)"
+            $messages = @(Get-WinEvent -FilterHashtable @{ ProviderName = $Service; StartTime = $began } -ErrorAction Stop | ForEach-Object { [string]$_.Message })
+            if (@($messages -like '*USE_MOCK*perhaps*').Count -eq 0) {
+                throw "The event log says: $($messages -join '; ')"
             }
-            "the event log: $($entry.Message)"
+            "the event log: $($messages[0])"
             Start-Sleep -Seconds 45
             if ([string](Get-Service -Name $Service).Status -ne 'Stopped') {
                 throw 'Windows has started it again.'
