@@ -751,6 +751,14 @@ try {
         }
     }
 
+    Invoke-Step '`cleanup` finds nothing to remove' {
+        $result = Invoke-Pool 'cleanup'
+        $result.Text
+        if ($result.ExitCode -ne 0 -or $result.Text -notlike '*Nothing of this pool is left.') {
+            throw "``cleanup`` ended with exit code $($result.ExitCode)."
+        }
+    }
+
     Invoke-Step 'No invariant was broken, and no secret is in the log' {
         $unwanted = @{ 'a broken invariant' = 'an invariant does not hold'; GITHUB_PAT = $Pat; WEBHOOK_SECRET = (Get-Setting -Name 'WEBHOOK_SECRET') }
         foreach ($what in $unwanted.Keys) {
