@@ -243,7 +243,8 @@ function Test-Port([string]$Name, [int]$Port) {
     try { return $client.ConnectAsync($Name, $Port).Wait(8000) } catch { return $false } finally { $client.Dispose() }
 }
 $uri = [uri]$given.gitHub
-$client = [System.Net.Sockets.TcpClient]::new($uri.Host, $uri.Port)
+$client = [System.Net.Sockets.TcpClient]::new([System.Net.Sockets.AddressFamily]::InterNetwork)
+$client.Connect($uri.Host, $uri.Port)
 $address = [string]$client.Client.LocalEndPoint.Address
 $client.Dispose()
 
