@@ -9,7 +9,7 @@ use windows_sys::Win32::System::EventLog::{
 };
 
 /// The source of the pool's events, which `service install` registers.
-pub(crate) const SOURCE: &str = "hyperv-runner-pool";
+const SOURCE: &str = "hyperv-runner-pool";
 
 /// An event's text may have 31,839 characters.
 /// <https://learn.microsoft.com/en-us/windows/win32/api/winbase/nf-winbase-reporteventw>
