@@ -88,7 +88,7 @@ pub(super) fn metrics(api: &Api) -> Reply {
     );
     m.single(
         "token_expiry_timestamp_seconds",
-        "When the token expires.",
+        "When the personal access token expires.",
         api.pool.token_expires().and_then(since_1970),
     );
 

@@ -547,6 +547,26 @@ fn wait_of<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Duration {
 }
 
 #[test]
+fn every_request_is_counted_by_its_result_and_what_is_left_of_the_rate_limit_is_known() {
+    let github = FakeGitHub::start();
+    let client = client(settings(&github.url()));
+    assert_eq!(client.traffic().rate_limit, None);
+    let broken = Reply::refusal(502, "Server Error")
+        .header("X-RateLimit-Limit", 5000)
+        .header("X-RateLimit-Remaining", 4321)
+        .header("X-RateLimit-Reset", START + 60);
+    github.misbehave("GET /orgs/acme/actions/runners", 1, Fault::Answer(broken));
+    client.runners().unwrap();
+    assert_eq!(client.runner_by_id(client.scope(), 7).unwrap(), None);
+    let traffic = client.traffic();
+    let counted: Vec<_> = traffic.requests.iter().filter(|(_, count)| **count > 0).collect();
+    // The list, and that the token sees the scope of the runner that is gone.
+    assert_eq!(counted, [(&"not_found", &1), (&"server_error", &1), (&"success", &2)]);
+    let left = traffic.rate_limit.unwrap();
+    assert_eq!((left.limit, left.remaining, left.reset), (5000, 4321, START + 60));
+}
+
+#[test]
 fn a_used_up_rate_limit_holds_back_every_request_until_it_is_over() {
     let github = FakeGitHub::start();
     let clock = TestClock::new();
