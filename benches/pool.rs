@@ -13,7 +13,7 @@ use hyperv_runner_pool::config::{MockTiming, PoolConfig};
 use hyperv_runner_pool::date;
 use hyperv_runner_pool::http::Api;
 use hyperv_runner_pool::http::server::{self, Limits, Request, Server};
-use hyperv_runner_pool::hypervisor::{Error, Hypervisor, Inventory, VmId, VmSpec};
+use hyperv_runner_pool::hypervisor::{Error, Examination, Hypervisor, Inventory, VmId, VmSpec};
 use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
 use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor};
@@ -181,6 +181,10 @@ impl Hypervisor for Watched {
         self.hypervisor.destroy(vm)
     }
 
+    fn examine(&self, vm: &VmId) -> Result<Examination, Error> {
+        self.hypervisor.examine(vm)
+    }
+
     fn list(&self, writes: &[hyperv_runner_pool::hypervisor::VmWrite]) -> Result<Inventory, Error> {
         _ = self.lists.lock().unwrap().send(Instant::now());
         self.hypervisor.list(writes)
@@ -217,7 +221,7 @@ fn inside(slots: u32, poll: Duration) -> Inside {
     let watched = Watched { hypervisor, destroys: Mutex::new(destroys), lists: Mutex::new(lists) };
     let rules = PoolConfig { poll, ..settings(slots, slots) };
     let identity = (TAG.to_owned(), "bench".to_owned());
-    let pool = Pool::start(&rules, &github_config(), identity, github, Arc::new(watched), keys.clone());
+    let pool = Pool::start(&rules, &github_config(), identity, github, Arc::new(watched), keys.clone(), None);
     let pool = Arc::new(pool.unwrap());
     let api = Api::new(pool.clone(), keys.clone(), github_config(), None);
     let answer = Arc::new(move |request: &Request| api.answer(request));

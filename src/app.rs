@@ -138,9 +138,17 @@ impl App {
 
         let identity = identity::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
         let tag = identity::pool_tag(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
-        let pool =
-            Pool::start(&config.pool, &config.github, (tag, identity), github, hypervisor, keys.clone())
-                .map_err(|err| format!("cannot start the pool's threads: {err}"))?;
+        let log_dir = config.log.dir.as_deref();
+        let pool = Pool::start(
+            &config.pool,
+            &config.github,
+            (tag, identity),
+            github,
+            hypervisor,
+            keys.clone(),
+            log_dir,
+        )
+        .map_err(|err| format!("cannot start the pool's threads: {err}"))?;
         let pool = Arc::new(pool);
         let jobs = simulated_github.map(|github| -> Box<JobListener> {
             Box::new(move |action, job_id, labels| match action {

@@ -5,10 +5,11 @@ use super::server::Reply;
 use super::webhook::Webhooks;
 use crate::date;
 use crate::pool::health::{Reach, Trouble};
-use crate::pool::history::{Counts, EndedJob, Failure};
+use crate::pool::history::{Counts, EndedJob};
 use crate::pool::slot::types::{Phase, SlotSnapshot};
 use crate::pool::{Millis, Snapshot, image_age};
 use crate::sync::unpoisoned;
+use crate::workers::failed_vms::FailureRecord;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -49,7 +50,7 @@ struct Status<'a> {
     /// Those that ended last, the newest first.
     jobs: Vec<EndedJobStatus>,
     /// Those that came last, the newest first.
-    failures: Vec<FailureStatus>,
+    failures: Vec<FailureRecord>,
     now: String,
 }
 
@@ -118,15 +119,6 @@ struct EndedJobStatus {
     outcome: &'static str,
 }
 
-#[derive(Serialize)]
-struct FailureStatus {
-    at: String,
-    slot: u32,
-    vm: String,
-    incarnation: Option<String>,
-    reason: String,
-}
-
 pub(super) fn health(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
     let status = if snapshot.health.troubles.is_empty() { 200 } else { 503 };
@@ -155,7 +147,7 @@ pub(super) fn status(api: &Api) -> Reply {
             webhooks: webhooks_status(&unpoisoned(&api.webhooks)),
             slots: snapshot.slots.iter().map(|slot| slot_status(slot, snapshot.now)).collect(),
             jobs: jobs.into_iter().map(|ended| ended_job_status(ended, time_of)).collect(),
-            failures: failures.into_iter().map(|failure| failure_status(failure, time_of)).collect(),
+            failures: failures.iter().map(|failure| FailureRecord::new(failure, snapshot.now)).collect(),
             now: date::timestamp(utc),
         },
     )
@@ -193,11 +185,6 @@ fn ended_job_status(ended: EndedJob, time_of: impl Fn(Millis) -> String) -> Ende
         run_seconds: (ended - started) / 1000,
         outcome,
     }
-}
-
-fn failure_status(failure: Failure, time_of: impl Fn(Millis) -> String) -> FailureStatus {
-    let Failure { at, slot, vm, incarnation, reason } = failure;
-    FailureStatus { at: time_of(at), slot, vm, incarnation, reason }
 }
 
 fn slot_status(slot: &SlotSnapshot, now: i64) -> SlotStatus<'_> {

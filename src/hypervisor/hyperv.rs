@@ -11,10 +11,14 @@
 
 use super::identity::{hash, mac_address, owned_by, pool_identity, pool_tag, same_path, text};
 use super::powershell::{PowerShell, Script};
-use super::{Error, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite};
+use super::{
+    Error, Examination, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite,
+};
 use crate::config::{DiskMode, HyperVConfig};
 use crate::secret::Secret;
 use crate::text::one_line;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -182,6 +186,23 @@ impl Hypervisor for HyperV {
         self.powershell.run(Script::DESTROY_VM, &request, &[], None).map(|_: IgnoredAny| ())
     }
 
+    fn examine(&self, vm: &VmId) -> Result<Examination, Error> {
+        let request = json!({
+            "name": vm.name,
+            "incarnation": vm.incarnation,
+            "pool": self.pool,
+            "diskPath": self.disk_path(vm)?,
+        });
+        let found: Examined = self.powershell.run(Script::EXAMINE_VM, &request, &[], None)?;
+        let missing = found.missing.join("; ");
+        Ok(Examination {
+            uptime: found.uptime_seconds.map(Duration::from_secs),
+            addresses: found.addresses.iter().map(|address| one_line(address, 50)).collect(),
+            picture: found.picture.and_then(|picture| STANDARD.decode(picture).ok()),
+            missing: (!missing.is_empty()).then(|| one_line(&missing, 600)),
+        })
+    }
+
     fn fingerprint(&self) -> Option<String> {
         let path = (self.template_path)().ok()?;
         let template = fs::metadata(&path).ok()?;
@@ -247,6 +268,18 @@ struct Facts {
     disks: Vec<String>,
     free_bytes: Option<u64>,
     unwritten: Vec<String>,
+}
+
+/// What the script for [`Hypervisor::examine`] answers.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Examined {
+    uptime_seconds: Option<u64>,
+    #[serde(default)]
+    addresses: Vec<String>,
+    /// In base64.
+    picture: Option<String>,
+    missing: Vec<String>,
 }
 
 #[derive(Deserialize)]

@@ -38,6 +38,12 @@ pub trait Hypervisor: Send + Sync {
     /// When something of it is still there.
     fn destroy(&self, vm: &VmId) -> Result<(), Error>;
 
+    /// What can be seen of a VM from outside. What cannot be had is left out.
+    ///
+    /// # Errors
+    /// When nothing can be had.
+    fn examine(&self, vm: &VmId) -> Result<Examination, Error>;
+
     /// Everything on the host that this pool made. The same round writes what
     /// the pool has to tell its VMs, each only while the VM's Notes bear that
     /// incarnation; a write that fails is due again, and fails no list.
@@ -179,7 +185,7 @@ pub struct Vm {
 /// Whether Hyper-V hears the guest's heartbeat service.
 ///
 /// <https://learn.microsoft.com/en-us/windows/win32/hyperv_v2/msvm-heartbeatcomponent>
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Heartbeat {
     /// It does.
@@ -201,6 +207,19 @@ pub struct GuestWord {
     pub last_error: Option<String>,
     /// Whether a Runner.Worker process runs, which is what runs a job.
     pub worker: bool,
+}
+
+/// What can be seen of a VM from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Examination {
+    /// How long it has been running.
+    pub uptime: Option<Duration>,
+    /// Its IP addresses, as its guest tells Hyper-V.
+    pub addresses: Vec<String>,
+    /// Its screen, as a PNG.
+    pub picture: Option<Vec<u8>>,
+    /// What could not be had, and why.
+    pub missing: Option<String>,
 }
 
 /// Whether a VM runs.

@@ -3,7 +3,7 @@
 //! Everything here is fed by facts and bounded, whatever happens and for however long.
 
 use super::Millis;
-use super::slot::types::{Cause, Job, JobEvent, News, end_text};
+use super::slot::types::{Cause, Findings, Job, JobEvent, LastHeard, News, end_text};
 use crate::hypervisor::VmId;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 const JOBS_REMEMBERED: usize = 100;
 
 /// How many failures are remembered.
-const FAILURES_REMEMBERED: usize = 20;
+pub const FAILURES_REMEMBERED: usize = 20;
 
 const SECOND: Millis = 1_000;
 const MINUTE: Millis = 60 * SECOND;
@@ -129,7 +129,7 @@ impl EndedJob {
 }
 
 /// A failure of a slot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// When.
     pub at: Millis,
@@ -141,6 +141,10 @@ pub struct Failure {
     pub incarnation: Option<String>,
     /// What failed, as the log says it.
     pub reason: String,
+    /// What was heard of that VM last.
+    pub heard: LastHeard,
+    /// What was found of it, if it was looked at.
+    pub findings: Findings,
 }
 
 /// What has been counted since the start.
@@ -207,17 +211,19 @@ impl History {
 
     /// Something happened to a slot.
     pub fn note(&mut self, slot: u32, happened: &News, now: Millis) {
-        self.failures.extend(failure(slot, happened, now));
-        if self.failures.len() > FAILURES_REMEMBERED {
-            self.failures.pop_front();
-        }
+        self.remember(failure(slot, happened, now));
         let tally = &mut self.tally;
         match happened {
             News::Made(_, took) => tally.create.observe(*took),
             News::Ready(_, took) => tally.boot.observe(*took),
             News::Destroyed(_, took) => tally.destroy.observe(*took),
             News::Failed { what, .. } => *tally.failures.entry(what).or_default() += 1,
-            News::Ended { vm, was_ready, cause, job } => {
+            News::Examined(vm, findings) => {
+                if let Some(failure) = self.failure_of(&vm.incarnation) {
+                    failure.findings = findings.clone();
+                }
+            }
+            News::Ended { vm, was_ready, cause, job, .. } => {
                 *tally.vms_ended.entry(cause.name()).or_default() += 1;
                 match job {
                     Some((job, took)) => {
@@ -233,6 +239,18 @@ impl History {
             }
             _ => {}
         }
+    }
+
+    /// Adds failures, the newest last.
+    pub fn remember(&mut self, failures: impl IntoIterator<Item = Failure>) {
+        self.failures.extend(failures);
+        let surplus = self.failures.len().saturating_sub(FAILURES_REMEMBERED);
+        self.failures.drain(..surplus);
+    }
+
+    /// The failure that ended this VM, if it is among the last.
+    pub fn failure_of(&mut self, incarnation: &str) -> Option<&mut Failure> {
+        self.failures.iter_mut().rev().find(|failure| failure.incarnation.as_deref() == Some(incarnation))
     }
 
     fn job_ended(&mut self, ended: EndedJob) {
@@ -265,14 +283,16 @@ impl History {
 
 /// The failure in what happened to a slot, if it is one.
 fn failure(slot: u32, happened: &News, now: Millis) -> Option<Failure> {
-    let (vm, incarnation, reason) = match happened {
-        News::Failed { whose, why, .. } => (whose, None, why.clone()),
-        News::Ended { vm, was_ready, cause, job } if cause.is_failure(job.is_some()) => {
-            (&vm.name, Some(vm.incarnation.clone()), end_text(*was_ready, cause, job.as_ref()))
+    let (vm, incarnation, reason, heard) = match happened {
+        News::Failed { whose, why, .. } => (whose, None, why.clone(), LastHeard::default()),
+        News::Ended { vm, was_ready, cause, job, heard } if cause.is_failure(job.is_some()) => {
+            let reason = end_text(*was_ready, cause, job.as_ref());
+            (&vm.name, Some(vm.incarnation.clone()), reason, heard.clone())
         }
         _ => return None,
     };
-    Some(Failure { at: now, slot, vm: vm.clone(), incarnation, reason })
+    let findings = Findings::default();
+    Some(Failure { at: now, slot, vm: vm.clone(), incarnation, reason, heard, findings })
 }
 
 #[cfg(test)]
@@ -285,7 +305,8 @@ mod tests {
 
     fn ended(id: Option<u64>, cause: Cause, took: Millis) -> News {
         let job = Job { id, ..Job::default() };
-        News::Ended { vm: vm("ab"), was_ready: true, cause, job: Some((job, took)) }
+        let heard = LastHeard::default();
+        News::Ended { vm: vm("ab"), was_ready: true, cause, job: Some((job, took)), heard }
     }
 
     fn completed(id: u64, runner_name: &str, conclusion: &'static str) -> JobEvent {
@@ -378,7 +399,10 @@ mod tests {
     fn a_failure_counts_for_the_step_that_failed() {
         let mut history = History::default();
         let failed = |what| News::Failed { whose: "runner-1".into(), what, why: String::new() };
-        let without_job = |was_ready, cause| News::Ended { vm: vm("ab"), was_ready, cause, job: None };
+        let without_job = |was_ready, cause| {
+            let heard = LastHeard::default();
+            News::Ended { vm: vm("ab"), was_ready, cause, job: None, heard }
+        };
         for happened in [
             failed("register"),
             failed("create"),

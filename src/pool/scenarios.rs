@@ -5,7 +5,7 @@ use super::health::{PATIENCE, Trouble};
 use super::monitor::{Answer, Ask, Monitor};
 use super::operator::{NotRecycled, Recycled};
 use super::slot::evidence::LEASE;
-use super::slot::types::{Action, Event, Job, JobEvent, News, Phase, RetireReason, Stop};
+use super::slot::types::{Action, Event, Findings, Job, JobEvent, News, Phase, RetireReason, Stop};
 use super::state::{Outcome, PoolState};
 use super::tests::{notes, rules, vm};
 use super::{Millis, Refusal, Rules};
@@ -32,6 +32,8 @@ struct World {
     /// How many more times the JIT configuration cannot be removed.
     failing_removals: u32,
     removed: Vec<u64>,
+    /// The VMs that were looked at before their end.
+    examined: Vec<VmId>,
     lookups: usize,
     queued: Vec<QueuedJob>,
     /// Disks without a VM that cannot be deleted.
@@ -60,6 +62,7 @@ impl World {
             heard: true,
             failing_removals: 0,
             removed: Vec::new(),
+            examined: Vec::new(),
             lookups: 0,
             queued: Vec::new(),
             locked_disks: Vec::new(),
@@ -148,6 +151,10 @@ impl World {
                 });
                 self.most_vms = self.most_vms.max(self.vms.len());
                 Event::Created(Ok(()))
+            }
+            Action::ExamineVm(id) => {
+                self.examined.push(id);
+                Event::Examined(Findings { uptime: Some(600_000), ..Findings::default() })
             }
             Action::DestroyVm(id) if self.locked_disks.contains(&id) => {
                 Event::Destroyed(Err(hypervisor::Error("the disk is in use".into())))
@@ -954,6 +961,54 @@ fn a_slot_that_fails_tries_again_at_once_when_it_is_recycled() {
         assert_eq!(recycled, Ok(Recycled { vms: 0, retries: 1 }));
         assert_eq!((world.phase(1), world.ids().len()), (Phase::Booting, 1));
     }
+}
+
+// --- failures ---
+
+#[test]
+fn a_vm_that_does_not_boot_is_looked_at_once_before_it_goes_and_its_failure_tells_what_was_seen() {
+    let mut world = World::new(rules(1, 1));
+    world.pass(MINUTE);
+    let id = world.vms[0].id.clone();
+    world.locked_disks = vec![id.clone()];
+    world.pass(world.state.rules().boot_timeout() + 2 * MINUTE);
+    assert_eq!(world.examined, [id.clone()], "once, although its destruction is tried again");
+    let failure = world.state.history.failure_of(&id.incarnation).unwrap().clone();
+    assert_eq!(failure.findings.uptime, Some(600_000));
+    assert_eq!(failure.heard.heartbeat, Some(Heartbeat::Unknown));
+}
+
+#[test]
+fn a_vm_that_powers_off_while_it_boots_is_not_looked_at_and_its_last_word_is_kept() {
+    let mut world = World::new(rules(1, 1));
+    world.pass(MINUTE);
+    let id = world.vms[0].id.clone();
+    let word = GuestWord { stage: "fetching".into(), last_error: Some("no route".into()), worker: false };
+    (world.vm(&id).guest, world.vm(&id).heartbeat) = (Some(word.clone()), Heartbeat::Ok);
+    world.pass(MINUTE);
+    (world.vm(&id).power, world.vm(&id).guest, world.vm(&id).heartbeat) =
+        (Power::Off, None, Heartbeat::Unknown);
+    world.pass(MINUTE);
+    let failure = world.state.history.failure_of(&id.incarnation).unwrap().clone();
+    assert_eq!((failure.heard.guest, failure.heard.heartbeat), (Some(word), Some(Heartbeat::Ok)));
+    assert!(failure.heard.uptime.is_some_and(|uptime| uptime >= MINUTE), "{:?}", failure.heard.uptime);
+    assert_eq!(world.examined, []);
+}
+
+#[test]
+fn the_screen_of_a_vm_that_may_have_had_a_job_is_never_looked_at() {
+    let mut world = World::ready(rules(1, 1));
+    let id = world.vms[0].id.clone();
+    world.job_starts(&id);
+    world.pass(world.state.rules().job_timeout() + 2 * MINUTE);
+    assert!(world.state.history.failure_of(&id.incarnation).is_some());
+    let idle = world.vms[0].id.clone();
+    world.boot_all();
+    world.vm(&idle).power = Power::Off;
+    world.pass(2 * MINUTE);
+    assert!(world.state.history.failure_of(&idle.incarnation).is_some());
+    world.fact(|state| state.stop(Stop::Destroy));
+    assert_eq!(world.examined, []);
 }
 
 // --- health ---

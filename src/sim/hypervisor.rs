@@ -6,13 +6,16 @@ use super::github::MockGitHub;
 use crate::config::MockTiming;
 use crate::control::loopback_agent;
 use crate::hypervisor::{
-    Error, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
+    Error, Examination, GuestWord, Heartbeat, Hypervisor, Inventory, Notes, Power, Vm, VmId, VmSpec, VmWrite,
 };
 use crate::secret::{Secret, vm_proof};
 use crate::sync::unpoisoned;
 use serde::Deserialize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// What every simulated VM shows: 4 by 3 pixels of blue.
+const SCREEN: &[u8] = include_bytes!("screen.png");
 
 /// A host whose VMs are threads.
 pub struct MockHypervisor {
@@ -122,6 +125,19 @@ impl Hypervisor for MockHypervisor {
         host.vms.iter().filter(|simulated| simulated.id == *vm).for_each(|simulated| simulated.power_off());
         host.vms.retain(|simulated| simulated.id != *vm);
         Ok(())
+    }
+
+    fn examine(&self, vm: &VmId) -> Result<Examination, Error> {
+        let host = self.host();
+        let Some(vm) = host.vms.iter().find(|simulated| simulated.id == *vm) else {
+            return Err(Error(format!("{vm} is not there")));
+        };
+        Ok(Examination {
+            uptime: Some(vm.started.elapsed()),
+            addresses: vec!["192.0.2.1".into()],
+            picture: Some(SCREEN.into()),
+            missing: None,
+        })
     }
 
     fn fingerprint(&self) -> Option<String> {

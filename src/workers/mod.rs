@@ -12,6 +12,7 @@
 //! it. So there is no deadlock, and each use of the state is one step. What is
 //! left to chance is the order of these steps, which the simulator tries.
 
+pub mod failed_vms;
 mod monitor;
 mod slot;
 mod story;
@@ -30,9 +31,11 @@ use crate::repeats::Repeats;
 use crate::secret::{Keys, Proof};
 use crate::sync::unpoisoned;
 use crossbeam_channel::Sender;
+use failed_vms::FailedVms;
 use log::warn;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +54,7 @@ pub struct Pool {
 struct Shared {
     github: Arc<dyn GitHub>,
     hypervisor: Arc<dyn Hypervisor>,
+    failed_vms: FailedVms,
     keys: Keys,
     /// The mark in the Notes of this pool's VMs.
     identity: String,
@@ -84,7 +88,8 @@ struct Worker {
 impl Pool {
     /// Starts the pool's threads. It first finds out what is there, and keeps
     /// trying until the hypervisor has told. `tag` is how incarnations begin,
-    /// `identity` the mark in the Notes of the pool's VMs.
+    /// `identity` the mark in the Notes of the pool's VMs. What is known of failed
+    /// VMs is kept in `log_dir`, if there is one.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -95,20 +100,21 @@ impl Pool {
         github: Arc<dyn GitHub>,
         hypervisor: Arc<dyn Hypervisor>,
         keys: Keys,
+        log_dir: Option<&Path>,
     ) -> std::io::Result<Pool> {
         let rules = Rules::new(pool, github_config, tag);
+        let failed_vms = FailedVms::new(log_dir);
+        let mut state = PoolState::new(rules, random_seed(), 0);
+        state.history.remember(failed_vms.load());
         let shared = Arc::new(Shared {
             github,
             hypervisor,
+            failed_vms,
             keys,
             identity,
             registered_with: format!("{}/{}", github_config.runner_group, github_config.labels.join(",")),
             epoch: Instant::now(),
-            inner: Mutex::new(Inner {
-                state: PoolState::new(rules, random_seed(), 0),
-                workers: Vec::new(),
-                look_now: false,
-            }),
+            inner: Mutex::new(Inner { state, workers: Vec::new(), look_now: false }),
             stopped: Condvar::new(),
             look: Condvar::new(),
             told_failures: Mutex::default(),
@@ -185,6 +191,14 @@ impl Pool {
     pub fn history(&self) -> (Vec<EndedJob>, Vec<Failure>) {
         let history = &self.shared.lock().state.history;
         (history.jobs().cloned().collect(), history.failures().cloned().collect())
+    }
+
+    /// The screen of a VM that did not boot, as a PNG, if it is among the last failures.
+    pub fn picture(&self, incarnation: &str) -> Option<Vec<u8>> {
+        let is_known = self.shared.lock().state.history.failures().any(|failure| {
+            failure.incarnation.as_deref() == Some(incarnation) && failure.findings.picture.is_some()
+        });
+        is_known.then(|| self.shared.failed_vms.picture(incarnation)).flatten()
     }
 
     /// How old the image is.

@@ -3,8 +3,9 @@
 
 use super::Shared;
 use crate::github::{self, Removal};
-use crate::hypervisor::{Notes, VmSpec};
-use crate::pool::slot::types::{Action, Event, Instance, Phase};
+use crate::hypervisor::{Examination, Notes, VmSpec};
+use crate::pool::millis;
+use crate::pool::slot::types::{Action, Event, Findings, Instance, Phase};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::debug;
 use std::sync::Arc;
@@ -70,6 +71,24 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
             let secret = shared.keys.vm_secret(&instance.vm.name, &instance.vm.incarnation);
             Event::Created(hypervisor.create(&VmSpec { id: instance.vm, notes, secret, jit_config }))
         }
-        Action::DestroyVm(vm) => Event::Destroyed(hypervisor.destroy(&vm)),
+        Action::DestroyVm(vm) => {
+            // Written here, where a slow disk makes nobody wait: all that will be known of it is known.
+            let failure = shared.lock().state.history.failure_of(&vm.incarnation).cloned();
+            if let Some(failure) = failure {
+                shared.failed_vms.save(&failure, shared.now());
+            }
+            Event::Destroyed(hypervisor.destroy(&vm))
+        }
+        Action::ExamineVm(vm) => {
+            let Examination { uptime, addresses, picture: png, missing } =
+                hypervisor.examine(&vm).unwrap_or_else(|error| Examination {
+                    missing: Some(error.to_string()),
+                    ..Examination::default()
+                });
+            let picture = png.as_ref().and_then(|png| shared.failed_vms.save_picture(&vm.incarnation, png));
+            let lost = "its screen, since LOG_DIR is not set";
+            let missing = missing.or((png.is_some() && !shared.failed_vms.are_kept()).then(|| lost.into()));
+            Event::Examined(Findings { uptime: uptime.map(millis), addresses, picture, missing })
+        }
     }
 }

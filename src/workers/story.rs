@@ -87,11 +87,18 @@ pub(super) fn tell(failures: &mut Repeats, news: Vec<(Option<u32>, News)>, now: 
             News::Retiring(vm, reason) => {
                 about(vm).say(Info, format_args!("{vm}: asked to retire, since {}", reason.text()));
             }
-            News::Ended { vm, was_ready, cause, job } => {
-                let level = if cause.is_failure(job.is_some()) { Warn } else { Info };
+            News::Ended { vm, was_ready, cause, job, heard } => {
                 let fields = Fields::new(slot, vm, job.as_ref().map(|(job, _)| job));
                 let text = end_text(*was_ready, cause, job.as_ref());
-                Fields { cause: Some(cause.name()), ..fields }.say(level, format_args!("{vm}: {text}"));
+                let fields = Fields { cause: Some(cause.name()), ..fields };
+                if cause.is_failure(job.is_some()) {
+                    fields.say(Warn, format_args!("{vm}: {text} ({heard})"));
+                } else {
+                    fields.say(Info, format_args!("{vm}: {text}"));
+                }
+            }
+            News::Examined(vm, findings) => {
+                about(vm).say(Info, format_args!("{vm}: before its end: {findings}"));
             }
             News::Destroyed(vm, took) => {
                 about(vm).say(Info, format_args!("{vm}: destroyed in {}", time(*took)));

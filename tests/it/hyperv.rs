@@ -754,3 +754,18 @@ fn the_check_finds_what_is_missing_on_the_host() {
     has(&faults[1], &["storage folder", "VM_STORAGE_PATH"]);
     has(&faults[2], &["'Isolated'", "ORCHESTRATOR_IP"]);
 }
+
+// --- examine ---
+
+#[test]
+fn a_vm_that_is_examined_brings_its_screen_and_one_that_is_not_there_an_error() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    create(&host, &hyperv, runner_1()).unwrap();
+    let found = hyperv.examine(&runner_1()).unwrap();
+    assert_eq!(found.picture.as_deref(), Some(&include_bytes!("../../src/sim/screen.png")[..]));
+    assert_eq!((found.addresses, found.missing), (vec!["192.0.2.7".to_owned()], None));
+    assert!(found.uptime.is_some());
+    let error = hyperv.examine(&vm("runner-1", "fedcba9876543210")).unwrap_err();
+    assert!(error.0.contains("examine-vm failed at find"), "{error}");
+}

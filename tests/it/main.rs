@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod commands;
+mod failed_vms;
 mod fake_guest;
 mod github_app;
 mod github_client;

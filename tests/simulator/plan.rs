@@ -62,6 +62,7 @@ faults! {
     CreateGoesOn = 500_000, "an abandoned create goes on later";
     DestroyFails = 40_000, "destroy fails half-way";
     DestroyHangs = 10_000, "destroy hangs until its deadline";
+    ExamineHangs = 50_000, "looking at a VM that did not boot hangs until its deadline";
     ListFails = 20_000, "listing VMs fails";
     VmUnlisted = 5_000, "a list of VMs leaves one out";
     DiskFull = 0, "the disk is full for a while";

@@ -395,6 +395,7 @@ impl Sim {
                 return self.bring(p, Some(slot), Brought::ToSlot(Event::Destroyed(Ok(()))));
             }
             Action::DestroyVm(vm) => Act::Destroy(vm),
+            Action::ExamineVm(vm) => Act::Examine(vm),
         };
         let forced = p.state.stopping() == Some(Stop::Destroy);
         self.begin_op(Some(slot), act, decided, forced);

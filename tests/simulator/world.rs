@@ -9,7 +9,7 @@ use hyperv_runner_pool::hypervisor::{
     self, GuestWord, Heartbeat, Inventory, Notes, Power, Vm, VmId, VmWrite,
 };
 use hyperv_runner_pool::pool::monitor::Answer;
-use hyperv_runner_pool::pool::slot::types::{Event, Instance, Stop};
+use hyperv_runner_pool::pool::slot::types::{Event, Findings, Instance, Stop};
 use hyperv_runner_pool::pool::{Millis, Refusal};
 use hyperv_runner_pool::secret::Secret;
 use std::rc::Rc;
@@ -135,6 +135,7 @@ pub enum Act {
     /// The VM, its slot, and the registration whose JIT configuration it gets.
     Create(Instance, u32, Option<u64>),
     Destroy(VmId),
+    Examine(VmId),
     ListVms(Vec<VmWrite>),
     ListRunners(Scope),
     ById(u64, Scope),
@@ -260,7 +261,7 @@ impl Sim {
     // --- operations ---
 
     pub(crate) fn begin_op(&mut self, slot: Option<usize>, act: Act, decided: Millis, forced: bool) {
-        let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::ListVms(_));
+        let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::Examine(_) | Act::ListVms(_));
         let own_scope = super::process::rules(&self.known.config).scope;
         let elsewhere = match &act {
             Act::Register(_, scope)
@@ -300,6 +301,8 @@ impl Sim {
                     Outcome::Good
                 }
             }
+            Act::Examine(_) if self.fault(Fault::ExamineHangs) => Outcome::Hangs(0),
+            Act::Examine(_) => Outcome::Good,
             Act::ListVms(_) if self.fault(Fault::ListFails) => Outcome::FailsClean(0),
             Act::ListVms(_) => Outcome::Good,
             _ if self.now < self.github_down_until => Outcome::FailsClean(0),
@@ -375,7 +378,7 @@ impl Sim {
             Act::Destroy(_) => 3,
             _ => 1,
         };
-        let local = matches!(op.act, Act::Create(..) | Act::Destroy(_) | Act::ListVms(_));
+        let local = matches!(op.act, Act::Create(..) | Act::Destroy(_) | Act::Examine(_) | Act::ListVms(_));
         let broke = || Error::Failed("it broke".into());
         let mut failed = None;
         match op.outcome {
@@ -455,6 +458,7 @@ impl Sim {
             }
             (Act::Create(..), Some(_)) => Brought::ToSlot(Event::Created(Err(broke()))),
             (Act::Destroy(_), Some(_)) => Brought::ToSlot(Event::Destroyed(Err(broke()))),
+            (Act::Examine(_), _) => Brought::ToSlot(Event::Examined(Findings::default())),
             (Act::ListVms(_), Some(error)) => Brought::ToMonitor(Answer::Vms(Err(error.to_string()))),
             (Act::ListRunners(_), Some(error)) => Brought::ToMonitor(Answer::Runners(Err(error))),
             (Act::ById(..), Some(error)) => Brought::ToMonitor(Answer::Runner(Err(error))),
@@ -483,6 +487,12 @@ impl Sim {
                 let vm = vm.clone();
                 let stage = usize::from(op.stage);
                 self.remove_vm(op, &vm, stage..stage + 1);
+            }
+            Act::Examine(vm) => {
+                let number = number_of(vm);
+                if self.vms.iter().any(|vm| vm.number == number && (vm.jobs > 0 || vm.job.is_some())) {
+                    self.violate(6, format!("the screen of {vm} was kept although it had a job"));
+                }
             }
             Act::Register(name, scope) => {
                 let (name, scope) = (name.clone(), scope.clone());

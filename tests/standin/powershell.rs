@@ -8,6 +8,8 @@
 
 mod host;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use host::{Fault, FaultKind, Host, Invocation, VHDX_SIGNATURE, Vm};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -83,6 +85,7 @@ fn run(host: Host, script: &str) -> ExitCode {
     let result = match script {
         "create-vm" => run.create(),
         "destroy-vm" => run.destroy(),
+        "examine-vm" => run.examine(),
         "list-vms" => run.list(),
         "check-host" => run.check(),
         other => panic!("no script is called {other}"),
@@ -259,6 +262,22 @@ impl Run {
             }
             _ => Ok(json!({ "ok": true })),
         }
+    }
+
+    /// Every VM shows the same.
+    fn examine(&mut self) -> Result<Value, Failure> {
+        let (name, incarnation) = (self.text("name"), self.text("incarnation"));
+        self.step("find")?;
+        let state = self.host.state();
+        let vm = state.vms.iter().find(|vm| vm.name == name && vm.notes.contains(&incarnation));
+        let vm = vm.ok_or_else(|| failure("find", format!("{name} is not there")))?;
+        Ok(json!({
+            "ok": true,
+            "uptimeSeconds": (host::now() - vm.started) / 1000,
+            "addresses": ["192.0.2.7"],
+            "picture": STANDARD.encode(include_bytes!("../../src/sim/screen.png")),
+            "missing": [],
+        }))
     }
 
     fn list(&mut self) -> Result<Value, Failure> {

@@ -52,23 +52,30 @@ pub struct Script {
 }
 
 impl Script {
-    const ALL: [Script; 7] = [
+    const ALL: [Script; 10] = [
         Script::CREATE_VM,
         Script::DESTROY_VM,
+        Script::EXAMINE_VM,
         Script::LIST_VMS,
         Script::CHECK_HOST,
         Script::KEY_VALUES,
         Script::NETWORK,
+        Script::OWNERSHIP,
         Script::REQUEST,
+        Script::SCREEN,
     ];
     // What others dot-source. Not run by themselves.
     const KEY_VALUES: Script = Script::new("key-values", include_str!("../scripts/key-values.ps1"), 0);
     const NETWORK: Script = Script::new("network", include_str!("../scripts/network.ps1"), 0);
+    const OWNERSHIP: Script = Script::new("ownership", include_str!("../scripts/ownership.ps1"), 0);
     const REQUEST: Script = Script::new("request", include_str!("../scripts/request.ps1"), 0);
+    const SCREEN: Script = Script::new("screen", include_str!("../scripts/screen.ps1"), 0);
     /// Makes and starts a VM.
     pub const CREATE_VM: Script = Script::new("create-vm", include_str!("../scripts/create-vm.ps1"), 300);
     /// Removes a VM and its disk. That takes seconds, but a disk may stay locked for a while.
     pub const DESTROY_VM: Script = Script::new("destroy-vm", include_str!("../scripts/destroy-vm.ps1"), 300);
+    /// Finds out what can be seen of a VM from outside. Its destruction waits for that, so not for long.
+    pub const EXAMINE_VM: Script = Script::new("examine-vm", include_str!("../scripts/examine-vm.ps1"), 60);
     /// Lists all VMs of the host, and the disks in the storage folder.
     pub const LIST_VMS: Script = Script::new("list-vms", include_str!("../scripts/list-vms.ps1"), 60);
     /// Gathers facts about the host. Reading all rules of its firewall can take a minute.

@@ -7,67 +7,13 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
 . (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
+. (Join-Path -Path $PSScriptRoot -ChildPath 'ownership.ps1')
 
 $script:step = 'input'
 
 # How long Hyper-V may take over each step, in seconds: turning a VM off, the same
 # after its worker process was ended, removing it, deleting a disk.
 $script:patience = 0
-
-function Get-NormalPath($Path) {
-    return ([string]$Path).Replace('/', '\').TrimEnd('\')
-}
-
-# Ordinal, as Windows compares names: -eq would take more for the same.
-function Test-SamePath($One, $Other) {
-    return [string]::Equals((Get-NormalPath $One), (Get-NormalPath $Other), [System.StringComparison]::OrdinalIgnoreCase)
-}
-
-# Whose mark these Notes are: 'ours' (this pool, this incarnation), 'other'
-# (another pool's or incarnation's), or 'none'.
-function Get-MarkOwner($Notes, $Request) {
-    try {
-        $mark = ConvertFrom-Json -InputObject ([string]$Notes)
-        if ($null -eq $mark) {
-            return 'none'
-        }
-        if ($mark.pool -isnot [string] -or $mark.incarnation -isnot [string]) {
-            return 'none'
-        }
-        if ((Test-SamePath $mark.pool $Request.pool) -and $mark.incarnation -ceq $Request.incarnation) {
-            return 'ours'
-        }
-        return 'other'
-    } catch {
-        # No JSON, or JSON without these two: somebody's own words.
-        return 'none'
-    }
-}
-
-function Get-DiskPath($Vm) {
-    try {
-        return @($Vm.HardDrives | ForEach-Object { [string]$_.Path })
-    } catch {
-        # The VM went away under our eyes.
-        return @()
-    }
-}
-
-# Ours is a VM with our mark, or one of our name on our disk that never came
-# to bear a mark. No other, whatever it is called. The pool decides the same
-# way, by owned_by in identity.rs; tests/data/ownership.json holds both to it.
-function Test-OursToRemove($Vm, $Request) {
-    $owner = Get-MarkOwner $Vm.Notes $Request
-    if ($owner -ne 'none') {
-        return ($owner -eq 'ours')
-    }
-    $file = [string]"\$($Request.name)-$($Request.incarnation).vhdx"
-    $disks = @(Get-DiskPath $Vm | Where-Object {
-        (Test-SamePath $_ $Request.diskPath) -and
-        (Get-NormalPath $_).EndsWith($file, [System.StringComparison]::Ordinal)
-    })
-    return ($Vm.Name -ceq $Request.name -and $disks.Count -gt 0)
-}
 
 # The VM as it is now, or nothing. (Get-VM -Id fails for one that is gone.)
 function Get-Now($Id) {
@@ -191,7 +137,7 @@ function Remove-Everything($Request) {
     if ($base -ne "$($Request.name)-$($Request.incarnation)" -or [System.IO.Path]::GetExtension($disk) -ne '.vhdx') {
         throw "'$disk' is not the disk of $($Request.name), incarnation $($Request.incarnation), so nothing was touched."
     }
-    $ids = @(Get-VM | Where-Object { Test-OursToRemove $_ $Request } | ForEach-Object { $_.Id })
+    $ids = @(Get-VM | Where-Object { Test-PoolVM $_ $Request } | ForEach-Object { $_.Id })
 
     $script:step = 'stop'
     foreach ($id in $ids) {

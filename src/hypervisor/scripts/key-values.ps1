@@ -1,5 +1,5 @@
 # Hyper-V's management service, and the key-values that a VM exchanges with its
-# host through it. Dot-sourced by create-vm.ps1 and list-vms.ps1.
+# host through it. Dot-sourced by create-vm.ps1, list-vms.ps1 and screen.ps1.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 # No value is ever part of an error: some are secrets.
 

@@ -1,6 +1,6 @@
 //! The end of a VM: what is made of it, and how VM, disk and registration go.
 
-use super::types::{Action, Cause, Instance, Job, News, OrphanVm, Phase, RetireReason, Stop};
+use super::types::{Action, Cause, Findings, Instance, Job, News, OrphanVm, Phase, RetireReason, Stop};
 use super::{Awaiting, Context, Slot, State};
 use crate::github::{self, Removal};
 use crate::hypervisor;
@@ -21,6 +21,8 @@ pub(super) struct Destroying {
     pub(super) vm_gone: bool,
     /// The removal of the registration was tried, or there is none.
     pub(super) deregistered: bool,
+    /// Look at it first, since it runs and nobody knows why it did not boot.
+    pub(super) examine: bool,
     /// Look once more: Hyper-V may finish a creation that was cut off.
     pub(super) look_again: bool,
     /// Only a disk is left: one that cannot be deleted must not hold the slot forever.
@@ -40,6 +42,7 @@ impl Slot {
             _ => cause,
         };
         let had_job = live.job.is_some();
+        let heard = live.last_heard();
         let job = live.job.map(|job| {
             let started = live.evidence.started_at.unwrap_or(live.since) + live.job_started.unwrap_or(0);
             (job, (cx.now - started).max(0))
@@ -49,7 +52,10 @@ impl Slot {
             was_ready: from != Phase::Booting,
             cause: cause.clone(),
             job,
+            heard,
         });
+        // A guest that was not answered has had no job, so that its screen shows nothing of one.
+        let examine = from == Phase::Booting && cause == Cause::BootTimeout;
         let retry_after = match &cause {
             Cause::Retired(_) | Cause::Stop => 0,
             _ if had_job => {
@@ -77,9 +83,17 @@ impl Slot {
             }
         };
         self.enter(
-            State::Destroying(Destroying { retry_after, ..Destroying::new(live.instance, cx.now) }),
+            State::Destroying(Destroying { retry_after, examine, ..Destroying::new(live.instance, cx.now) }),
             cx.now,
         );
+    }
+
+    /// It was looked at, or could not be: either way it goes now.
+    pub(super) fn examined(&mut self, findings: Findings, cx: &mut Context) {
+        self.awaiting = None;
+        let State::Destroying(d) = &mut self.state else { return };
+        d.examine = false;
+        cx.news.push(News::Examined(d.instance.vm.clone(), findings));
     }
 
     /// Destroys an orphan as this slot's own VM, so that nothing is created before it is gone.
@@ -155,6 +169,7 @@ impl Slot {
         let State::Destroying(d) = &mut self.state else { return };
         // Its VM and disk are left to the next start.
         d.vm_gone |= self.stop == Some(Stop::HostShutdown);
+        d.examine &= self.stop.is_none();
         if d.vm_gone && d.deregistered {
             // What could not be destroyed before is destroyed now.
             if d.attempts > 0 && self.failures == 0 {
@@ -213,6 +228,7 @@ impl Destroying {
             retry_after: 0,
             vm_gone: false,
             deregistered: false,
+            examine: false,
             look_again: false,
             may_stay: false,
             attempts: 0,
@@ -221,6 +237,9 @@ impl Destroying {
     }
 
     pub(super) fn next_action(&self) -> Action {
+        if self.examine {
+            return Action::ExamineVm(self.instance.vm.clone());
+        }
         if !self.vm_gone {
             return Action::DestroyVm(self.instance.vm.clone());
         }

@@ -35,11 +35,12 @@ pub struct Evidence {
     /// Lists in a row that left the VM out, and when the first of them was asked for (by the pool's clock).
     missing: Option<(u8, Millis)>,
     pub(super) paused: bool,
-    heartbeat_lost: bool,
+    /// What Hyper-V said of it at the last list.
+    pub(super) heartbeat: Option<Heartbeat>,
     pub(super) word: Option<GuestWord>,
     word_seen: bool,
     /// The uptime at the last list. `None` before the first list of an adopted VM.
-    uptime: Option<Millis>,
+    pub(super) uptime: Option<Millis>,
     /// The same by the pool's clock: when it started.
     pub(super) started_at: Option<Millis>,
     /// The first and the last list that name no Worker, without one between that does.
@@ -77,7 +78,7 @@ impl Evidence {
         let uptime = millis(vm.uptime);
         self.missing = None;
         self.paused = vm.power == Power::Paused;
-        self.heartbeat_lost = vm.heartbeat == Heartbeat::Lost;
+        self.heartbeat = Some(vm.heartbeat);
         self.word.clone_from(&vm.guest);
         self.uptime = Some(uptime);
         self.started_at = Some(asked_at - uptime);
@@ -91,7 +92,7 @@ impl Evidence {
         self.word_seen = true;
         if word.worker {
             (self.no_worker, self.found_idle_at) = (None, None);
-        } else if !self.heartbeat_lost {
+        } else if !self.heartbeat_lost() {
             // (What a guest said before its heartbeat was lost may no longer hold.)
             self.no_worker = Some((self.no_worker.map_or(uptime, |(first, _)| first), uptime));
             self.found_idle_at = Some(asked_at);
@@ -139,9 +140,13 @@ impl Evidence {
         (self.no_worker, self.idle, self.found_idle_at, self.away) = (None, None, None, None);
     }
 
+    fn heartbeat_lost(&self) -> bool {
+        self.heartbeat == Some(Heartbeat::Lost)
+    }
+
     /// Whether the guest runs a job by its own word, and Hyper-V hears it.
     pub fn names_worker(&self) -> bool {
-        !self.heartbeat_lost && self.word.as_ref().is_some_and(|word| word.worker)
+        !self.heartbeat_lost() && self.word.as_ref().is_some_and(|word| word.worker)
     }
 
     /// Whether the guest has never said anything, so that only GitHub can judge it.
@@ -151,12 +156,12 @@ impl Evidence {
 
     /// Whether nothing can be learned from the guest at present.
     fn is_unheard(&self) -> bool {
-        self.heartbeat_lost || self.word.is_none()
+        self.heartbeat_lost() || self.word.is_none()
     }
 
     /// When the VM was last found idle, by the pool's clock.
     pub fn found_idle_at(&self) -> Option<Millis> {
-        self.found_idle_at.filter(|_| !self.heartbeat_lost)
+        self.found_idle_at.filter(|_| !self.heartbeat_lost())
     }
 
     /// Whether every list for as long as GitHub would hold a job has named no

@@ -1,7 +1,7 @@
 //! A VM that was started: what is heard of it, its job, and when it is of no further use.
 
 use super::evidence::{Evidence, LEASE};
-use super::types::{Action, Cause, Instance, Job, News, Phase, RetireReason};
+use super::types::{Action, Cause, Instance, Job, LastHeard, News, Phase, RetireReason};
 use super::{Context, Slot, State};
 use crate::github::Runner;
 use crate::hypervisor::{Power, Vm};
@@ -128,16 +128,18 @@ impl Slot {
 
     pub(super) fn vm_observed(&mut self, vm: Option<&Vm>, asked_at: Millis, cx: &mut Context) {
         let Some(live) = self.live_mut().filter(|live| asked_at > live.since) else { return };
+        // Of a VM that is off a list has no uptime, and no word of its guest's.
+        if vm.is_some_and(|vm| vm.power == Power::Off) {
+            return self.end(Cause::PoweredOff, cx);
+        }
         let was_paused = live.evidence.paused;
         if live.evidence.vm_observed(vm, asked_at) {
             return self.end(Cause::Vanished, cx);
         }
         let Some(vm) = vm else { return };
         let uptime = millis(vm.uptime);
-        match vm.power {
-            Power::Off => return self.end(Cause::PoweredOff, cx),
-            Power::Paused if !was_paused => cx.news.push(News::Paused(live.instance.vm.clone())),
-            _ => {}
+        if vm.power == Power::Paused && !was_paused {
+            cx.news.push(News::Paused(live.instance.vm.clone()));
         }
         if let Some(notes) = &vm.notes {
             live.noted = notes.job_started;
@@ -234,6 +236,12 @@ impl Live {
             to_recycle: false,
             holds_jit_config: true,
         }
+    }
+
+    /// What the lists said last of it.
+    pub(super) fn last_heard(&self) -> LastHeard {
+        let Evidence { heartbeat, word, uptime, .. } = &self.evidence;
+        LastHeard { heartbeat: *heartbeat, guest: word.clone(), uptime: *uptime }
     }
 
     /// How long the VM has been running, in milliseconds, once that is known.

@@ -293,6 +293,7 @@ impl Slot {
             }
             Event::Created(answer) => self.created(answer, cx),
             Event::Destroyed(answer) => self.destroyed(answer, cx),
+            Event::Examined(findings) => self.examined(findings, cx),
             Event::RunnerRemoved(answer) => self.runner_removed(answer, cx),
             Event::Answered => {
                 if self.phase() == Phase::Booting

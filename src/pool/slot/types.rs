@@ -2,7 +2,7 @@
 
 use crate::github::scope::Scope;
 use crate::github::{self, Registration, Removal, Runner};
-use crate::hypervisor::{self, GuestWord, Notes, Power, Vm, VmId};
+use crate::hypervisor::{self, GuestWord, Heartbeat, Notes, Power, Vm, VmId};
 use crate::pool::Millis;
 use crate::secret::Secret;
 use crate::text::time;
@@ -34,6 +34,8 @@ pub enum Action {
     },
     /// Remove a VM and its disk. Brings [`Event::Destroyed`].
     DestroyVm(VmId),
+    /// Find out what can be seen of a VM that did not boot. Brings [`Event::Examined`].
+    ExamineVm(VmId),
 }
 
 /// A VM that a slot makes, made or adopted, with its registration.
@@ -228,6 +230,8 @@ pub enum Event {
     Created(Result<(), hypervisor::Error>),
     /// What came of [`Action::DestroyVm`].
     Destroyed(Result<(), hypervisor::Error>),
+    /// What came of [`Action::ExamineVm`].
+    Examined(Findings),
     /// The guest was given its configuration.
     Answered,
     /// The guest says that a job starts.
@@ -421,6 +425,61 @@ pub fn end_text(was_ready: bool, cause: &Cause, job: Option<&(Job, Millis)>) -> 
     }
 }
 
+/// What the lists of VMs said last of a VM while it was on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastHeard {
+    /// Whether Hyper-V heard its guest.
+    pub heartbeat: Option<Heartbeat>,
+    /// What its guest said of itself.
+    pub guest: Option<GuestWord>,
+    /// How long it had been running.
+    pub uptime: Option<Millis>,
+}
+
+impl fmt::Display for LastHeard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.heartbeat {
+            Some(Heartbeat::Ok) => "heartbeat ok",
+            Some(Heartbeat::Lost) => "heartbeat lost",
+            Some(Heartbeat::Unknown) | None => "no heartbeat",
+        })?;
+        match &self.guest {
+            None => f.write_str(", its guest said nothing")?,
+            Some(GuestWord { stage, last_error: None, .. }) => write!(f, ", its guest's stage: {stage}")?,
+            Some(GuestWord { stage, last_error: Some(error), .. }) => {
+                write!(f, ", its guest's stage: {stage}, last error: {error}")?;
+            }
+        }
+        self.uptime.map_or(Ok(()), |uptime| write!(f, ", on for {}", time(uptime)))
+    }
+}
+
+/// What was found of a VM that did not boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// How long it had been running.
+    pub uptime: Option<Millis>,
+    /// Its IP addresses.
+    pub addresses: Vec<String>,
+    /// The name of the file with its screen.
+    pub picture: Option<String>,
+    /// What could not be had, and why.
+    pub missing: Option<String>,
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses = self.addresses.join(", ");
+        let parts = [
+            self.uptime.map(|uptime| format!("on for {}", time(uptime))),
+            Some(if addresses.is_empty() { "no IP address".into() } else { format!("at {addresses}") }),
+            self.picture.as_ref().map(|file| format!("its screen is in {file}")),
+            self.missing.as_ref().map(|missing| format!("could not be had: {missing}")),
+        ];
+        f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
+}
+
 /// Something that happened to a slot, for the log and for counting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
@@ -448,7 +507,11 @@ pub enum News {
         cause: Cause,
         /// The job that it had, and for how many milliseconds.
         job: Option<(Job, Millis)>,
+        /// What was heard of it last.
+        heard: LastHeard,
     },
+    /// It did not boot, and was looked at before its end.
+    Examined(VmId, Findings),
     /// VM and disk are gone, after so many milliseconds.
     Destroyed(VmId, Millis),
     /// Something of an earlier start, or of a failed creation, is destroyed.

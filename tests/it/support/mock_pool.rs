@@ -11,7 +11,7 @@ use hyperv_runner_pool::config::{Config, GitHubConfig, MockTiming, PoolConfig, S
 use hyperv_runner_pool::github::{GitHub, Runner};
 use hyperv_runner_pool::http::server::{self, Limits, Request, Server};
 use hyperv_runner_pool::http::{Api, JobListener};
-use hyperv_runner_pool::hypervisor::{Error, Hypervisor, Inventory, VmId, VmSpec, VmWrite};
+use hyperv_runner_pool::hypervisor::{Error, Examination, Hypervisor, Inventory, VmId, VmSpec, VmWrite};
 use hyperv_runner_pool::pool::slot::types::{Instance, SlotSnapshot};
 pub use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use hyperv_runner_pool::secret::{Keys, Secret};
@@ -19,6 +19,7 @@ use hyperv_runner_pool::sim::github::MockGitHub;
 use hyperv_runner_pool::sim::hypervisor::{Faults, MockHypervisor};
 use hyperv_runner_pool::workers::{Pool, STOP_LIMIT};
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,10 @@ impl Hypervisor for HostOfOnePool {
 
     fn destroy(&self, vm: &VmId) -> Result<(), Error> {
         self.0.destroy(vm)
+    }
+
+    fn examine(&self, vm: &VmId) -> Result<Examination, Error> {
+        self.0.examine(vm)
     }
 
     fn list(&self, writes: &[VmWrite]) -> Result<Inventory, Error> {
@@ -150,12 +155,17 @@ impl MockWorld {
     }
 
     pub fn start(&self, settings: PoolConfig) -> MockPool {
+        self.start_with_logs(settings, None)
+    }
+
+    pub fn start_with_logs(&self, settings: PoolConfig, log_dir: Option<&Path>) -> MockPool {
         let keys = Keys::new(&Secret::new(SECRET));
         let github = github_config();
         let hypervisor = Arc::new(HostOfOnePool(self.hypervisor.clone()));
         let identity = (TAG.to_owned(), "test".to_owned());
         let pool =
-            Pool::start(&settings, &github, identity, self.github.clone(), hypervisor, keys.clone()).unwrap();
+            Pool::start(&settings, &github, identity, self.github.clone(), hypervisor, keys.clone(), log_dir)
+                .unwrap();
         let pool = Arc::new(pool);
         let jobs = self.github.clone();
         let listener: Box<JobListener> = Box::new(move |action, job, labels| match action {
