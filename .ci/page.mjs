@@ -2,11 +2,12 @@
 // one (page-status.json), with text in it as a stranger might choose it.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { chromium } from "playwright-core";
 import { until, withPool } from "./mock-pool.mjs";
 
 const [, , binary, executablePath, fixture, screenshots] = process.argv;
+const screen = readFileSync(join(dirname(fixture), "../src/sim/screen.png"));
 const views = [
   { name: "light", colorScheme: "light", width: 1200 },
   { name: "dark", colorScheme: "dark", width: 1200 },
@@ -39,7 +40,10 @@ async function open(url, { colorScheme, width }, status) {
   page.on("console", (message) => message.type() === "error" && faults.push(message.text()));
   page.on("dialog", (dialog) => faults.push(`a dialog: ${dialog.message()}`));
   page.on("request", (request) => new URL(request.url()).origin !== url && !request.url().startsWith("data:") && faults.push(`a request to ${request.url()}`));
-  if (status) await page.route("**/api/status", (route) => route.fulfill({ json: status }));
+  if (status) {
+    await page.route("**/api/status", (route) => route.fulfill({ json: status }));
+    await page.route("**/api/failed-vms/*", (route) => route.fulfill({ contentType: "image/png", body: screen }));
+  }
   await page.goto(`${url}/`);
   await page.waitForSelector("#slots tr");
   return { page, faults, close: () => context.close() };
@@ -111,6 +115,8 @@ try {
       await page.click("#all");
       assert.equal((await texts(page, "#jobs tr")).length, status.jobs.length);
       assert.equal((await texts(page, "#failures tr")).length, status.failures.length);
+      await page.locator("#failures img").scrollIntoViewIfNeeded();
+      await until("the screen of the VM that did not boot is shown", () => page.evaluate(() => document.querySelector("#failures img").naturalWidth > 0));
       assert.equal(await page.locator("#chart rect").count(), 2 * status.jobs.length);
       const wide = await overflow(page);
       assert.equal(wide, 0, `${view.name}: ${wide} pixels do not fit`);
@@ -129,7 +135,7 @@ try {
     }
     hostile.failures.forEach((failure) => (failure.reason = markup));
     const strange = await open(url, views[0], hostile);
-    assert.equal(await strange.page.locator("img").count(), 0);
+    assert.equal(await strange.page.locator("img").count(), status.failures.filter((failure) => failure.picture).length);
     assert.equal(await strange.page.locator("main a, table a").count(), 0);
     assert.ok((await texts(strange.page, "#failures td:nth-child(3)"))[0].includes(markup), "markup is shown as text");
     assert.deepEqual(strange.faults, []);

@@ -93,7 +93,7 @@ impl Api {
             (Some("health"), None, ..) => only(request, Method::Get, || status::health(self)),
             (Some("metrics"), None, ..) => only(request, Method::Get, || metrics::metrics(self)),
             (Some(""), None, ..)
-            | (Some("api"), Some("status" | "stop" | "drain" | "resume" | "recycle"), ..)
+            | (Some("api"), Some("status" | "failed-vms" | "stop" | "drain" | "resume" | "recycle"), ..)
                 if !local =>
             {
                 Reply::text(
@@ -110,6 +110,9 @@ impl Api {
             }
             (Some(""), None, ..) => only(request, Method::Get, page::page),
             (Some("api"), Some("status"), None, _) => only(request, Method::Get, || status::status(self)),
+            (Some("api"), Some("failed-vms"), Some(incarnation), None) => {
+                only(request, Method::Get, || status::picture(self, incarnation))
+            }
             (Some("api"), Some(command @ ("stop" | "drain" | "resume" | "recycle")), argument, None) => {
                 only(request, Method::Post, || operator::command(self, request, command, argument))
             }

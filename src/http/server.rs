@@ -136,7 +136,7 @@ pub struct Reply {
     /// The media type of the body.
     pub content_type: &'static str,
     /// The body. Not sent in answer to HEAD.
-    pub body: Cow<'static, str>,
+    pub body: Cow<'static, [u8]>,
     /// More header fields, in ASCII.
     pub headers: Vec<(&'static str, &'static str)>,
 }
@@ -154,7 +154,16 @@ impl Reply {
 
     /// Text of any media type.
     pub fn new(status: u16, content_type: &'static str, body: impl Into<Cow<'static, str>>) -> Reply {
-        Reply { status, content_type, body: body.into(), headers: Vec::new() }
+        let body = match body.into() {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        };
+        Reply { status, content_type, body, headers: Vec::new() }
+    }
+
+    /// A picture.
+    pub fn png(body: Vec<u8>) -> Reply {
+        Reply { status: 200, content_type: "image/png", body: body.into(), headers: Vec::new() }
     }
 
     /// The same with one more header field.
@@ -164,7 +173,7 @@ impl Reply {
     }
 
     fn response(self) -> Response<Cursor<Vec<u8>>> {
-        let body = self.body.into_owned().into_bytes();
+        let body = self.body.into_owned();
         let length = body.len();
         let fields = [("Content-Type", self.content_type), ("Server", "hyperv-runner-pool")];
         let headers = fields.into_iter().chain(self.headers);

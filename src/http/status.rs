@@ -153,6 +153,15 @@ pub(super) fn status(api: &Api) -> Reply {
     )
 }
 
+/// The screen of a VM that is among the last failures.
+pub(super) fn picture(api: &Api, incarnation: &str) -> Reply {
+    match api.pool.picture(incarnation) {
+        // It never changes, and the page shows it anew every few seconds.
+        Some(png) => Reply::png(png).with_header("Cache-Control", "private, max-age=3600"),
+        None => Reply::text(404, "No picture is kept of this VM"),
+    }
+}
+
 fn webhooks_status(webhooks: &Webhooks) -> WebhooksStatus {
     let reason = |result: &str| result.replace('_', " ");
     let accepted = |result: &str| Webhooks::ACCEPTED.contains(&result);

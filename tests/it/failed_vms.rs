@@ -1,5 +1,6 @@
 //! VMs that failed: what is kept of them, and who may see it.
 
+use crate::support::http;
 use crate::support::mock_pool::{MockPool, MockWorld, Stop, settings};
 use crate::support::wait_until;
 use hyperv_runner_pool::config::PoolConfig;
@@ -64,6 +65,29 @@ fn a_vm_that_did_not_boot_leaves_its_screen_and_what_was_seen_of_it_also_past_a_
     let known = known.iter().find(|known| known["incarnation"] == incarnation).expect("it is known");
     for field in ["slot", "vm", "reason", "heartbeat", "uptime_seconds", "addresses", "picture"] {
         assert_eq!(known[field], failure[field], "{field}");
+    }
+    pool.stop(Stop::Destroy);
+}
+
+#[test]
+fn the_screen_of_a_vm_that_failed_is_shown_on_the_host_itself_and_no_other_file() {
+    let (world, logs) = (MockWorld::with_silent_guests(), LogDir::new());
+    let pool = world.start_with_logs(impatient(), Some(&logs.0));
+    let failure = examined(&pool);
+    let path = format!("/api/failed-vms/{}", failure["incarnation"].as_str().unwrap());
+    let shown = pool.get(&path);
+    assert_eq!(shown.status, 200);
+    assert!(shown.head.contains("Content-Type: image/png"), "{}", shown.head);
+    assert_eq!(shown.body, String::from_utf8_lossy(SCREEN));
+
+    fs::write(logs.0.join("failed-vms/0000000000000000.png"), "of nobody").unwrap();
+    for name in ["0000000000000000", "", "..%2fsecret", "..\\secret", &format!("{}.png", &path[17..])] {
+        assert_eq!(pool.get(&format!("/api/failed-vms/{name}")).status, 404, "{name}");
+    }
+    for header in [("Host", "attacker.example"), ("X-Forwarded-For", "192.0.2.9")] {
+        let request =
+            format!("GET {path} HTTP/1.1\r\n{}: {}\r\nConnection: close\r\n\r\n", header.0, header.1);
+        assert_eq!(http::status(&http::talk(&pool.url, request)), 403, "{header:?}");
     }
     pool.stop(Stop::Destroy);
 }

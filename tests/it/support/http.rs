@@ -117,7 +117,7 @@ impl Connection {
         while self.unread.len() < end + length {
             self.more()?;
         }
-        let body = String::from_utf8(self.unread[end..end + length].to_vec()).unwrap();
+        let body = String::from_utf8_lossy(&self.unread[end..end + length]).into_owned();
         self.unread.drain(..end + length);
         Ok(Response { status: status(&head), head, body })
     }
