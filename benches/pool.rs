@@ -181,6 +181,10 @@ impl Hypervisor for Watched {
         self.hypervisor.destroy(vm)
     }
 
+    fn keep(&self, vm: &VmId) -> Result<(), Error> {
+        self.hypervisor.keep(vm)
+    }
+
     fn examine(&self, vm: &VmId) -> Result<Examination, Error> {
         self.hypervisor.examine(vm)
     }

@@ -87,6 +87,7 @@ fn plan(size: u32, warm: u32) -> Plan {
         poll: 30 * SECOND,
         boot_timeout: 10 * MINUTE,
         job_timeout: 2 * HOUR,
+        keep_failed: false,
         jit: true,
         surplus_after: 10 * MINUTE,
         max_idle: DAY,

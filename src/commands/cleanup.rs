@@ -8,7 +8,7 @@ use crate::github::client::Client;
 use crate::github::scope::Scope;
 use crate::github::{GitHub, Removal};
 use crate::hypervisor::hyperv::HyperV;
-use crate::hypervisor::{Hypervisor, identity};
+use crate::hypervisor::{Hypervisor, Power, identity};
 use crate::pool::Rules;
 use crate::pool::orphans::orphan_vms;
 use crate::pool::recovery::union;
@@ -40,6 +40,8 @@ pub(super) fn cleanup(Loaded { config, .. }: Loaded, yes: bool) -> Done {
     // Twice, since a list can leave a VM out.
     let inventory = union(hyperv.list(&[]).map_err(failed)?, hyperv.list(&[]).map_err(failed)?);
     let mut vms = orphan_vms(&inventory, &HashSet::new());
+    let kept = inventory.kept.into_iter();
+    vms.extend(kept.map(|vm| OrphanVm { vm, notes: None, power: Some(Power::Off) }));
     vms.sort_by(|a, b| a.vm.name.cmp(&b.vm.name));
     let rules = Rules::new(&config.pool, &config.github, identity::pool_tag(storage).map_err(failed)?);
     let github = Client::new(&config.github, Box::new(|| None));

@@ -99,6 +99,7 @@ fn the_three_required_settings_are_enough() {
             max_idle: Duration::from_secs(86_400),
             max_concurrent_creates: 2,
             min_free_bytes: 10 * 1024 * 1024 * 1024,
+            keep_failed: false,
             boot_timeout: Duration::from_secs(600),
             job_timeout: Duration::from_secs(21_600),
             poll: Duration::from_secs(30),

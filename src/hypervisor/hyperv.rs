@@ -9,13 +9,14 @@
 //! one for the monitor. A queue would make the time of a call depend on the
 //! other slots; `MAX_CONCURRENT_CREATES` is the pool's affair.
 
-use super::identity::{hash, mac_address, owned_by, pool_identity, pool_tag, same_path, text};
+use super::identity::{hash, kept_by, mac_address, owned_by, pool_identity, pool_tag, same_path, text};
 use super::powershell::{PowerShell, Script};
 use super::{
     Error, Examination, GuestWord, Heartbeat, Hypervisor, Inventory, Power, Vm, VmId, VmSpec, VmWrite,
 };
 use crate::config::{DiskMode, HyperVConfig};
 use crate::secret::Secret;
+use crate::sync::unpoisoned;
 use crate::text::one_line;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -24,8 +25,8 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 impl HyperVConfig {
@@ -56,6 +57,8 @@ pub struct HyperV {
     tag: String,
     powershell: Arc<PowerShell>,
     creating_stopped: AtomicBool,
+    /// Held while a VM is being kept.
+    keeping: Mutex<()>,
 }
 
 impl HyperV {
@@ -75,6 +78,7 @@ impl HyperV {
             tag,
             powershell,
             creating_stopped: AtomicBool::new(false),
+            keeping: Mutex::default(),
         })
     }
 
@@ -89,6 +93,19 @@ impl HyperV {
             return Err(Error(format!("{vm} is not a VM of a pool: {file} cannot be the name of its disk")));
         }
         text(&Path::new(&self.pool).join(file))
+    }
+
+    /// Destroys a VM, or keeps it in the place of another.
+    fn remove(&self, vm: &VmId, keep: bool) -> Result<(), Error> {
+        let request = json!({
+            "name": vm.name,
+            "incarnation": vm.incarnation,
+            "pool": self.pool,
+            "diskPath": self.disk_path(vm)?,
+            "patience": DESTROY_PATIENCE,
+            "keep": keep,
+        });
+        self.powershell.run(Script::DESTROY_VM, &request, &[], None).map(|_: IgnoredAny| ())
     }
 
     /// Whether a VM of the host is the pool's, and which.
@@ -112,9 +129,14 @@ impl HyperV {
     /// The pool's part of what is on the host.
     fn inventory(&self, facts: Facts) -> Inventory {
         facts.unwritten.iter().for_each(|why| log::debug!("not written: {}", one_line(why, 200)));
+        let kept = facts.vms.iter().filter_map(|fact| kept_by(&self.pool, &fact.notes, cfg!(windows)));
+        let kept: Vec<VmId> = kept.collect();
+        let is_kept = |disk: &VmId| kept.iter().any(|vm| vm.incarnation == disk.incarnation);
+        let disks = facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file));
         Inventory {
             vms: facts.vms.into_iter().filter_map(|fact| self.recognize(fact)).collect(),
-            disks: facts.disks.iter().filter_map(|file| VmId::from_disk_file_name(file)).collect(),
+            disks: disks.filter(|disk| !is_kept(disk)).collect(),
+            kept,
             free_bytes: facts.free_bytes,
         }
     }
@@ -176,14 +198,13 @@ impl Hypervisor for HyperV {
     }
 
     fn destroy(&self, vm: &VmId) -> Result<(), Error> {
-        let request = json!({
-            "name": vm.name,
-            "incarnation": vm.incarnation,
-            "pool": self.pool,
-            "diskPath": self.disk_path(vm)?,
-            "patience": DESTROY_PATIENCE,
-        });
-        self.powershell.run(Script::DESTROY_VM, &request, &[], None).map(|_: IgnoredAny| ())
+        self.remove(vm, false)
+    }
+
+    fn keep(&self, vm: &VmId) -> Result<(), Error> {
+        // One after the other: two at a time would each find that none is kept yet.
+        let _alone = unpoisoned(&self.keeping);
+        self.remove(vm, true)
     }
 
     fn examine(&self, vm: &VmId) -> Result<Examination, Error> {

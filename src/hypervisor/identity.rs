@@ -50,12 +50,16 @@ pub(super) fn mac_address(pool_tag: &str, slot: u32) -> String {
 struct Mark {
     pool: String,
     incarnation: String,
+    /// `true` on a failed VM that is kept for inspection.
+    #[serde(default)]
+    kept: serde_json::Value,
 }
 
 /// Which VM of the pool this is, and its Notes if they are complete; `None` if
 /// it is not the pool's. Never decided by the name alone:
 ///
-/// - Notes that name a pool and an incarnation decide.
+/// - Notes that name a pool and an incarnation decide. A failed VM that is kept is
+///   no slot's: see [`kept_by`].
 /// - Without those a VM is the pool's if it was interrupted between getting
 ///   its disk and getting its Notes: it is attached to a disk that lies
 ///   directly in the storage folder and bears the name that this VM's disk
@@ -69,11 +73,19 @@ pub(super) fn owned_by(
 ) -> Option<(VmId, Option<Notes>)> {
     if let Ok(mark) = serde_json::from_str::<Mark>(notes) {
         let id = VmId { name: name.to_owned(), incarnation: mark.incarnation };
-        let ours = same_path(&mark.pool, pool, windows);
+        let ours = same_path(&mark.pool, pool, windows) && mark.kept != true;
         return ours.then(|| (id, serde_json::from_str(notes).ok()));
     }
     let mut of_disks = disks.iter().filter_map(|disk| vm_of_disk(pool, disk, windows));
     of_disks.find(|id| id.name == name).map(|id| (id, None))
+}
+
+/// The failed VM that this is, under the name that it has now, if it is one that the pool keeps for
+/// inspection.
+pub(super) fn kept_by(pool: &str, notes: &str, windows: bool) -> Option<VmId> {
+    let mark: Mark = serde_json::from_str(notes).ok()?;
+    let kept = mark.kept == true && same_path(&mark.pool, pool, windows);
+    kept.then(|| VmId { name: format!("failed-{}", mark.incarnation), incarnation: mark.incarnation })
 }
 
 /// The VM for which a disk was made, if it lies directly in the storage folder.

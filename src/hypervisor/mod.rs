@@ -38,6 +38,13 @@ pub trait Hypervisor: Send + Sync {
     /// When something of it is still there.
     fn destroy(&self, vm: &VmId) -> Result<(), Error>;
 
+    /// Turns a VM that failed off and keeps it for inspection, instead of the one that was kept
+    /// before: it is the pool's no more, but for [`Inventory::kept`]. Idempotent.
+    ///
+    /// # Errors
+    /// When it is not kept: [`Hypervisor::destroy`] then clears what is left of it.
+    fn keep(&self, vm: &VmId) -> Result<(), Error>;
+
     /// What can be seen of a VM from outside. What cannot be had is left out.
     ///
     /// # Errors
@@ -124,7 +131,8 @@ pub struct VmSpec {
 }
 
 /// The mark that the pool leaves on a VM, as JSON in its Notes, and by which
-/// a restarted pool knows what it made.
+/// a restarted pool knows what it made. A failed VM that is kept for inspection bears
+/// `"kept":true` besides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
     /// The pool that made the VM: its storage folder. Two pools on one host
@@ -158,6 +166,9 @@ pub struct Inventory {
     /// The disks in the storage folder that bear a name the pool gives,
     /// attached or not. (Files of any other name are not the pool's.)
     pub disks: Vec<VmId>,
+    /// The failed VM that is kept for inspection, under the name that it has now. It is not among
+    /// the VMs, nor its disk among the disks.
+    pub kept: Vec<VmId>,
     /// Bytes free on the storage folder's volume, if the host told.
     pub free_bytes: Option<u64>,
 }

@@ -48,7 +48,7 @@ const OF_JOBS: [Millis; 12] = [
 ];
 
 /// What may fail in a slot.
-const STEPS: [&str; 5] = ["register", "create", "boot", "wait", "destroy"];
+const STEPS: [&str; 6] = ["register", "create", "boot", "wait", "keep", "destroy"];
 
 /// How many, by a word of a fixed set. Each word is there from the start.
 pub type Counts = BTreeMap<&'static str, u64>;
@@ -406,6 +406,7 @@ mod tests {
         for happened in [
             failed("register"),
             failed("create"),
+            failed("keep"),
             failed("destroy"),
             without_job(false, Cause::BootTimeout),
             without_job(true, Cause::PoweredOff),

@@ -34,6 +34,7 @@ struct World {
     removed: Vec<u64>,
     /// The VMs that were looked at before their end.
     examined: Vec<VmId>,
+    kept: Option<VmId>,
     lookups: usize,
     queued: Vec<QueuedJob>,
     /// Disks without a VM that cannot be deleted.
@@ -63,6 +64,7 @@ impl World {
             failing_removals: 0,
             removed: Vec::new(),
             examined: Vec::new(),
+            kept: None,
             lookups: 0,
             queued: Vec::new(),
             locked_disks: Vec::new(),
@@ -152,6 +154,14 @@ impl World {
                 self.most_vms = self.most_vms.max(self.vms.len());
                 Event::Created(Ok(()))
             }
+            Action::KeepVm(id) if self.locked_disks.contains(&id) => {
+                Event::Destroyed(Err(hypervisor::Error("it cannot be renamed".into())))
+            }
+            Action::KeepVm(id) => {
+                self.vms.retain(|vm| vm.id != id);
+                self.kept = Some(id);
+                Event::Destroyed(Ok(()))
+            }
             Action::ExamineVm(id) => {
                 self.examined.push(id);
                 Event::Examined(Findings { uptime: Some(600_000), ..Findings::default() })
@@ -232,7 +242,7 @@ impl World {
             }
         }
         let disks = self.vms.iter().map(|vm| vm.id.clone()).chain(self.locked_disks.clone()).collect();
-        Inventory { vms: self.vms.clone(), disks, free_bytes: Some(self.free_bytes) }
+        Inventory { vms: self.vms.clone(), disks, free_bytes: Some(self.free_bytes), ..Inventory::default() }
     }
 
     fn write(&mut self, write: &VmWrite) {
@@ -1009,6 +1019,54 @@ fn the_screen_of_a_vm_that_may_have_had_a_job_is_never_looked_at() {
     assert!(world.state.history.failure_of(&idle.incarnation).is_some());
     world.fact(|state| state.stop(Stop::Destroy));
     assert_eq!(world.examined, []);
+}
+
+fn keeping(size: u32) -> Rules {
+    let mut rules = rules(size, size);
+    rules.pool.keep_failed = true;
+    rules
+}
+
+#[test]
+fn the_newest_vm_that_failed_is_kept_and_its_slot_goes_on() {
+    let mut world = World::new(keeping(1));
+    world.pass(MINUTE);
+    let first = world.vms[0].id.clone();
+    world.pass(world.state.rules().boot_timeout() + MINUTE);
+    assert_eq!(world.kept, Some(first.clone()));
+    assert_eq!(world.examined, [first.clone()], "it was looked at while it was on");
+    world.boot_all();
+    let second = world.vms[0].id.clone();
+    world.vm(&second).power = Power::Off;
+    world.pass(2 * MINUTE);
+    assert_eq!(world.kept, Some(second));
+    assert_eq!(world.vms.len(), 1, "the slot has a VM of its own");
+}
+
+#[test]
+fn a_vm_that_cannot_be_kept_is_destroyed() {
+    let mut world = World::new(keeping(1));
+    world.pass(MINUTE);
+    let first = world.vms[0].id.clone();
+    world.locked_disks = vec![first.clone()];
+    world.pass(world.state.rules().boot_timeout());
+    world.locked_disks.clear();
+    world.pass(5 * MINUTE);
+    assert_eq!(world.kept, None);
+    assert!(world.vms.iter().all(|vm| vm.id != first));
+    let failure = world.state.history.failures().find(|failure| failure.reason.contains("cannot keep"));
+    assert!(failure.is_some_and(|failure| failure.reason.contains("it cannot be renamed")));
+}
+
+#[test]
+fn a_vm_that_ended_in_order_is_not_kept() {
+    let mut world = World::ready(keeping(1));
+    let id = world.vms[0].id.clone();
+    world.job_starts(&id);
+    world.job_ends(&id);
+    world.fact(|state| state.stop(Stop::Destroy));
+    world.pass(MINUTE);
+    assert_eq!(world.kept, None);
 }
 
 // --- health ---

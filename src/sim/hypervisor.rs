@@ -31,6 +31,8 @@ pub struct MockHypervisor {
 #[derive(Default)]
 struct Host {
     vms: Vec<Arc<SimulatedVm>>,
+    /// The failed VM that is kept.
+    kept: Option<VmId>,
     faults: Faults,
     stops_creating: bool,
 }
@@ -127,6 +129,13 @@ impl Hypervisor for MockHypervisor {
         Ok(())
     }
 
+    fn keep(&self, vm: &VmId) -> Result<(), Error> {
+        self.destroy(vm)?;
+        let VmId { incarnation, .. } = vm.clone();
+        self.host().kept = Some(VmId { name: format!("failed-{incarnation}"), incarnation });
+        Ok(())
+    }
+
     fn examine(&self, vm: &VmId) -> Result<Examination, Error> {
         let host = self.host();
         let Some(vm) = host.vms.iter().find(|simulated| simulated.id == *vm) else {
@@ -159,6 +168,7 @@ impl Hypervisor for MockHypervisor {
         Ok(Inventory {
             vms: host.vms.iter().filter(|_| !leave_out).map(|vm| vm.listed()).collect(),
             disks: host.vms.iter().map(|vm| vm.id.clone()).collect(),
+            kept: host.kept.iter().cloned().collect(),
             free_bytes: Some(host.faults.free_bytes.unwrap_or(1 << 40)),
         })
     }

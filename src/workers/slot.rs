@@ -3,7 +3,7 @@
 
 use super::Shared;
 use crate::github::{self, Removal};
-use crate::hypervisor::{Examination, Notes, VmSpec};
+use crate::hypervisor::{Examination, Notes, VmId, VmSpec};
 use crate::pool::millis;
 use crate::pool::slot::types::{Action, Event, Findings, Instance, Phase};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -72,12 +72,12 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
             Event::Created(hypervisor.create(&VmSpec { id: instance.vm, notes, secret, jit_config }))
         }
         Action::DestroyVm(vm) => {
-            // Written here, where a slow disk makes nobody wait: all that will be known of it is known.
-            let failure = shared.lock().state.history.failure_of(&vm.incarnation).cloned();
-            if let Some(failure) = failure {
-                shared.failed_vms.save(&failure, shared.now());
-            }
+            save_failure(shared, &vm);
             Event::Destroyed(hypervisor.destroy(&vm))
+        }
+        Action::KeepVm(vm) => {
+            save_failure(shared, &vm);
+            Event::Destroyed(hypervisor.keep(&vm))
         }
         Action::ExamineVm(vm) => {
             let Examination { uptime, addresses, picture: png, missing } =
@@ -90,5 +90,14 @@ fn perform(shared: &Shared, index: usize, action: Action) -> Event {
             let missing = missing.or((png.is_some() && !shared.failed_vms.are_kept()).then(|| lost.into()));
             Event::Examined(Findings { uptime: uptime.map(millis), addresses, picture, missing })
         }
+    }
+}
+
+/// Writes down what is known of a VM that failed. By its end that is all that will be known, and
+/// here a slow disk makes nobody else wait.
+fn save_failure(shared: &Shared, vm: &VmId) {
+    let failure = shared.lock().state.history.failure_of(&vm.incarnation).cloned();
+    if let Some(failure) = failure {
+        shared.failed_vms.save(&failure, shared.now());
     }
 }

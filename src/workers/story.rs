@@ -103,6 +103,10 @@ pub(super) fn tell(failures: &mut Repeats, news: Vec<(Option<u32>, News)>, now: 
             News::Destroyed(vm, took) => {
                 about(vm).say(Info, format_args!("{vm}: destroyed in {}", time(*took)));
             }
+            News::Kept(vm) => about(vm).say(
+                Info,
+                format_args!("{vm}: kept for inspection, turned off, as failed-{}", vm.incarnation),
+            ),
             News::ClearingAway(vm) => {
                 about(vm).say(Info, format_args!("{vm}: belongs to no slot and is destroyed"));
             }

@@ -755,6 +755,43 @@ fn the_check_finds_what_is_missing_on_the_host() {
     has(&faults[2], &["'Isolated'", "ORCHESTRATOR_IP"]);
 }
 
+// --- keep ---
+
+#[test]
+fn a_kept_vm_is_no_slots_and_goes_under_the_name_that_it_has_now() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    create(&host, &hyperv, runner_1()).unwrap();
+    hyperv.keep(&runner_1()).unwrap();
+    let kept = vm("failed-0123456789abcdef", "0123456789abcdef");
+    let inventory = hyperv.list(&[]).unwrap();
+    assert_eq!((inventory.vms, inventory.disks), (vec![], vec![]));
+    assert_eq!(inventory.kept, std::slice::from_ref(&kept));
+    assert_eq!(host.vm(&kept.name).state, "Off");
+    hyperv.destroy(&runner_1()).unwrap();
+    hyperv.keep(&runner_1()).unwrap();
+    assert_eq!(host.disks(), ["runner-1-0123456789abcdef.vhdx"], "it is kept with its disk");
+    // A slot's next VM has nothing to do with it.
+    create(&host, &hyperv, vm("runner-1", "fedcba9876543210")).unwrap();
+    hyperv.destroy(&kept).unwrap();
+    assert_eq!(hyperv.list(&[]).unwrap().kept, []);
+    assert_eq!(host.disks(), ["runner-1-fedcba9876543210.vhdx"]);
+}
+
+#[test]
+fn of_two_vms_that_fail_at_once_one_is_kept() {
+    let host = FakeHost::new();
+    let hyperv = hyperv(&host);
+    let both = [runner_1(), vm("runner-2", "fedcba9876543210")];
+    both.iter().for_each(|id| create(&host, &hyperv, id.clone()).unwrap());
+    host.set_fault_at("destroy-vm", "keep", FaultKind::Slow(500));
+    std::thread::scope(|scope| {
+        both.iter().for_each(|id| drop(scope.spawn(|| hyperv.keep(id).unwrap())));
+    });
+    assert_eq!(hyperv.list(&[]).unwrap().kept.len(), 1);
+    assert_eq!(host.disks().len(), 1);
+}
+
 // --- examine ---
 
 #[test]

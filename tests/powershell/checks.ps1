@@ -224,7 +224,42 @@ function Get-DestroyRequest($Fake) {
         pool        = $Fake.Storage
         diskPath    = Get-DiskPath $Fake '0123456789abcdef'
         patience    = 30
+        keep        = $false
     }
+}
+
+# A failed VM that is kept, with its disk.
+function Add-KeptVM($Fake, [string]$Incarnation) {
+    $mark = ConvertFrom-Json -InputObject (Get-Mark $Fake $Incarnation)
+    Add-Member -InputObject $mark -NotePropertyName 'kept' -NotePropertyValue $true
+    Add-FakeVM $Fake "failed-$Incarnation" 'Off' (ConvertTo-Json -InputObject $mark -Compress) (Get-DiskPath $Fake $Incarnation)
+}
+
+# A VM that has been on for ten minutes.
+function Add-BootingVM($Fake) {
+    $record = New-FakeRecord 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') ''
+    $record.uptime = 600
+    $record.addresses = @('172.20.0.9', 'fe80::1')
+    Save-FakeRecord $Fake.Folder $record
+}
+
+# The size of a PNG of one chunk of pixels, and the color at which each of its first lines begins.
+function Get-PngColor([byte[]]$Png) {
+    $length = ([int]$Png[33] -shl 24) + ([int]$Png[34] -shl 16) + ([int]$Png[35] -shl 8) + [int]$Png[36]
+    Assert-Equal ([System.Text.Encoding]::ASCII.GetString($Png, 37, 4)) 'IDAT' 'the second chunk'
+    # Without the two bytes of zlib at the beginning, and its sum at the end.
+    $packed = [System.IO.MemoryStream]::new($Png, 43, $length - 6)
+    $lines = [System.IO.MemoryStream]::new()
+    [System.IO.Compression.DeflateStream]::new($packed, [System.IO.Compression.CompressionMode]::Decompress).CopyTo($lines)
+    $bytes = $lines.ToArray()
+    $width = [int]$Png[19]
+    $height = [int]$Png[23]
+    Assert-Equal $bytes.Length ($height * (1 + 3 * $width)) 'the bytes of the lines'
+    $colors = for ($y = 0; $y -lt 3; $y++) {
+        $at = $y * (1 + 3 * $width) + 1
+        '{0:X2}{1:X2}{2:X2}' -f $bytes[$at], $bytes[$at + 1], $bytes[$at + 2]
+    }
+    return "$width x ${height}: $colors"
 }
 
 # A VM that hangs or refuses when it is stopped, until hcsdiag.exe kills it, if
@@ -915,6 +950,123 @@ function Get-Check {
         Assert-True (Test-Path -LiteralPath $Fake.Template) 'the template is gone'
     }
 
+    $checks['keep turns a failed VM off, marks it, and removes the one that was kept before'] = {
+        param($Fake)
+        Add-KeptVM $Fake 'fedcba9876543210'
+        Add-FakeVM $Fake 'failed-00000000000000aa' 'Off' '{"pool":"/elsewhere","incarnation":"00000000000000aa","kept":true}' ''
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+        $request = Get-DestroyRequest $Fake
+        $request.keep = $true
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' $request '')
+        $vms = @(Get-FakeVM $Fake | Sort-Object -Property name)
+        Assert-Equal ($vms.name -join ' ') 'failed-00000000000000aa failed-0123456789abcdef' 'the VMs left'
+        Assert-Equal $vms[1].state 'Off' 'the state of the one that is kept'
+        $mark = ConvertFrom-Json -InputObject $vms[1].notes
+        Assert-Equal "$($mark.kept) $($mark.incarnation) $($mark.runner_name)" 'True 0123456789abcdef runner-1' 'its Notes'
+        Assert-Equal ((Get-ChildItem -LiteralPath $Fake.Storage).Name -join ' ') 'runner-1-0123456789abcdef.vhdx' 'the disks left'
+
+        # As after an answer that was lost: the pool destroys the VM under the name that it had.
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' $request '')
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+        Assert-Equal @(Get-FakeVM $Fake).Count 2 'the VMs left'
+        Assert-True (Test-Path -LiteralPath (Get-DiskPath $Fake '0123456789abcdef')) 'the disk of the kept VM is gone'
+    }
+
+    $checks['destroy removes a kept VM under the name that it has now'] = {
+        param($Fake)
+        Add-KeptVM $Fake '0123456789abcdef'
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake 'fedcba9876543210') (Get-DiskPath $Fake 'fedcba9876543210')
+        $request = Get-DestroyRequest $Fake
+        $request.name = 'failed-0123456789abcdef'
+        $request.diskPath = Join-Path -Path $Fake.Storage -ChildPath 'failed-0123456789abcdef-0123456789abcdef.vhdx'
+        Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' $request '')
+        Assert-Equal (@(Get-FakeVM $Fake).name -join ' ') 'runner-1' 'the VMs left'
+        Assert-Equal ((Get-ChildItem -LiteralPath $Fake.Storage).Name -join ' ') 'runner-1-fedcba9876543210.vhdx' 'the disks left'
+    }
+
+    foreach ($fault in @{ 'Get-VM' = 'find'; 'Get-VM#2' = 'find'; 'Remove-VM' = 'remove'; 'Set-VM' = 'keep' }.GetEnumerator()) {
+        $checks["keep says so when $($fault.Key) fails, and destroy removes the VM then"] = @{ Data = @($fault.Key, $fault.Value); Body = {
+            param($Fake, $Data)
+            Add-KeptVM $Fake 'fedcba9876543210'
+            Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') (Get-DiskPath $Fake '0123456789abcdef')
+            $request = Get-DestroyRequest $Fake
+            $request.keep = $true
+            $request.patience = 1
+            Assert-Failure (Invoke-PoolScript $Fake 'destroy-vm' $request $Data[0]) $Data[1] '*'
+            Assert-Success (Invoke-PoolScript $Fake 'destroy-vm' (Get-DestroyRequest $Fake) '')
+            Assert-True (@(Get-FakeVM $Fake | Where-Object { $_.name -ne 'failed-fedcba9876543210' }).Count -eq 0) 'the VM is still there'
+            Assert-True (-not (Test-Path -LiteralPath (Get-DiskPath $Fake '0123456789abcdef'))) 'its disk is still there'
+        }
+        }
+    }
+
+    $checks['keep keeps no VM that is not there'] = {
+        param($Fake)
+        $request = Get-DestroyRequest $Fake
+        $request.keep = $true
+        Assert-Failure (Invoke-PoolScript $Fake 'destroy-vm' $request '') 'find' '*is not there*'
+    }
+
+    $checks['list fails when a VM that may be a kept one cannot be looked at'] = {
+        param($Fake)
+        Add-KeptVM $Fake '0123456789abcdef'
+        $record = @(Get-FakeVM $Fake)[0]
+        $record.broken = $true
+        Save-FakeRecord $Fake.Folder $record
+        $answer = Invoke-PoolScript $Fake 'list-vms' @{ storagePath = $Fake.Storage; writes = @() } ''
+        Assert-Failure $answer 'vms' '*cannot be looked at*'
+    }
+
+    $checks['examine finds how long a VM has been on, its addresses and its screen'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake 'fedcba9876543210') ''
+        Add-BootingVM $Fake
+        $answer = Invoke-PoolScript $Fake 'examine-vm' (Get-DestroyRequest $Fake) ''
+        Assert-Success $answer
+        Assert-Equal $answer.uptimeSeconds 600 'the uptime'
+        Assert-Equal ($answer.addresses -join ' ') '172.20.0.9 fe80::1' 'the addresses'
+        Assert-Equal @($answer.missing).Count 0 'what is missing'
+        Assert-Equal (Get-PngColor ([System.Convert]::FromBase64String($answer.picture))) '64 x 48: FF0000 00FF00 0000FF' 'the picture'
+        Assert-Equal @(Get-FakeVM $Fake | Where-Object { $_.state -eq 'Running' }).Count 2 'the VMs that go on'
+    }
+
+    $parts = @{
+        'Get-VMNetworkAdapter'                                = @('addresses', 'the addresses: *')
+        'Get-CimInstance Msvm_VideoHead'                      = @('picture', 'the screen: *')
+        'Get-CimInstance Msvm_VirtualSystemSettingData'       = @('picture', 'the screen: *')
+        'Get-CimInstance Msvm_VirtualSystemManagementService' = @('picture', 'the screen: *')
+        'GetVirtualSystemThumbnailImage'                      = @('picture', 'the screen: *')
+    }
+    foreach ($fault in @($parts.Keys)) {
+        $checks["examine leaves out what $fault would tell, and says why"] = @{ Data = @($fault, $parts[$fault][0], $parts[$fault][1]); Body = {
+            param($Fake, $Data)
+            Add-BootingVM $Fake
+            $answer = Invoke-PoolScript $Fake 'examine-vm' (Get-DestroyRequest $Fake) $Data[0]
+            Assert-Success $answer
+            foreach ($name in 'uptimeSeconds', 'addresses', 'picture') {
+                Assert-Equal (@($answer.PSObject.Properties.Name) -contains $name) ($name -ne $Data[1]) "whether there is $name"
+            }
+            Assert-Equal @($answer.missing).Count 1 'what is missing'
+            Assert-Like $answer.missing[0] $Data[2] 'what is missing'
+        }
+        }
+    }
+
+    $checks['examine tells of a VM that is off that it shows nothing'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Off' (Get-Mark $Fake '0123456789abcdef') ''
+        $answer = Invoke-PoolScript $Fake 'examine-vm' (Get-DestroyRequest $Fake) ''
+        Assert-Success $answer
+        Assert-Like $answer.missing[0] 'the screen: it shows nothing*' 'what is missing'
+    }
+
+    $checks['examine fails for a VM that is not there, and when Get-VM does'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'runner-1' 'Running' (Get-Mark $Fake 'fedcba9876543210') ''
+        Assert-Failure (Invoke-PoolScript $Fake 'examine-vm' (Get-DestroyRequest $Fake) '') 'find' '*is not there*'
+        Assert-Failure (Invoke-PoolScript $Fake 'examine-vm' (Get-DestroyRequest $Fake) 'Get-VM') 'find' '*Get-VM failed*'
+    }
+
     $checks['list of nothing is two empty lists'] = {
         param($Fake)
         $text = Invoke-ScriptText $Fake 'list-vms' (ConvertTo-Json -InputObject @{ storagePath = $Fake.Storage; writes = @() } -Compress) ''
@@ -1251,7 +1403,7 @@ function Get-Check {
         Assert-Equal $answer.firewall 'off' 'the firewall'
     }
 
-    foreach ($file in 'create-vm', 'destroy-vm', 'list-vms', 'check-host') {
+    foreach ($file in 'create-vm', 'destroy-vm', 'examine-vm', 'list-vms', 'check-host') {
         $checks["$file answers a request that it cannot read"] = @{ Data = $file; Body = {
             param($Fake, $Data)
             $answer = ConvertFrom-Json -InputObject (Invoke-ScriptText $Fake $Data 'this is no JSON' '')

@@ -259,6 +259,8 @@ pub struct Sim {
 
     pub(crate) vms: Vec<SimVm>,
     pub(crate) disks: Vec<VmId>,
+    /// The failed VM that is kept.
+    pub(crate) kept: Vec<VmId>,
     pub(crate) foreign_vms: Vec<String>,
     /// By file name: among thousands of VMs two incarnations can have the same 32 random bits.
     pub(crate) used_disks: std::collections::HashSet<String>,
@@ -305,6 +307,7 @@ pub fn run(options: Options) -> (Report, Option<Violation>) {
         free_ops: Vec::new(),
         vms: Vec::new(),
         disks: Vec::new(),
+        kept: Vec::new(),
         foreign_vms: Vec::new(),
         used_disks: std::collections::HashSet::new(),
         runners: Vec::new(),

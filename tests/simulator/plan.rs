@@ -131,6 +131,7 @@ pub struct Config {
     pub poll: Millis,
     pub boot_timeout: Millis,
     pub job_timeout: Millis,
+    pub keep_failed: bool,
     pub jit: bool,
     pub surplus_after: Millis,
     pub max_idle: Millis,
@@ -179,6 +180,7 @@ impl Plan {
             max_idle: [2, 24, 24][rng.below(3) as usize] * HOUR,
             owner: "octo",
             repository: rng.one_in(2),
+            keep_failed: rng.one_in(3),
         };
         let mut rates = [0; FAULT_KINDS];
         let mut disturbed_every = 0;
@@ -228,6 +230,7 @@ impl Plan {
                 poll: 30 * SECOND,
                 boot_timeout: 10 * MINUTE,
                 job_timeout: 6 * HOUR,
+                keep_failed: true,
                 jit: true,
                 surplus_after: 10 * MINUTE,
                 max_idle: DAY,

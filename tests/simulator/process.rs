@@ -84,6 +84,7 @@ pub fn rules(config: &Config) -> Rules {
         surplus_after: time(config.surplus_after),
         max_idle: time(config.max_idle),
         min_free_bytes: 10 << 30,
+        keep_failed: config.keep_failed,
         max_concurrent_creates: 2,
     };
     let github = GitHubConfig {
@@ -272,7 +273,7 @@ impl Sim {
             self.trace(|_| format!("    slot {slot}: {action:?}"));
             let worker = &mut p.workers[slot];
             let mut decided = self.now;
-            if let Action::DestroyVm(vm) = &action {
+            if let Action::DestroyVm(vm) | Action::KeepVm(vm) = &action {
                 // To destroy is final: another try is not a new decision.
                 match &worker.destroying {
                     Some((same, first)) if same == vm => decided = *first,
@@ -395,6 +396,7 @@ impl Sim {
                 return self.bring(p, Some(slot), Brought::ToSlot(Event::Destroyed(Ok(()))));
             }
             Action::DestroyVm(vm) => Act::Destroy(vm),
+            Action::KeepVm(vm) => Act::Keep(vm),
             Action::ExamineVm(vm) => Act::Examine(vm),
         };
         let forced = p.state.stopping() == Some(Stop::Destroy);

@@ -135,6 +135,7 @@ pub enum Act {
     /// The VM, its slot, and the registration whose JIT configuration it gets.
     Create(Instance, u32, Option<u64>),
     Destroy(VmId),
+    Keep(VmId),
     Examine(VmId),
     ListVms(Vec<VmWrite>),
     ListRunners(Scope),
@@ -178,6 +179,11 @@ pub struct Op {
     pub forced: bool,
     pub job_timeout: Millis,
     pub jit: bool,
+}
+
+/// Whether the host does it, and not GitHub.
+fn is_local(act: &Act) -> bool {
+    matches!(act, Act::Create(..) | Act::Destroy(_) | Act::Keep(_) | Act::Examine(_) | Act::ListVms(_))
 }
 
 /// The incarnation as a number.
@@ -261,7 +267,7 @@ impl Sim {
     // --- operations ---
 
     pub(crate) fn begin_op(&mut self, slot: Option<usize>, act: Act, decided: Millis, forced: bool) {
-        let local = matches!(act, Act::Create(..) | Act::Destroy(_) | Act::Examine(_) | Act::ListVms(_));
+        let local = is_local(&act);
         let own_scope = super::process::rules(&self.known.config).scope;
         let elsewhere = match &act {
             Act::Register(_, scope)
@@ -291,7 +297,7 @@ impl Sim {
                     Outcome::Good
                 }
             }
-            Act::Destroy(_) => {
+            Act::Destroy(_) | Act::Keep(_) => {
                 let at = self.rng.below(4) as u8;
                 if self.fault(Fault::DestroyFails) {
                     Outcome::FailsDirty(at)
@@ -375,10 +381,10 @@ impl Sim {
         }
         let stages = match op.act {
             Act::Create(..) => 4,
-            Act::Destroy(_) => 3,
+            Act::Destroy(_) | Act::Keep(_) => 3,
             _ => 1,
         };
-        let local = matches!(op.act, Act::Create(..) | Act::Destroy(_) | Act::Examine(_) | Act::ListVms(_));
+        let local = is_local(&op.act);
         let broke = || Error::Failed("it broke".into());
         let mut failed = None;
         match op.outcome {
@@ -457,7 +463,7 @@ impl Sim {
                 Brought::ToSlot(Event::RunnerRemoved(Err(error)))
             }
             (Act::Create(..), Some(_)) => Brought::ToSlot(Event::Created(Err(broke()))),
-            (Act::Destroy(_), Some(_)) => Brought::ToSlot(Event::Destroyed(Err(broke()))),
+            (Act::Destroy(_) | Act::Keep(_), Some(_)) => Brought::ToSlot(Event::Destroyed(Err(broke()))),
             (Act::Examine(_), _) => Brought::ToSlot(Event::Examined(Findings::default())),
             (Act::ListVms(_), Some(error)) => Brought::ToMonitor(Answer::Vms(Err(error.to_string()))),
             (Act::ListRunners(_), Some(error)) => Brought::ToMonitor(Answer::Runners(Err(error))),
@@ -467,7 +473,7 @@ impl Sim {
             }
             (Act::QueuedJobs, Some(error)) => Brought::ToMonitor(Answer::QueuedJobs(Err(error))),
             (Act::Create(..), None) => Brought::ToSlot(Event::Created(Ok(()))),
-            (Act::Destroy(_), None) => Brought::ToSlot(Event::Destroyed(Ok(()))),
+            (Act::Destroy(_) | Act::Keep(_), None) => Brought::ToSlot(Event::Destroyed(Ok(()))),
             (_, None) => match op.answer.take() {
                 Some(brought) => brought,
                 None => return,
@@ -487,6 +493,10 @@ impl Sim {
                 let vm = vm.clone();
                 let stage = usize::from(op.stage);
                 self.remove_vm(op, &vm, stage..stage + 1);
+            }
+            Act::Keep(vm) => {
+                let vm = vm.clone();
+                self.keep_stage(op, &vm);
             }
             Act::Examine(vm) => {
                 let number = number_of(vm);
@@ -694,6 +704,26 @@ impl Sim {
         }
     }
 
+    /// Turns a VM off (0) and, in the end (2), marks it as kept in the place of the one before: no
+    /// two do that at a time.
+    fn keep_stage(&mut self, op: &Op, vm: &VmId) {
+        self.world_version += 1;
+        let number = number_of(vm);
+        let Some(at) = self.vms.iter().position(|vm| vm.number == number) else { return };
+        match op.stage {
+            0 => self.remove_vm(op, vm, 0..1),
+            1 => {}
+            _ => {
+                if self.vms[at].on {
+                    self.violate(3, format!("{vm} was kept although it was on"));
+                }
+                self.vms.remove(at);
+                self.disks.retain(|disk| disk.incarnation != vm.incarnation);
+                self.kept = vec![vm.clone()];
+            }
+        }
+    }
+
     /// What the pool writes to a VM, while its Notes bear that incarnation.
     fn write(&mut self, write: &VmWrite) {
         let number = number_of(&write.vm);
@@ -747,7 +777,7 @@ impl Sim {
             notes: vm.notes.clone(),
         });
         let free_bytes = Some(if full { 1 << 30 } else { 100 << 30 });
-        Inventory { vms: vms.collect(), disks: self.disks.clone(), free_bytes }
+        Inventory { vms: vms.collect(), disks: self.disks.clone(), kept: self.kept.clone(), free_bytes }
     }
 
     fn power_off(&mut self, at: usize) {

@@ -235,17 +235,43 @@ impl Run {
         let disk = PathBuf::from(self.text("diskPath"));
         let (name, pool, incarnation) = (self.text("name"), self.text("pool"), self.text("incarnation"));
 
+        let keep = self.input["keep"].as_bool().expect("keep is true or false");
         self.step("find")?;
         if disk != Path::new(&pool).join(format!("{name}-{incarnation}.vhdx")) {
             return Err(failure("find", format!("{} is not the disk of {name}", disk.display())));
         }
         let ours = |vm: &Vm| match serde_json::from_str::<Value>(&vm.notes) {
             Ok(mark) if mark["pool"].is_string() && mark["incarnation"].is_string() => {
-                mark["pool"] == *pool && mark["incarnation"] == *incarnation
+                let is_kept = mark["kept"] == true;
+                mark["pool"] == *pool
+                    && mark["incarnation"] == *incarnation
+                    && is_kept == name.starts_with("failed-")
             }
             _ => vm.name == name && vm.disks.contains(&disk),
         };
         let found: Vec<u64> = self.host.state().vms.iter().filter(|vm| ours(vm)).map(|vm| vm.id).collect();
+        let is_kept = |vm: &Vm| vm.notes.contains(r#""kept":true"#);
+        let kept: Vec<Vm> = self.host.state().vms.into_iter().filter(is_kept).collect();
+        if found.is_empty() && kept.iter().any(|vm| vm.notes.contains(&incarnation)) {
+            return Ok(json!({ "ok": true }));
+        }
+        if keep {
+            let [id] = found[..] else { return Err(failure("find", format!("{name} is not there"))) };
+            for before in kept {
+                self.host.change(|state| state.vms.retain(|vm| vm.id != before.id));
+                before.disks.iter().for_each(|disk| fs::remove_file(disk).unwrap());
+            }
+            self.step("keep")?;
+            self.set(id, |vm| {
+                let mut notes: Value = serde_json::from_str(&vm.notes).unwrap();
+                notes["kept"] = true.into();
+                (vm.state, vm.started, vm.notes) = ("Off".into(), 0, notes.to_string());
+                vm.name = format!("failed-{incarnation}");
+            });
+            return Ok(json!({ "ok": true }));
+        }
+        let disks: Vec<PathBuf> =
+            kept.into_iter().filter(|vm| found.contains(&vm.id)).flat_map(|vm| vm.disks).collect();
         for &id in &found {
             self.step("stop")?;
             self.set(id, |vm| {
@@ -256,6 +282,7 @@ impl Run {
             self.host.change(|state| state.vms.retain(|vm| vm.id != id));
         }
         self.step("disk")?;
+        disks.iter().for_each(|disk| fs::remove_file(disk).unwrap());
         match fs::remove_file(&disk) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(failure("disk", format!("{} cannot be deleted: {e}", disk.display())))

@@ -1,4 +1,5 @@
-# Removes one VM that the pool made, and its disk, from whatever state they are in.
+# Removes one VM that the pool made, and its disk, from whatever state they are in. With "keep"
+# it turns the VM off and keeps it for inspection instead of the one that was kept before.
 # Standard input: one JSON object. Standard output: one line, {"ok":true} or
 # {"ok":false,"error":...,"at":...}. Succeeds when nothing is there.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
@@ -127,7 +128,67 @@ function Remove-Disk($Path) {
     }
 }
 
-function Remove-Everything($Request) {
+# Deletes a disk, by its folder and its name without an extension, and what others left of it.
+function Remove-DiskSet([string]$Folder, [string]$Base) {
+    # A checkpoint that somebody took by hand leaves a disk on our disk;
+    # a backup leaves its notes of what has changed.
+    $others = @(Get-ChildItem -LiteralPath $Folder -File | Where-Object {
+        $_.Name.StartsWith($Base, [System.StringComparison]::OrdinalIgnoreCase) -and
+        @('.avhdx', '.rct', '.mrt') -contains $_.Extension
+    })
+    foreach ($file in $others) {
+        Remove-Disk $file.FullName
+    }
+    Remove-Disk (Join-Path -Path $Folder -ChildPath "$Base.vhdx")
+}
+
+# Removes these VMs and disks, one after another.
+function Remove-Everything($Ids, [string]$Folder, $Bases) {
+    $script:step = 'stop'
+    foreach ($id in $Ids) {
+        Stop-RunnerVM $id
+    }
+
+    $script:step = 'remove'
+    foreach ($id in $Ids) {
+        Remove-RunnerVM $id
+    }
+
+    $script:step = 'disk'
+    if (Test-Path -LiteralPath $Folder -PathType Container) {
+        foreach ($base in $Bases) {
+            Remove-DiskSet $Folder $base
+        }
+    }
+}
+
+# The disk of a failed VM that is kept still bears the name that its VM had before.
+function Get-KeptBase([string]$Folder, [string]$Incarnation) {
+    if (Test-Path -LiteralPath $Folder -PathType Container) {
+        Get-ChildItem -LiteralPath $Folder -File | Where-Object { $_.Name.EndsWith("-$Incarnation.vhdx", [System.StringComparison]::Ordinal) } | ForEach-Object { $_.BaseName }
+    }
+}
+
+# Turns the VM off and marks it as kept, once no other is.
+function Save-FailedVM($Request, $Vms, [string]$Folder) {
+    $marked = @($Vms | Where-Object { $null -ne (Read-Mark $_.Notes) })
+    if ($marked.Count -ne 1) {
+        throw "$($Request.name), incarnation $($Request.incarnation), is not there with its Notes, so it is not kept."
+    }
+    $id = $marked[0].Id
+    foreach ($kept in @(Get-VM | Where-Object { (Get-KeptIncarnation $_ $Request) -ne '' })) {
+        Remove-Everything @($kept.Id) $Folder @(Get-KeptBase $Folder (Get-KeptIncarnation $kept $Request))
+    }
+    $script:step = 'stop'
+    Stop-RunnerVM $id
+    $script:step = 'keep'
+    $vm = Get-Now $id
+    $mark = Read-Mark $vm.Notes
+    Add-Member -InputObject $mark -NotePropertyName 'kept' -NotePropertyValue $true -Force
+    Set-VM -VM $vm -NewVMName "failed-$($Request.incarnation)" -Notes (ConvertTo-Json -InputObject $mark -Depth 5 -Compress)
+}
+
+function Invoke-Request($Request) {
     $script:step = 'find'
     $script:patience = [double]$Request.patience
     $disk = [string]$Request.diskPath
@@ -137,37 +198,28 @@ function Remove-Everything($Request) {
     if ($base -ne "$($Request.name)-$($Request.incarnation)" -or [System.IO.Path]::GetExtension($disk) -ne '.vhdx') {
         throw "'$disk' is not the disk of $($Request.name), incarnation $($Request.incarnation), so nothing was touched."
     }
-    $ids = @(Get-VM | Where-Object { Test-PoolVM $_ $Request } | ForEach-Object { $_.Id })
-
-    $script:step = 'stop'
-    foreach ($id in $ids) {
-        Stop-RunnerVM $id
+    $all = @(Get-VM)
+    $vms = @($all | Where-Object { Test-PoolVM $_ $Request })
+    $isKept = @($all | Where-Object { (Get-KeptIncarnation $_ $Request) -ceq $Request.incarnation }).Count -gt 0
+    if ($isKept -and $vms.Count -eq 0) {
+        # It was kept, and its disk with it.
+        return
     }
-
-    $script:step = 'remove'
-    foreach ($id in $ids) {
-        Remove-RunnerVM $id
+    if ($Request.keep) {
+        Save-FailedVM $Request $vms $folder
+        return
     }
-
-    $script:step = 'disk'
-    if (Test-Path -LiteralPath $folder -PathType Container) {
-        # A checkpoint that somebody took by hand leaves a disk on our disk;
-        # a backup leaves its notes of what has changed.
-        $others = @(Get-ChildItem -LiteralPath $folder -File | Where-Object {
-            $_.Name.StartsWith($base, [System.StringComparison]::OrdinalIgnoreCase) -and
-            @('.avhdx', '.rct', '.mrt') -contains $_.Extension
-        })
-        foreach ($file in $others) {
-            Remove-Disk $file.FullName
-        }
-        Remove-Disk $disk
+    $bases = @($base)
+    if ($isKept) {
+        $bases = @(Get-KeptBase $folder $Request.incarnation)
     }
+    Remove-Everything @($vms | ForEach-Object { $_.Id }) $folder $bases
 }
 
 try {
     $request = Read-Request
     # Whatever the cmdlets print, nothing but the answer may reach standard output.
-    Remove-Everything $request *> $null
+    Invoke-Request $request *> $null
     $answer = [ordered]@{ ok = $true }
 } catch {
     $answer = [ordered]@{ ok = $false; error = (Get-OneLine $_); at = $script:step }

@@ -204,8 +204,12 @@ function Get-VMFact($Vm) {
     }
 }
 
-# Whether a VM of this name may be the pool's: it has a disk in the storage folder.
+# Whether a VM of this name may be the pool's: it has a disk in the storage folder, or is one
+# that is kept, whose disk bears another name.
 function Test-PoolName([string]$StoragePath, [string]$Name) {
+    if ($Name -like 'failed-*') {
+        return $true
+    }
     if (-not (Test-Path -LiteralPath $StoragePath -PathType Container)) {
         return $false
     }

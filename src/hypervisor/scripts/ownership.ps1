@@ -13,25 +13,26 @@ function Test-SamePath($One, $Other) {
     return [string]::Equals((Get-NormalPath $One), (Get-NormalPath $Other), [System.StringComparison]::OrdinalIgnoreCase)
 }
 
-# Whose mark these Notes are: 'ours' (this pool, this incarnation), 'other'
-# (another pool's or incarnation's), or 'none'.
-function Get-MarkOwner($Notes, $Request) {
+# The mark of a pool in Notes; nothing if they hold none: no JSON, or somebody's own words.
+function Read-Mark($Notes) {
     try {
         $mark = ConvertFrom-Json -InputObject ([string]$Notes)
-        if ($null -eq $mark) {
-            return 'none'
+        if ($null -ne $mark -and $mark.pool -is [string] -and $mark.incarnation -is [string]) {
+            return $mark
         }
-        if ($mark.pool -isnot [string] -or $mark.incarnation -isnot [string]) {
-            return 'none'
-        }
-        if ((Test-SamePath $mark.pool $Request.pool) -and $mark.incarnation -ceq $Request.incarnation) {
-            return 'ours'
-        }
-        return 'other'
     } catch {
-        # No JSON, or JSON without these two: somebody's own words.
-        return 'none'
+        return $null
     }
+    return $null
+}
+
+# The incarnation of a failed VM of this pool that is kept for inspection; of any other nothing.
+function Get-KeptIncarnation($Vm, $Request) {
+    $mark = Read-Mark $Vm.Notes
+    if ($null -ne $mark -and @($mark.PSObject.Properties.Name) -contains 'kept' -and $mark.kept -is [bool] -and $mark.kept -and (Test-SamePath $mark.pool $Request.pool)) {
+        return [string]$mark.incarnation
+    }
+    return ''
 }
 
 function Get-DiskPath($Vm) {
@@ -44,12 +45,14 @@ function Get-DiskPath($Vm) {
 }
 
 # Ours is a VM with our mark, or one of our name on our disk that never came
-# to bear a mark. No other, whatever it is called. The pool decides the same
-# way, by owned_by in identity.rs; tests/data/ownership.json holds both to it.
+# to bear a mark. No other, whatever it is called. A failed VM that is kept is
+# its slot's no more, and answers to the name failed-<incarnation> alone. The pool decides the
+# same way, by owned_by in identity.rs; tests/data/ownership.json holds both to it.
 function Test-PoolVM($Vm, $Request) {
-    $owner = Get-MarkOwner $Vm.Notes $Request
-    if ($owner -ne 'none') {
-        return ($owner -eq 'ours')
+    $mark = Read-Mark $Vm.Notes
+    if ($null -ne $mark) {
+        $isKept = (Get-KeptIncarnation $Vm $Request) -ne ''
+        return ((Test-SamePath $mark.pool $Request.pool) -and $mark.incarnation -ceq $Request.incarnation -and $isKept -eq ($Request.name -ceq "failed-$($mark.incarnation)"))
     }
     $file = [string]"\$($Request.name)-$($Request.incarnation).vhdx"
     $disks = @(Get-DiskPath $Vm | Where-Object {

@@ -23,6 +23,8 @@ pub(super) struct Destroying {
     pub(super) deregistered: bool,
     /// Look at it first, since it runs and nobody knows why it did not boot.
     pub(super) examine: bool,
+    /// Keep it for inspection. If that fails, it is destroyed as any other.
+    pub(super) keep: bool,
     /// Look once more: Hyper-V may finish a creation that was cut off.
     pub(super) look_again: bool,
     /// Only a disk is left: one that cannot be deleted must not hold the slot forever.
@@ -56,6 +58,7 @@ impl Slot {
         });
         // A guest that was not answered has had no job, so that its screen shows nothing of one.
         let examine = from == Phase::Booting && cause == Cause::BootTimeout;
+        let keep = cx.rules.pool.keep_failed && cause != Cause::Vanished && cause.is_failure(had_job);
         let retry_after = match &cause {
             Cause::Retired(_) | Cause::Stop => 0,
             _ if had_job => {
@@ -83,7 +86,12 @@ impl Slot {
             }
         };
         self.enter(
-            State::Destroying(Destroying { retry_after, examine, ..Destroying::new(live.instance, cx.now) }),
+            State::Destroying(Destroying {
+                retry_after,
+                examine,
+                keep,
+                ..Destroying::new(live.instance, cx.now)
+            }),
             cx.now,
         );
     }
@@ -121,9 +129,18 @@ impl Slot {
                 d.look_again = false;
                 d.retry_at = cx.now + SECOND_LOOK_AFTER;
             }
+            Ok(()) if d.keep => {
+                d.vm_gone = true;
+                cx.news.push(News::Kept(d.instance.vm.clone()));
+            }
             Ok(()) => {
                 d.vm_gone = true;
                 cx.news.push(News::Destroyed(d.instance.vm.clone(), cx.now - since));
+            }
+            Err(error) if d.keep => {
+                d.keep = false;
+                let why = format!("cannot keep {}, so it is destroyed: {error}", d.instance.vm);
+                self.tell_failure("keep", &why, cx.news);
             }
             Err(error) if d.may_stay => {
                 // The monitor finds it again, and it is tried again then.
@@ -229,6 +246,7 @@ impl Destroying {
             vm_gone: false,
             deregistered: false,
             examine: false,
+            keep: false,
             look_again: false,
             may_stay: false,
             attempts: 0,
@@ -239,6 +257,9 @@ impl Destroying {
     pub(super) fn next_action(&self) -> Action {
         if self.examine {
             return Action::ExamineVm(self.instance.vm.clone());
+        }
+        if !self.vm_gone && self.keep {
+            return Action::KeepVm(self.instance.vm.clone());
         }
         if !self.vm_gone {
             return Action::DestroyVm(self.instance.vm.clone());

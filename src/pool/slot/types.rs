@@ -34,6 +34,8 @@ pub enum Action {
     },
     /// Remove a VM and its disk. Brings [`Event::Destroyed`].
     DestroyVm(VmId),
+    /// Turn a VM off and keep it for inspection, as nobody's. Brings [`Event::Destroyed`].
+    KeepVm(VmId),
     /// Find out what can be seen of a VM that did not boot. Brings [`Event::Examined`].
     ExamineVm(VmId),
 }
@@ -228,7 +230,7 @@ pub enum Event {
     RunnerRemoved(Result<Removal, github::Error>),
     /// What came of [`Action::CreateVm`].
     Created(Result<(), hypervisor::Error>),
-    /// What came of [`Action::DestroyVm`].
+    /// What came of [`Action::DestroyVm`] or [`Action::KeepVm`].
     Destroyed(Result<(), hypervisor::Error>),
     /// What came of [`Action::ExamineVm`].
     Examined(Findings),
@@ -514,6 +516,8 @@ pub enum News {
     Examined(VmId, Findings),
     /// VM and disk are gone, after so many milliseconds.
     Destroyed(VmId, Millis),
+    /// It failed, and is kept for inspection.
+    Kept(VmId),
     /// Something of an earlier start, or of a failed creation, is destroyed.
     ClearingAway(VmId),
     /// The host has paused the VM.

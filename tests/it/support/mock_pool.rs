@@ -59,6 +59,10 @@ impl Hypervisor for HostOfOnePool {
         self.0.destroy(vm)
     }
 
+    fn keep(&self, vm: &VmId) -> Result<(), Error> {
+        self.0.keep(vm)
+    }
+
     fn examine(&self, vm: &VmId) -> Result<Examination, Error> {
         self.0.examine(vm)
     }

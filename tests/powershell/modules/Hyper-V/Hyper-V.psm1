@@ -174,6 +174,7 @@ function Set-VM {
     [CmdletBinding()]
     param(
         [Parameter(Mandatory)]$VM,
+        [string]$NewVMName,
         [string]$Notes,
         [ValidateSet('Disabled', 'Production', 'ProductionOnly', 'Standard')][string]$CheckpointType,
         [bool]$AutomaticCheckpointsEnabled,
@@ -182,6 +183,9 @@ function Set-VM {
     )
     Enter-Call 'Set-VM'
     $changes = @{}
+    if ($PSBoundParameters.ContainsKey('NewVMName')) {
+        $changes['name'] = $NewVMName
+    }
     if ($PSBoundParameters.ContainsKey('Notes')) {
         $changes['notes'] = $Notes
     }
