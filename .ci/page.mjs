@@ -136,7 +136,7 @@ try {
     hostile.failures.forEach((failure) => (failure.reason = markup));
     const strange = await open(url, views[0], hostile);
     assert.equal(await strange.page.locator("img").count(), status.failures.filter((failure) => failure.picture).length);
-    assert.equal(await strange.page.locator("main a, table a").count(), 0);
+    assert.equal(await strange.page.locator('table a:not([href^="/api/failed-vms/"])').count(), 0);
     assert.ok((await texts(strange.page, "#failures td:nth-child(3)"))[0].includes(markup), "markup is shown as text");
     assert.deepEqual(strange.faults, []);
     await strange.close();

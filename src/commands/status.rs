@@ -12,6 +12,9 @@ use std::time::Duration;
 
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
+/// How many of the VMs that failed last are shown.
+const FAILURES_SHOWN: usize = 5;
+
 /// How many characters of a text from outside are shown.
 const MOST: usize = 300;
 
@@ -112,7 +115,27 @@ fn table(status: &Value, url: &str, colors: bool) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "{}", line.trim_end());
     }
+    let of_vms = status["failures"].as_array().into_iter().flatten().filter_map(failed_vm);
+    let failed: Vec<String> = of_vms.take(FAILURES_SHOWN).collect();
+    if !failed.is_empty() {
+        let _ = writeln!(out, "\n{}", paint("VMs that failed".into(), "1"));
+    }
+    for line in failed {
+        let _ = writeln!(out, "  {line}");
+    }
     out
+}
+
+/// A failure of a VM: when, which, why, and what was seen of it.
+fn failed_vm(failure: &Value) -> Option<String> {
+    let text = |key: &str| Some(one_line(failure[key].as_str()?, MOST));
+    let mut line = format!("{} {} ({}): {}", text("at")?, text("vm")?, text("incarnation")?, text("reason")?);
+    for (what, key) in
+        [("its guest", "guest_stage"), ("its last error", "guest_error"), ("its screen", "picture")]
+    {
+        line.extend(text(key).map(|seen| format!("; {what}: {seen}")));
+    }
+    Some(line)
 }
 
 /// A slot: its number, its VM, its state, since when, and what is to be said of it.
@@ -180,6 +203,21 @@ SLOT  VM        STATE           FOR
   10  -         empty          12 s  failed 3 times: no template
 "
         );
+    }
+
+    #[test]
+    fn the_vms_that_failed_last_come_below_with_what_was_seen_of_them() {
+        let failure = |incarnation| {
+            json!({"at": "2026-11-30T12:46:40.000Z", "vm": "runner-1", "incarnation": incarnation, "reason": "did not boot",
+                "guest_stage": "fetching", "guest_error": "no\nroute", "picture": "failed-vms/ab.png"})
+        };
+        let mut pool = status();
+        pool["failures"] = vec![failure(Value::Null), failure("ab".into()), failure("ab".into())].into();
+        let shown = table(&pool, "u", false);
+        let (_, below) = shown.split_once("\nVMs that failed\n").unwrap();
+        let line = "  2026-11-30T12:46:40.000Z runner-1 (ab): did not boot; its guest: fetching; its last error: no route; \
+                    its screen: failed-vms/ab.png\n";
+        assert_eq!(below, line.repeat(2));
     }
 
     #[test]

@@ -189,7 +189,7 @@ pub struct PoolConfig {
     /// With fewer free bytes than this on the volume of the VMs' disks, no VM
     /// is created. 0: no limit.
     pub min_free_bytes: u64,
-    /// Whether the newest VM that failed is kept, turned off, for inspection.
+    /// Whether the newest VM that failed without a job is kept, turned off, for inspection.
     pub keep_failed: bool,
     /// How long a VM may take from its start until it fetches its configuration.
     pub boot_timeout: Duration,

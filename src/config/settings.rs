@@ -244,9 +244,9 @@ settings! {
             "How often, in seconds, the pool asks Hyper-V and GitHub for the state of VMs and runners.";
         KEEP_FAILED Default("false"),
             Flag(|c, on| c.pool.keep_failed = on),
-            "Whether the newest VM that failed is kept, turned off, for inspection, under the name failed- and its \
-             incarnation. It counts as no slot's, takes no memory, and goes with the next failure or by the command \
-             cleanup.";
+            "Whether the newest VM that failed without a job is kept, turned off, for inspection, under the name \
+             failed- and its incarnation. It is no slot's, takes no memory, and goes with the next one or by the \
+             command cleanup.";
         SHUTDOWN Default("keep"),
             Choice(&["keep", "destroy"], |c, i| c.pool.shutdown = [Shutdown::Keep, Shutdown::Destroy][i]),
             "What happens to VMs that are running a job when the pool stops. keep: they keep running, and the next \

@@ -638,6 +638,8 @@ try {
     Invoke-Step 'Killed in the middle of a creation: what is left is cleared' {
         $began = Get-Date
         $kept = Get-Slot 2
+        # For the step after this one.
+        Set-Setting -Name 'KEEP_FAILED' -Value '1'
         # The creation can be over before it was seen.
         for ($try = 1; $true; $try++) {
             $guest = Get-Guest 1
@@ -679,7 +681,7 @@ try {
         }
     }
 
-    Invoke-Step "A VM whose guest says nothing ends after BOOT_TIMEOUT ($BootTimeout s)" {
+    Invoke-Step "A VM whose guest says nothing ends after BOOT_TIMEOUT ($BootTimeout s), shows its screen and is kept" {
         $script:silent = 'runner-1'
         $guest = Get-Guest 1
         Start-GuestJob $guest '4713'
@@ -688,14 +690,33 @@ try {
         $script:silent = [string](Get-VM -Name $slot.vm).Id
         Wait-Pool 'BOOT_TIMEOUT does not end it' { @(Get-LogLine "*$($slot.incarnation)): ended before its guest fetched*BOOT_TIMEOUT*").Count -gt 0 } ($BootTimeout + $Patience) | Out-Null
         Get-LogLine "*$($slot.incarnation)): ended before*"
+        $failure = Wait-Pool 'No picture of its screen is kept' {
+            param($Status)
+            $Status.failures | Where-Object { $_.incarnation -eq $slot.incarnation -and $null -ne $_.picture }
+        }
+        $png = [System.IO.File]::ReadAllBytes((Get-FullPath -Path "logs/$($failure.picture)"))
+        if ([System.BitConverter]::ToString($png, 0, 8) -ne '89-50-4E-47-0D-0A-1A-0A') {
+            throw "$($failure.picture) is no PNG."
+        }
+        # Big-endian numbers below 65536.
+        "logs/$($failure.picture): $($png[18] * 256 + $png[19]) x $($png[22] * 256 + $png[23]) pixels"
+        Wait-Pool 'It is not kept' {
+            @(Get-VM | Where-Object { $_.Name -eq "failed-$($slot.incarnation)" -and [string]$_.State -eq 'Off' }).Count -eq 1
+        } | Out-Null
+        "kept as failed-$($slot.incarnation)"
         Wait-Ready $slot.incarnation
         # By now also the registration of the VM that was never finished.
         Wait-Pool 'GitHub does not have just the runners of the two VMs' { @(Get-RunnerName).Count -eq 2 } ($BootTimeout + $Patience) | Out-Null
         "GitHub's runners: $(Get-RunnerName)"
     }
 
-    Invoke-Step 'An ordered stop' {
+    Invoke-Step 'An ordered stop, after which cleanup removes the VM that was kept' {
         Stop-Pool
+        $removed = Invoke-Pool 'cleanup', '--yes'
+        if ($removed.ExitCode -ne 0 -or @(Get-VM | Where-Object { $_.Name -like 'failed-*' }).Count -gt 0) {
+            throw "cleanup does not remove the VM that was kept: $($removed.Text)"
+        }
+        $removed.Text
         $vms = @(Get-PoolVM)
         $disks = @(Get-ChildItem -LiteralPath $Storage -Filter '*.vhdx' -File)
         $names = @(Get-RunnerName)

@@ -1,7 +1,7 @@
 //! VMs that failed: what is kept of them, and who may see it.
 
 use crate::support::http;
-use crate::support::mock_pool::{MockPool, MockWorld, Stop, settings};
+use crate::support::mock_pool::{MockPool, MockWorld, Phase, Stop, settings};
 use crate::support::wait_until;
 use hyperv_runner_pool::config::PoolConfig;
 use serde_json::Value;
@@ -89,6 +89,26 @@ fn the_screen_of_a_vm_that_failed_is_shown_on_the_host_itself_and_no_other_file(
             format!("GET {path} HTTP/1.1\r\n{}: {}\r\nConnection: close\r\n\r\n", header.0, header.1);
         assert_eq!(http::status(&http::talk(&pool.url, request)), 403, "{header:?}");
     }
+    pool.stop(Stop::Destroy);
+}
+
+#[test]
+fn where_failed_vms_are_kept_the_slot_goes_on_and_a_restart_leaves_the_kept_one_alone() {
+    let world = MockWorld::with_silent_guests();
+    let pool = world.start(PoolConfig { keep_failed: true, ..impatient() });
+    let first = examined(&pool)["incarnation"].clone();
+    wait_until("another VM is kept", || {
+        world.kept().first().is_some_and(|kept| first != *kept.incarnation.as_str())
+    });
+    wait_until("the slot has a VM", || pool.incarnation(1).is_some());
+    assert_eq!(world.kept().len(), 1);
+    pool.stop(Stop::Destroy);
+
+    let kept = world.kept();
+    assert_eq!(kept[0].name, format!("failed-{}", kept[0].incarnation));
+    let pool = world.start(settings(1, 0));
+    wait_until("it has looked", || pool.phase(1) == Phase::Empty);
+    assert_eq!((world.kept(), pool.count(Phase::Empty)), (kept, 1));
     pool.stop(Stop::Destroy);
 }
 

@@ -58,7 +58,9 @@ impl Slot {
         });
         // A guest that was not answered has had no job, so that its screen shows nothing of one.
         let examine = from == Phase::Booting && cause == Cause::BootTimeout;
-        let keep = cx.rules.pool.keep_failed && cause != Cause::Vanished && cause.is_failure(had_job);
+        // What a job left on its disk goes with the job.
+        let keep =
+            cx.rules.pool.keep_failed && !had_job && cause != Cause::Vanished && cause.is_failure(false);
         let retry_after = match &cause {
             Cause::Retired(_) | Cause::Stop => 0,
             _ if had_job => {

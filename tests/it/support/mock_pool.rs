@@ -135,6 +135,11 @@ impl MockWorld {
         self.hypervisor.list(&[]).unwrap().vms.into_iter().map(|vm| vm.id).collect()
     }
 
+    /// The failed VM that is kept.
+    pub fn kept(&self) -> Vec<VmId> {
+        self.hypervisor.list(&[]).unwrap().kept
+    }
+
     pub fn power_off(&self, vm_name: &str) {
         assert!(self.hypervisor.power_off(vm_name), "no VM {vm_name}");
     }
