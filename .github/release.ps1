@@ -79,8 +79,8 @@ if (Test-Path -LiteralPath $path) {
 }
 New-Archive $path
 $sums = @(Get-ChildItem -LiteralPath $Output -File | Where-Object { $_.Name -notin 'checksums.txt', 'notes.md' } | Sort-Object -Property Name | ForEach-Object {
-        (Get-FileHash -LiteralPath $_.FullName -Algorithm SHA256).Hash.ToLowerInvariant() + '  ' + $_.Name + "`n"
-    })
+    (Get-FileHash -LiteralPath $_.FullName -Algorithm SHA256).Hash.ToLowerInvariant() + '  ' + $_.Name + "`n"
+})
 [System.IO.File]::WriteAllText((Join-Path -Path $Output -ChildPath 'checksums.txt'), -join $sums)
 if ($Tag -ne '') {
     [System.IO.File]::WriteAllText((Join-Path -Path $Output -ChildPath 'notes.md'), "$note`n")

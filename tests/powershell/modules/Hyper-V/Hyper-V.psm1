@@ -849,7 +849,7 @@ function Get-WinEvent {
     if ($found.Count -eq 0) {
         Write-Error -Message 'No events were found that match the specified selection criteria.' -ErrorId 'NoMatchingEventsFound,Microsoft.PowerShell.Commands.GetWinEventCommand'
     }
-    $found
+    $found | Write-Output
 }
 
 function Get-NetConnectionProfile {
