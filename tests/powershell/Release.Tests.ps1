@@ -16,23 +16,23 @@ Describe 'release.ps1' {
         $output = "$repository-dist"
         New-Item -ItemType Directory -Path "$repository/.github" | Out-Null
         Copy-Item -LiteralPath "$Root/.github/release.ps1" -Destination "$repository/.github/release.ps1"
-        'README.md', 'LICENSE', 'CONTRIBUTING.md', 'SECURITY.md', '.env.example', 'bootstrap.ps1', 'start.ps1', 'docs/a.md', 'packer/scripts/b.ps1' |
+        'README.md', 'LICENSE', 'CONTRIBUTING.md', 'SECURITY.md', '.env.example', 'bootstrap.ps1', 'start.ps1', 'docs/a.md', 'packer/scripts/b.ps1', 'tests/first-host.ps1' |
             ForEach-Object { Set-File "$repository/$_" $_ }
         Set-File "$repository/Cargo.toml" "[package]`nname = `"hyperv-runner-pool`"`nversion = `"1.2.3`"`n[dependencies]`nserde = `"1`"`n"
         Set-File "$repository/CHANGELOG.md" "# Changelog`n`n## [Unreleased]`n`nLater.`n`n## [1.2.3] - 2027-01-02`n`n### Added`n`n- A thing.`n`n## [1.2.2]`n`nOld.`n"
         Set-File "$repository/target/the.exe" 'MZ'
         & git -C $repository init --quiet
-        & git -C $repository add README.md LICENSE CHANGELOG.md CONTRIBUTING.md SECURITY.md .env.example bootstrap.ps1 start.ps1 docs packer
+        & git -C $repository add README.md LICENSE CHANGELOG.md CONTRIBUTING.md SECURITY.md .env.example bootstrap.ps1 start.ps1 docs packer tests
         # It lies in packer/, but not in the repository.
         Set-File "$repository/packer/secrets.pkrvars.hcl" 'password'
         $release = @{ Binary = "$repository/target/the.exe"; Output = $output }
     }
 
     It 'archives the program and what the repository has for it, and nothing else' {
-        (Invoke-Script "$repository/.github/release.ps1" $release).ExitCode | Should -Be 0
+        (Invoke-Script "$repository/.github/release.ps1" $release).Thrown | Should -Be ''
         [System.IO.Compression.ZipFile]::ExtractToDirectory("$output/hyperv-runner-pool_1.2.3_windows_amd64.zip", "$repository-read")
         $found = @(Get-ChildItem -LiteralPath "$repository-read" -Recurse -File -Force | ForEach-Object { $_.FullName.Substring("$repository-read/".Length).Replace('\', '/') })
-        $wanted = 'hyperv-runner-pool.exe', 'README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', '.env.example', 'bootstrap.ps1', 'start.ps1', 'docs/a.md', 'packer/scripts/b.ps1'
+        $wanted = 'hyperv-runner-pool.exe', 'README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', '.env.example', 'bootstrap.ps1', 'start.ps1', 'docs/a.md', 'packer/scripts/b.ps1', 'tests/first-host.ps1'
         @($found | Sort-Object) | Should -Be @($wanted | Sort-Object)
         Get-Content -LiteralPath "$repository-read/hyperv-runner-pool.exe" | Should -Be 'MZ'
         Test-Path -LiteralPath "$output/notes.md" | Should -Be $false
@@ -40,9 +40,9 @@ Describe 'release.ps1' {
 
     It 'writes the checksum of each file, also of those that were there' {
         Set-File "$output/sbom.cdx.json" '{}'
-        (Invoke-Script "$repository/.github/release.ps1" $release).ExitCode | Should -Be 0
+        (Invoke-Script "$repository/.github/release.ps1" $release).Thrown | Should -Be ''
         # Made anew, it is the same: its own checksum is not in it.
-        (Invoke-Script "$repository/.github/release.ps1" $release).ExitCode | Should -Be 0
+        (Invoke-Script "$repository/.github/release.ps1" $release).Thrown | Should -Be ''
         $lines = @([System.IO.File]::ReadAllText("$output/checksums.txt").TrimEnd("`n").Split("`n"))
         @($lines | ForEach-Object { $_.Substring(66) }) | Should -Be 'hyperv-runner-pool_1.2.3_windows_amd64.zip', 'sbom.cdx.json'
         foreach ($line in $lines) {
@@ -51,7 +51,7 @@ Describe 'release.ps1' {
     }
 
     It 'writes the notes of the version that is tagged' {
-        (Invoke-Script "$repository/.github/release.ps1" ($release + @{ Tag = 'v1.2.3' })).ExitCode | Should -Be 0
+        (Invoke-Script "$repository/.github/release.ps1" ($release + @{ Tag = 'v1.2.3' })).Thrown | Should -Be ''
         [System.IO.File]::ReadAllText("$output/notes.md") | Should -Be "### Added`n`n- A thing.`n"
     }
 
