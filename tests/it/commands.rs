@@ -217,7 +217,7 @@ fn nobody_commands_without_the_token_of_this_start() {
     assert_eq!(other_pool.unwrap().status, 401, "it means another pool");
     assert_eq!(pool.health()["status"], "healthy");
     assert!(!pool.log().contains(&token));
-    pool.stop();
+    assert_eq!(post(&pool, "/api/stop", &[("Authorization", &bearer)]).status, 200);
 }
 
 #[test]
