@@ -6,6 +6,7 @@
 
 use crate::private_folder;
 use crate::secret::{Secret, encode_hex};
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -40,7 +41,9 @@ impl ControlFile {
     /// When the folder or the file cannot be made, or the system has no randomness.
     pub fn write(path: PathBuf, url: &str) -> io::Result<ControlFile> {
         let mut token = [0; 32];
-        getrandom::getrandom(&mut token)?;
+        SystemRandom::new()
+            .fill(&mut token)
+            .map_err(|_| io::Error::other("the system gives no randomness"))?;
         let token = Secret::new(encode_hex(&token));
         let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
         if let Some(storage) = folder.parent() {
