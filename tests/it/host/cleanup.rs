@@ -19,6 +19,8 @@ fn left_behind() -> HostWorld {
     world.start_job(&pool, "runner-1", 7, News::Callback);
     pool.wait_for_state("runner-1", "running");
     pool.kill();
+    // GitHub takes a job for running until it has missed its runner for a while: a case of its own, below.
+    world.github.change_runner(&world.notes("runner-1").runner_name, |runner| runner.busy = false);
     host::make_disk(&world.host.storage().join("runner-9-00ff00ff00ff00ff.vhdx"), None);
     world
 }
