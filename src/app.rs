@@ -14,9 +14,10 @@ use crate::hypervisor::identity;
 use crate::hypervisor::powershell::PowerShell;
 use crate::logging;
 use crate::pool::slot::types::Stop;
-use crate::secret::Keys;
+use crate::secret::{Keys, Secret};
 use crate::sim::github::MockGitHub;
 use crate::sim::hypervisor::MockHypervisor;
+use crate::vm_key;
 use crate::workers::{HOST_SHUTDOWN_LIMIT, Pool, STOP_LIMIT};
 use log::{Level, error, info, log, warn};
 use std::fs::{self, File, TryLockError};
@@ -99,7 +100,6 @@ impl App {
             listener.local_addr().map_err(|err| format!("cannot tell the port's address: {err}"))?;
         let reachable = reachable_here(address);
         let here = format!("http://{reachable}");
-        let keys = Keys::new(&config.webhook_secret);
         let again = source.clone();
         let read = Box::new(move || {
             again.credential().unwrap_or_else(|why| {
@@ -107,6 +107,17 @@ impl App {
                 None
             })
         });
+
+        let host = if config.mock {
+            None
+        } else {
+            // First, since elsewhere than on Windows it fails, and nothing is to be left there.
+            let powershell = powershell()?;
+            let lock =
+                lock_storage(&config.hyperv.storage_path, "stop it, or give this one a folder of its own")?;
+            Some((powershell, lock))
+        };
+        let keys = Keys::new(&secret_of_keys(config)?);
 
         let (github, simulated_github): (Arc<dyn GitHub>, _) = match Client::new(&config.github, read) {
             Some(client) => (Arc::new(client), None),
@@ -122,18 +133,18 @@ impl App {
             }
         };
 
-        let (hypervisor, lock): (Arc<dyn Hypervisor>, _) = if config.mock {
-            let timing = config.mock_timing.clone();
-            (Arc::new(MockHypervisor::new(timing, here.clone(), simulated_github.clone())), None)
-        } else {
-            // First, since elsewhere than on Windows it fails, and nothing is to be left there.
-            let powershell = powershell()?;
-            let lock =
-                lock_storage(&config.hyperv.storage_path, "stop it, or give this one a folder of its own")?;
-            look_at_host(config, Arc::clone(&powershell));
-            let mut hyperv = HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
-            hyperv.template_path = Box::new(move || source.template_path());
-            (Arc::new(hyperv), Some(lock))
+        let (hypervisor, lock): (Arc<dyn Hypervisor>, _) = match host {
+            None => {
+                let timing = config.mock_timing.clone();
+                (Arc::new(MockHypervisor::new(timing, here.clone(), simulated_github.clone())), None)
+            }
+            Some((powershell, lock)) => {
+                look_at_host(config, Arc::clone(&powershell));
+                let mut hyperv =
+                    HyperV::new(config.hyperv.clone(), powershell).map_err(|err| err.to_string())?;
+                hyperv.template_path = Box::new(move || source.template_path());
+                (Arc::new(hyperv), Some(lock))
+            }
         };
 
         let identity = identity::pool_identity(&config.hyperv.storage_path).map_err(|err| err.to_string())?;
@@ -243,6 +254,16 @@ pub fn check(config: &Config) -> Vec<Finding> {
 
 pub(crate) fn powershell() -> Result<Arc<PowerShell>, String> {
     PowerShell::locate().and_then(PowerShell::new).map(Arc::new).map_err(|err| err.to_string())
+}
+
+/// What the VMs' secrets are made from.
+fn secret_of_keys(config: &Config) -> Result<Secret, String> {
+    if let Some(secret) = &config.webhook_secret {
+        return Ok(secret.clone());
+    }
+    let storage = &config.hyperv.storage_path;
+    vm_key::load_or_make(storage)
+        .map_err(|err| format!("the VMs' key in {} cannot be kept: {err}", vm_key::folder(storage).display()))
 }
 
 /// Whether the pool could listen there now.

@@ -5,8 +5,7 @@
 //! and only administrators and the pool's own account can read it.
 
 use crate::private_folder;
-use crate::secret::{Secret, encode_hex};
-use ring::rand::{SecureRandom, SystemRandom};
+use crate::secret::Secret;
 use serde::Deserialize;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -40,11 +39,7 @@ impl ControlFile {
     /// # Errors
     /// When the folder or the file cannot be made, or the system has no randomness.
     pub fn write(path: PathBuf, url: &str) -> io::Result<ControlFile> {
-        let mut token = [0; 32];
-        SystemRandom::new()
-            .fill(&mut token)
-            .map_err(|_| io::Error::other("the system gives no randomness"))?;
-        let token = Secret::new(encode_hex(&token));
+        let token = Secret::random()?;
         let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
         if let Some(storage) = folder.parent() {
             fs::create_dir_all(storage)?;

@@ -15,7 +15,7 @@
 //! | [`github`] | the REST client |
 //! | [`config`] | the settings |
 //! | [`control`] | the file by which a command finds the running pool |
-//! | [`secret`], [`private_key`] | values that are never shown, and the keys made from them; the key of a GitHub App |
+//! | [`secret`], [`vm_key`], [`private_key`] | values that are never shown, and the keys made from them; the pool's own key; that of a GitHub App |
 //! | [`logging`], `event_log`, [`repeats`] | the log, Windows' own, and what keeps both from being flooded |
 //! | [`date`], `text`, `registry`, `private_folder` | the little that is needed of a calendar; text from outside as it may be shown; values in Windows' registry; a folder that others cannot open |
 //!
@@ -47,4 +47,5 @@ pub mod service;
 pub mod sim;
 mod sync;
 mod text;
+pub mod vm_key;
 pub mod workers;

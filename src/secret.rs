@@ -7,8 +7,10 @@
 //! search for.
 
 use hmac::{Hmac, KeyInit, Mac};
+use ring::rand::{SecureRandom, SystemRandom};
 use sha2::Sha256;
 use std::fmt;
+use std::io;
 
 /// A string that prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -18,6 +20,18 @@ impl Secret {
     /// Wraps a secret value.
     pub fn new(value: impl Into<String>) -> Secret {
         Secret(value.into())
+    }
+
+    /// 256 random bits, in lower-case hex.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn random() -> io::Result<Secret> {
+        let mut bits = [0; 32];
+        SystemRandom::new()
+            .fill(&mut bits)
+            .map_err(|_| io::Error::other("the system gives no randomness"))?;
+        Ok(Secret(encode_hex(&bits)))
     }
 
     /// The value itself, for the one place that has to send or compare it.
@@ -76,8 +90,9 @@ impl fmt::Display for Secret {
 
 /// Verifies GitHub's webhook signatures and makes the secrets of VMs.
 ///
-/// Both come from `WEBHOOK_SECRET`, so nothing has to be stored, and a
-/// restarted pool knows the VMs that it left running.
+/// Both come from `WEBHOOK_SECRET`, or without one from a key that the pool has
+/// made ([`crate::vm_key`]), so a restarted pool knows the VMs that it left
+/// running.
 #[derive(Clone)]
 pub struct Keys {
     webhook: Hmac<Sha256>,
@@ -85,10 +100,10 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Derives the keys: the webhook secret itself, and
+    /// Derives the keys: the secret itself for webhooks, and
     /// `HMAC-SHA256(secret, "vm-callback")` for the VMs.
-    pub fn new(webhook_secret: &Secret) -> Keys {
-        let webhook = keyed(webhook_secret.expose().as_bytes());
+    pub fn new(secret: &Secret) -> Keys {
+        let webhook = keyed(secret.expose().as_bytes());
         let vm_callback = keyed(&webhook.clone().chain_update("vm-callback").finalize().into_bytes());
         Keys { webhook, vm_callback }
     }

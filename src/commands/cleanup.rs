@@ -13,6 +13,7 @@ use crate::pool::Rules;
 use crate::pool::orphans::orphan_vms;
 use crate::pool::recovery::union;
 use crate::pool::slot::types::OrphanVm;
+use crate::vm_key;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -134,7 +135,8 @@ fn is_confirmed() -> bool {
 
 /// Removes what the pool keeps for itself in its storage folder.
 fn forget(storage: &Path, lock: fs::File) {
-    if let Some(folder) = control::path(storage, false).parent() {
+    let control = control::path(storage, false);
+    for folder in control.parent().into_iter().chain([&*vm_key::folder(storage)]) {
         let _ = fs::remove_dir_all(folder);
     }
     // While it is locked, so that it is no other pool's.

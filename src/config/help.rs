@@ -34,7 +34,7 @@ pub fn example() -> String {
         example.push_str(&format!("\n\n# {group}\n"));
         for setting in settings {
             let (mark, value, unset) = match setting.fallback {
-                Fallback::Required { .. } | Fallback::RequiredUnless(_) => ("", "", None),
+                Fallback::Required { .. } | Fallback::RequiredUnless { .. } => ("", "", None),
                 Fallback::Default(value) => ("# ", value, None),
                 Fallback::Unset(meaning) => ("# ", "", Some(format!("Default: {meaning}."))),
             };
@@ -74,8 +74,11 @@ at once when it starts, and `hyperv-runner-pool check` reports them without star
                 Fallback::Required { in_mock: Some(value), .. } => {
                     format!("Required; with `USE_MOCK`, default: `{value}`")
                 }
-                Fallback::RequiredUnless(other) => {
-                    format!("Required, except with `USE_MOCK` or `{other}`")
+                Fallback::RequiredUnless { other, in_mock: None } => {
+                    format!("Required, except with `USE_MOCK` or if {other}")
+                }
+                Fallback::RequiredUnless { other, in_mock: Some(value) } => {
+                    format!("Required unless {other}; with `USE_MOCK`, default: `{value}`")
                 }
                 Fallback::Default(value) => format!("Default: `{value}`"),
                 Fallback::Unset(meaning) => format!("Default: {meaning}"),

@@ -42,8 +42,8 @@ pub struct Config {
     /// Where the pool listens.
     pub http: HttpConfig,
     /// The secret shared with GitHub's webhook. The VMs' secrets are derived
-    /// from it too.
-    pub webhook_secret: Secret,
+    /// from it too, if there is one.
+    pub webhook_secret: Option<Secret>,
     /// Whether VMs are simulated; GitHub too, if there is nothing to sign in with.
     pub mock: bool,
     /// How long simulated VMs take.
@@ -73,6 +73,22 @@ pub struct GitHubConfig {
     pub runner_group: String,
     /// The labels of each runner, without repetition: 4 to 100.
     pub labels: Vec<String>,
+    /// How the pool learns of queued jobs.
+    pub intake: Intake,
+    /// The name of the runner scale set, for [`Intake::ScaleSet`].
+    pub scale_set: String,
+}
+
+/// How the pool learns of queued jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intake {
+    /// GitHub delivers a webhook for each.
+    #[default]
+    Webhook,
+    /// From the message queue of a runner scale set.
+    ScaleSet,
+    /// Not at all.
+    None,
 }
 
 /// What the pool signs in to GitHub with.
@@ -413,7 +429,7 @@ impl Config {
             hyperv: HyperVConfig::default(),
             pool: PoolConfig::default(),
             http: HttpConfig { bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 0 },
-            webhook_secret: Secret::new(""),
+            webhook_secret: None,
             mock: true,
             mock_timing: MockTiming::default(),
             log: LogConfig {

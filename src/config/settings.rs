@@ -2,7 +2,7 @@
 //! between two of them.
 
 use super::parse;
-use super::{Config, DiskMode, Isolation, LogFormat, RegistrationMode, Shutdown};
+use super::{Config, DiskMode, Intake, Isolation, LogFormat, RegistrationMode, Shutdown};
 use crate::private_key::PrivateKey;
 use log::LevelFilter;
 use std::fmt;
@@ -37,8 +37,13 @@ pub enum Fallback {
         /// What to do when it is missing.
         fix: &'static str,
     },
-    /// It must be set, unless VMs are simulated or this setting is there in its place.
-    RequiredUnless(&'static str),
+    /// It must be set, unless VMs are simulated or this setting says otherwise.
+    RequiredUnless {
+        /// Such as `GITHUB_APP_ID is set`.
+        other: &'static str,
+        /// The value with simulated VMs.
+        in_mock: Option<&'static str>,
+    },
 }
 
 /// The values that a setting takes, and where a parsed one goes.
@@ -96,9 +101,12 @@ impl Setting {
                 Ok(Some(value.replace('\\', "/")))
             }
             Default(value) => Ok(Some(value.into())),
+            Unset(_) => Ok(None),
+            Required { in_mock, .. } | RequiredUnless { in_mock, .. } if mock => {
+                Ok(in_mock.map(str::to_owned))
+            }
             // [`conflicts`] tells when it is missing.
-            Unset(_) | RequiredUnless(_) => Ok(None),
-            Required { in_mock, .. } if mock => Ok(in_mock.map(str::to_owned)),
+            RequiredUnless { .. } => Ok(None),
             Required { fix, .. } => Err(format!("{}: not set; {fix}.", self.name)),
         }
     }
@@ -131,7 +139,7 @@ impl fmt::Display for Fallback {
             Default(value) => write!(f, "[default: {value}]"),
             Unset(meaning) => write!(f, "[default: {meaning}]"),
             Required { .. } => f.write_str("[required]"),
-            RequiredUnless(other) => write!(f, "[required unless {other} is set]"),
+            RequiredUnless { other, .. } => write!(f, "[required unless {other}]"),
         }
     }
 }
@@ -159,7 +167,7 @@ macro_rules! settings {
 
 settings! {
     "GitHub" {
-        GITHUB_PAT RequiredUnless("GITHUB_APP_ID"),
+        GITHUB_PAT RequiredUnless { other: "GITHUB_APP_ID is set", in_mock: None },
             Secret(|c, value| parse::pat(value).map(|pat| c.github.pat = Some(pat))),
             "Personal access token that can manage self-hosted runners. For an organization: fine-grained with \
              \"Self-hosted runners: read and write\", or classic with admin:org. For a repository: fine-grained with \
@@ -180,11 +188,19 @@ settings! {
         GITHUB_REPO Unset("the whole organization"),
             Text("NAME", |c, value| parse::repo(value).map(|repo| c.github.repo = Some(repo))),
             "Take jobs of this repository only. The name without the owner. Required for a personal account.";
-        WEBHOOK_SECRET Required { in_mock: Some("mock-secret"), fix: "put the secret of GitHub's webhook in .env, at least 16 \
-             random characters" },
-            Secret(|c, value| parse::webhook_secret(value, c.mock).map(|secret| c.webhook_secret = secret)),
+        INTAKE Default("webhook"),
+            Choice(&["webhook", "scaleset", "none"], |c, i| {
+                c.github.intake = [Intake::Webhook, Intake::ScaleSet, Intake::None][i];
+            }),
+            "How the pool learns of queued jobs. webhook: GitHub delivers them to this host. scaleset: the pool asks \
+             GitHub for the jobs of its runner scale set, so no port of this host needs to be reachable. none: not \
+             at all, which is enough for a pool that keeps POOL_SIZE VMs ready; the jobs of a repository \
+             (GITHUB_REPO) are still listed every 5 minutes.";
+        WEBHOOK_SECRET RequiredUnless { other: "INTAKE is scaleset or none", in_mock: Some("mock-secret") },
+            Secret(|c, value| parse::webhook_secret(value, c.mock).map(|secret| c.webhook_secret = Some(secret))),
             "The secret of the webhook at GitHub. Use at least 16 random characters. After a change, VMs that were \
-             created before can no longer report to the pool.";
+             created before can no longer report to the pool. Without it, the pool makes a key for its VMs and keeps \
+             it in VM_STORAGE_PATH.";
         GITHUB_API_URL Default("https://api.github.com"),
             Text("URL", |c, value| parse::api_url(value).map(|url| {
                 c.hyperv.github_server = parse::server_of(&url);
@@ -198,7 +214,11 @@ settings! {
             "How a VM registers as a runner. jit: with a just-in-time configuration, which is valid for one runner. \
              token: with a registration token, which is valid for any number of runners for an hour, and reaches the VM over the network.";
         RUNNER_NAME_PREFIX Default("runner-"),
-            Text("TEXT", |c, value| parse::name_prefix(value).map(|prefix| c.pool.name_prefix = prefix)),
+            // SCALE_SET_NAME comes later, and overrides it here.
+            Text("TEXT", |c, value| parse::name_prefix(value).map(|prefix| {
+                c.github.scale_set = prefix.strip_suffix(['-', '_', '.']).unwrap_or(&prefix).to_owned();
+                c.pool.name_prefix = prefix;
+            })),
             "What precedes the number in the name of a VM and its runner. Letters, digits, `-`, `_` and `.`, at \
              most 40. Give each host of an organization its own, so that you can tell their runners apart.";
         RUNNER_LABELS Unset("no more labels"),
@@ -210,6 +230,10 @@ settings! {
                 parse::line(value).map(|name| c.github.runner_group = name)
             }),
             "The organization's runner group. A repository has none.";
+        SCALE_SET_NAME Unset("RUNNER_NAME_PREFIX without its last `-`, `_` or `.`"),
+            Text("NAME", |c, value| parse::line(value).map(|name| c.github.scale_set = name)),
+            "With INTAKE=scaleset, the name of the runner scale set. The pool creates it with its labels and its \
+             runner group. Each host needs its own.";
     }
     "Pool" {
         POOL_SIZE Default("4"),
@@ -372,6 +396,7 @@ pub(super) fn conflicts(c: &Config, valid: impl Fn(&str) -> bool + Copy) -> Vec<
         }),
         group_of_repo(),
         credential_fault(c, valid),
+        intake_fault(c, valid),
         (c.mock && c.github.credential().is_some() && c.github.org == "mock-org").then(|| {
             let set = if c.github.pat.is_some() { "GITHUB_PAT" } else { "GITHUB_APP_ID" };
             format!("GITHUB_ORG: not set; {set} is for the real GitHub, so set the organization's name too.")
@@ -380,6 +405,33 @@ pub(super) fn conflicts(c: &Config, valid: impl Fn(&str) -> bool + Copy) -> Vec<
             .then(|| "PORT: 0 is only for USE_MOCK; use a number from 1 to 65535.".into()),
     ];
     faults.into_iter().flatten().collect()
+}
+
+/// What is wrong with how the pool learns of jobs.
+fn intake_fault(c: &Config, valid: impl Fn(&str) -> bool) -> Option<String> {
+    let idle = c.pool.warm == 0 && c.github.repo.is_none() && valid("POOL_WARM") && valid("GITHUB_REPO");
+    match c.github.intake {
+        _ if !valid("INTAKE") => None,
+        Intake::Webhook => (!c.mock && c.webhook_secret.is_none() && valid("WEBHOOK_SECRET")).then(|| {
+            "WEBHOOK_SECRET: not set; put the secret of GitHub's webhook in .env, at least 16 random characters, or \
+             set INTAKE to scaleset, which needs no webhook."
+                .into()
+        }),
+        Intake::ScaleSet if c.github.registration == RegistrationMode::Token => Some(
+            "RUNNER_REGISTRATION: it is `token`, but INTAKE is `scaleset`, and the runners of a scale set have JIT \
+             configurations; remove RUNNER_REGISTRATION, or set it to jit."
+                .into(),
+        ),
+        Intake::ScaleSet if c.mock && c.github.credential().is_none() => Some(
+            "INTAKE: `scaleset` needs the real GitHub; set GITHUB_PAT or GITHUB_APP_ID too, or remove INTAKE.".into(),
+        ),
+        Intake::None if idle => Some(
+            "POOL_WARM: 0 with INTAKE `none` is a pool that never creates a VM; raise POOL_WARM, or set INTAKE to \
+             webhook or scaleset."
+                .into(),
+        ),
+        Intake::ScaleSet | Intake::None => None,
+    }
 }
 
 /// What is wrong with the choice between a personal access token and a GitHub App.
@@ -409,18 +461,26 @@ fn credential_fault(c: &Config, valid: impl Fn(&str) -> bool) -> Option<String> 
 
 /// What is allowed but probably not intended.
 pub(super) fn cautions(c: &Config, valid: impl Fn(&str) -> bool) -> Vec<String> {
-    let (url, secret, bind) = (&c.github.api_url, c.webhook_secret.expose(), c.http.bind);
+    let (url, bind) = (&c.github.api_url, c.http.bind);
+    let secret = c.webhook_secret.as_ref().map_or("", |secret| secret.expose());
     let warnings = [
         (valid("GITHUB_API_URL") && !parse::is_usual_api_url(url)).then(|| {
             format!("GITHUB_API_URL: {url} does not end in /api/v3, as a GitHub Enterprise Server's does.")
         }),
-        (valid("WEBHOOK_SECRET") && !c.mock && secret.chars().count() < 16).then(|| {
+        (c.webhook_secret.is_some() && !c.mock && secret.chars().count() < 16).then(|| {
             "WEBHOOK_SECRET: the value is shorter than 16 characters and can be guessed; use a longer one, at \
              GitHub too."
                 .into()
         }),
         (secret.trim() != secret).then(|| {
             "WEBHOOK_SECRET: the value begins or ends with a space; remove it unless GitHub's has it too.".into()
+        }),
+        (c.github.intake == Intake::None && c.github.repo.is_none() && c.pool.warm < c.pool.size).then(|| {
+            format!(
+                "POOL_WARM: with INTAKE=none nothing tells of an organization's queued jobs, so there are never more \
+                 than {} VMs; set POOL_SIZE to that, or INTAKE to webhook or scaleset.",
+                c.pool.warm
+            )
         }),
         (!c.mock && bind.is_loopback())
             .then(|| format!("BIND: VMs cannot reach {bind}; use an address on VM_SWITCH, or 0.0.0.0.")),

@@ -68,6 +68,8 @@ fn the_three_required_settings_are_enough() {
             registration: RegistrationMode::Jit,
             runner_group: "Default".into(),
             labels: ["self-hosted", "Windows", "X64", "ephemeral"].map(String::from).into(),
+            intake: Intake::Webhook,
+            scale_set: "runner".into(),
         }
     );
     assert_eq!(
@@ -107,7 +109,7 @@ fn the_three_required_settings_are_enough() {
         }
     );
     assert_eq!(config.http, HttpConfig { bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 8080 });
-    assert_eq!(config.webhook_secret, Secret::new("swordfish-swordfish"));
+    assert_eq!(config.webhook_secret, Some(Secret::new("swordfish-swordfish")));
     assert!(!config.mock);
     assert_eq!(
         config.log,
@@ -127,7 +129,7 @@ fn a_simulation_needs_nothing() {
     assert!(config.mock);
     assert_eq!(config.github.pat, None);
     assert_eq!(config.github.org, "mock-org");
-    assert_eq!(config.webhook_secret, Secret::new("mock-secret"));
+    assert_eq!(config.webhook_secret, Some(Secret::new("mock-secret")));
     let ms = Duration::from_millis;
     assert_eq!(config.mock_timing, MockTiming { create: ms(500), boot: ms(1500), job: ms(3000) });
 }
@@ -533,6 +535,46 @@ fn the_pool_is_warm_as_a_whole_unless_told_otherwise() {
     assert_eq!(config(&[("POOL_WARM", "0")]).pool.warm, 0);
     let conflict = faults(&[("POOL_SIZE", "2"), ("POOL_WARM", "3")]);
     assert_eq!(conflict, "POOL_WARM: 3 is more than POOL_SIZE, which is 2; lower it, or raise POOL_SIZE.");
+}
+
+#[test]
+fn without_webhooks_there_need_be_no_webhook_secret() {
+    let without = |intake: &[(&str, &str)]| load(&[&[("WEBHOOK_SECRET", "")], intake].concat());
+    let faults = without(&[]).unwrap_err().to_string();
+    assert!(faults.starts_with("WEBHOOK_SECRET: not set; put the secret of GitHub's webhook"), "{faults}");
+    for (word, intake) in [("ScaleSet", Intake::ScaleSet), ("none", Intake::None)] {
+        let loaded = without(&[("INTAKE", word)]).unwrap();
+        assert_eq!((loaded.config.github.intake, loaded.config.webhook_secret), (intake, None));
+        assert_eq!(loaded.warnings, [""; 0]);
+    }
+}
+
+#[test]
+fn a_scale_set_is_called_as_its_runners_are_unless_it_has_a_name_of_its_own() {
+    let name = |settings: &[(&str, &str)]| config(settings).github.scale_set;
+    assert_eq!(name(&[("RUNNER_NAME_PREFIX", "build-a_")]), "build-a");
+    assert_eq!(name(&[("RUNNER_NAME_PREFIX", "build")]), "build");
+    assert_eq!(name(&[("RUNNER_NAME_PREFIX", "build-"), ("SCALE_SET_NAME", "win 1")]), "win 1");
+}
+
+#[test]
+fn what_a_way_to_learn_of_jobs_does_not_go_with_is_named() {
+    let faults = faults(&[("INTAKE", "scaleset"), ("RUNNER_REGISTRATION", "token")]);
+    assert!(faults.starts_with("RUNNER_REGISTRATION: it is `token`, but INTAKE is `scaleset`"), "{faults}");
+    let faults = mock(&[("INTAKE", "scaleset")]).unwrap_err().to_string();
+    assert!(faults.starts_with("INTAKE: `scaleset` needs the real GitHub; set GITHUB_PAT"), "{faults}");
+    mock(&[("INTAKE", "scaleset"), ("GITHUB_PAT", "ghp_hunter2hunter2"), ("GITHUB_ORG", "acme")]).unwrap();
+
+    let none = |warm| load(&[("INTAKE", "none"), ("POOL_WARM", warm)]);
+    let faults = none("0").unwrap_err().to_string();
+    assert!(
+        faults.starts_with("POOL_WARM: 0 with INTAKE `none` is a pool that never creates a VM"),
+        "{faults}"
+    );
+    let warnings = none("3").unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("never more than 3 VMs"), "{warnings:?}");
+    let of_repo = [("INTAKE", "none"), ("POOL_WARM", "0"), ("GITHUB_REPO", "app")];
+    assert_eq!(load(&of_repo).unwrap().warnings, [""; 0]);
 }
 
 #[test]

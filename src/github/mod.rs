@@ -7,6 +7,7 @@ pub mod client;
 pub mod clock;
 mod http;
 mod pat;
+pub mod queue;
 mod rate_limit;
 mod refusal;
 pub mod scope;

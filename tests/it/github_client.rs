@@ -2,7 +2,7 @@
 //! of its faults, and of its silence.
 
 use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN, jit_config_for};
-use hyperv_runner_pool::config::{Credential, GitHubConfig, RegistrationMode};
+use hyperv_runner_pool::config::{Credential, GitHubConfig, Intake, RegistrationMode};
 use hyperv_runner_pool::github::client::{Client, REQUEST_TIMEOUT};
 use hyperv_runner_pool::github::clock::Clock;
 use hyperv_runner_pool::github::scope::Scope;
@@ -60,6 +60,8 @@ pub fn settings(url: &str) -> GitHubConfig {
         registration: RegistrationMode::Jit,
         runner_group: "Default".to_owned(),
         labels: vec!["self-hosted".to_owned(), "Windows".to_owned()],
+        intake: Intake::Webhook,
+        scale_set: "runner".to_owned(),
     }
 }
 

@@ -47,7 +47,7 @@ fn env_example_sets_every_setting_once_and_nothing_else() {
 fn an_untouched_env_example_lacks_exactly_what_is_required() {
     let faults = load(&config::example()).unwrap_err().to_string();
     let is_required =
-        |s: &&Setting| matches!(s.fallback, Fallback::Required { .. } | Fallback::RequiredUnless(_));
+        |s: &&Setting| matches!(s.fallback, Fallback::Required { .. } | Fallback::RequiredUnless { .. });
     let mut required: Vec<_> = SETTINGS.iter().filter(is_required).map(|s| s.name).collect();
     let mut lacking: Vec<_> = faults.lines().map(|line| line.split_once(": not set").unwrap().0).collect();
     required.sort();
