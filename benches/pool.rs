@@ -225,7 +225,15 @@ fn inside(slots: u32, poll: Duration) -> Inside {
     let watched = Watched { hypervisor, destroys: Mutex::new(destroys), lists: Mutex::new(lists) };
     let rules = PoolConfig { poll, ..settings(slots, slots) };
     let identity = (TAG.to_owned(), "bench".to_owned());
-    let pool = Pool::start(&rules, &github_config(), identity, github, Arc::new(watched), keys.clone(), None);
+    let pool = Pool::start(
+        &rules,
+        &github_config(),
+        identity,
+        (github, None),
+        Arc::new(watched),
+        keys.clone(),
+        None,
+    );
     let pool = Arc::new(pool.unwrap());
     let api = Api::new(pool.clone(), keys.clone(), github_config(), None);
     let answer = Arc::new(move |request: &Request| api.answer(request));

@@ -154,7 +154,7 @@ impl App {
             &config.pool,
             &config.github,
             (tag, identity),
-            github,
+            (github, None),
             hypervisor,
             keys.clone(),
             log_dir,

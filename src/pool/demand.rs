@@ -29,6 +29,8 @@ pub struct Demand {
     over: HashSet<u64>,
     /// The same, the oldest first.
     over_in_order: VecDeque<u64>,
+    /// Since when each has counted that GitHub counts without a name, the oldest first.
+    counted: VecDeque<Millis>,
     /// When a job was last taken: only since then can a job have been left untaken.
     taken_at: Millis,
 }
@@ -64,34 +66,50 @@ impl Demand {
         self.taken_at = now;
     }
 
+    /// So many jobs wait by GitHub's count. Answers whether there are more than before.
+    pub fn counted(&mut self, jobs: usize, now: Millis) -> bool {
+        let more = jobs > self.counted.len();
+        while self.counted.len() > jobs {
+            self.counted.pop_front();
+        }
+        self.counted.resize(jobs.min(MOST_REMEMBERED), now);
+        more
+    }
+
     /// How many jobs wait.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.counted.len()
+    }
+
+    /// Since when each has counted.
+    fn arrivals(&self) -> impl Iterator<Item = Millis> {
+        self.waiting.values().chain(&self.counted).copied()
     }
 
     /// How many VMs the waiting jobs call for. Those that a VM, ready since
     /// `ready_since`, has left untaken for `patience` count together as one.
     pub fn vms_called_for(&mut self, ready_since: Option<Millis>, patience: Millis, now: Millis) -> usize {
         self.forget_old(now);
-        if self.waiting.is_empty() {
-            return 0;
-        }
-        let Some(ready_since) = ready_since else { return self.waiting.len() };
+        let waiting = self.waiting();
+        let Some(ready_since) = ready_since else { return waiting };
         let from = ready_since.max(self.taken_at);
         if now - from < patience {
-            return self.waiting.len();
+            return waiting;
         }
-        let untaken = self.waiting.values().filter(|arrived| now - from.max(**arrived) >= patience).count();
-        self.waiting.len() - untaken + usize::from(untaken > 0)
+        let untaken = self.arrivals().filter(|arrived| now - from.max(*arrived) >= patience).count();
+        waiting - untaken + usize::from(untaken > 0)
     }
 
     /// Whether a job waits that arrived within `patience`.
     pub fn is_fresh(&self, patience: Millis, now: Millis) -> bool {
-        self.arrivals
-            .iter()
-            .rev()
-            .take_while(|(arrived, _)| now - arrived < patience)
-            .any(|(_, job)| self.waiting.contains_key(job))
+        let fresh = |arrived: Millis| now - arrived < patience;
+        self.counted.back().is_some_and(|arrived| fresh(*arrived))
+            || self
+                .arrivals
+                .iter()
+                .rev()
+                .take_while(|(arrived, _)| fresh(*arrived))
+                .any(|(_, job)| self.waiting.contains_key(job))
     }
 
     fn forget_old(&mut self, now: Millis) {
@@ -133,6 +151,18 @@ mod tests {
         assert_eq!(demand.vms_called_for(None, 10, 10), 5, "nothing is ready that could have taken them");
         demand.vm_taken(11);
         assert_eq!(demand.vms_called_for(Some(0), 10, 12), 5);
+    }
+
+    #[test]
+    fn githubs_own_count_calls_for_vms_too_and_what_an_idle_vm_leaves_untaken_counts_as_one() {
+        let mut demand = Demand::default();
+        assert!(demand.counted(3, 0));
+        assert!(!demand.counted(3, 5) && !demand.counted(2, 5));
+        assert_eq!((demand.waiting(), demand.vms_called_for(Some(0), 10, 9)), (2, 2));
+        assert!(demand.is_fresh(10, 9) && !demand.is_fresh(10, 10));
+        assert_eq!(demand.vms_called_for(Some(0), 10, 10), 1);
+        demand.counted(0, 11);
+        assert_eq!(demand.vms_called_for(None, 10, 11), 0);
     }
 
     #[test]

@@ -62,6 +62,10 @@ pub enum Trouble {
     TokenRefused,
     /// GitHub has been out of reach for minutes.
     GitHubLost,
+    /// The runner scale set is not this pool's to use.
+    QueueRefused,
+    /// The scale set's queue has been out of reach for minutes.
+    QueueLost,
     /// The hypervisor has been out of reach for minutes.
     HypervisorLost,
     /// There is too little free space to make VMs.
@@ -79,6 +83,8 @@ impl Trouble {
             Trouble::Draining => "the pool is draining: it makes no VMs until it is resumed",
             Trouble::TokenRefused => "GitHub refuses the token",
             Trouble::GitHubLost => "GitHub has been out of reach for minutes",
+            Trouble::QueueRefused => "GitHub does not let the pool use its runner scale set",
+            Trouble::QueueLost => "the scale set's queue has been out of reach for minutes",
             Trouble::HypervisorLost => "Hyper-V has been out of reach for minutes",
             Trouble::HostFull => "the host has too little free disk space to make VMs",
             Trouble::NothingServes => "no VM is ready or running, although one is wanted",

@@ -13,6 +13,7 @@
 //! | [`slot::evidence`] | when a VM's runner is dead, and when its job was never taken |
 //! | [`policy`] | how many VMs there should be, and which idle ones retire |
 //! | [`demand`] | which queued jobs count |
+//! | [`queue`] | what to ask a scale set's queue, and what its messages mean |
 //! | [`monitor`] | what to look at next, and what to conclude from it |
 //! | [`observed`] | what lists of VMs and runners mean for the slots |
 //! | [`recovery`] | what a starting pool does with what it finds |
@@ -33,17 +34,19 @@ pub mod observed;
 pub mod operator;
 pub mod orphans;
 pub mod policy;
+pub mod queue;
 pub mod recovery;
 #[cfg(test)]
 mod scenarios;
 pub mod slot;
 pub mod state;
 
-use crate::config::{GitHubConfig, PoolConfig, RegistrationMode};
+use crate::config::{GitHubConfig, Intake, PoolConfig, RegistrationMode};
 use crate::github::scope::Scope;
 use crate::secret::Secret;
 use health::{Health, Reach};
 use history::Tally;
+use queue::QueueReport;
 use slot::types::{Phase, SlotSnapshot};
 use std::time::Duration;
 
@@ -70,6 +73,8 @@ pub struct Rules {
     pub tag: String,
     /// Where new runners are registered.
     pub scope: Scope,
+    /// How the pool learns of queued jobs.
+    pub intake: Intake,
 }
 
 impl Rules {
@@ -82,6 +87,7 @@ impl Rules {
             jit: github.registration == RegistrationMode::Jit,
             tag,
             scope: github.scope(),
+            intake: github.intake,
         }
     }
 
@@ -150,6 +156,8 @@ pub struct Snapshot {
     pub github: Reach,
     /// How the hypervisor can be reached.
     pub hypervisor: Reach,
+    /// The scale set's queue, if that is how the pool learns of jobs.
+    pub queue: Option<QueueReport>,
     /// What has been counted since the start.
     pub tally: Tally,
     /// Free bytes on the storage folder's volume, by the last list.

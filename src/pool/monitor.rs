@@ -10,6 +10,7 @@ use super::observed::Asked;
 use super::slot::types::Stop;
 use super::state::PoolState;
 use super::{Millis, millis, recovery};
+use crate::config::Intake;
 use crate::github::{Error, QueuedJob, Removal, Runner};
 use crate::hypervisor::{Inventory, VmWrite};
 use std::collections::VecDeque;
@@ -178,6 +179,8 @@ impl Monitor {
         let is_due = |at: Option<Millis>, every: Millis| at.is_none_or(|at| state.now - at >= every);
         if stopping.is_none()
             && state.rules().scope.repository.is_some()
+            // Its queue tells of them: they would count twice.
+            && state.rules().intake != Intake::ScaleSet
             && is_due(self.queued_jobs_at, QUEUED_JOBS_EVERY)
         {
             self.queued_jobs_at = Some(state.now);

@@ -9,11 +9,11 @@ use super::demand::Demand;
 use super::health::{Health, Reach, Trouble};
 use super::history::History;
 use super::image_age::ImageAge;
-use super::slot::types::{
-    Action, Cause, EXIT_OUTDATED, Event, JobEvent, News, OrphanVm, Phase, RetireReason, Stop,
-};
+use super::queue::QueueReport;
+use super::slot::types::{Action, Cause, EXIT_OUTDATED, Event, JobEvent, News, OrphanVm, Phase, Stop};
 use super::slot::{Context, Slot};
 use super::{Millis, Refusal, Rules, RunnerConfig, Snapshot};
+use crate::config::Intake;
 use crate::hypervisor::VmId;
 use crate::pool::back_off::Random;
 use std::collections::{BTreeMap, VecDeque};
@@ -62,6 +62,8 @@ pub struct PoolState {
     pub(super) had: VecDeque<String>,
     pub(super) github: Reach,
     pub(super) hypervisor: Reach,
+    /// The scale set's queue, where there is one.
+    pub(super) queue: QueueReport,
     /// What has happened since the start.
     pub history: History,
 }
@@ -90,6 +92,7 @@ impl PoolState {
             had: VecDeque::new(),
             github: Reach::default(),
             hypervisor: Reach::default(),
+            queue: QueueReport::default(),
             history: History::default(),
         };
         (0..state.rules.pool.size).for_each(|_| state.add_slot());
@@ -173,6 +176,7 @@ impl PoolState {
             health: Health { troubles: self.troubles() },
             github: self.github.clone(),
             hypervisor: self.hypervisor.clone(),
+            queue: (self.rules.intake == Intake::ScaleSet).then(|| self.queue.clone()),
             tally: self.history.tally.clone(),
             free_bytes: self.free_bytes,
             min_free_bytes: self.rules.pool.min_free_bytes,
@@ -191,6 +195,8 @@ impl PoolState {
             (Trouble::NotRecovered, late),
             (Trouble::TokenRefused, self.github.refused),
             (Trouble::GitHubLost, self.github.is_lost(self.now) && !self.github.refused),
+            (Trouble::QueueRefused, self.queue.reach.refused),
+            (Trouble::QueueLost, self.queue.reach.is_lost(self.now) && !self.queue.reach.refused),
             (Trouble::HypervisorLost, self.hypervisor.is_lost(self.now)),
             (Trouble::HostFull, self.host_is_full() && !serves),
             (Trouble::NothingServes, wanted && !serves && (fails || self.host_is_full())),
@@ -255,11 +261,7 @@ impl PoolState {
         if !self.rules.serves(labels) || !self.demand.queued(job_id, self.now) {
             return false;
         }
-        for slot in 0..self.slots.len() {
-            if self.slot(slot).retiring() != Some(RetireReason::Drain) {
-                self.tell(slot, Event::StayIfNotTold);
-            }
-        }
+        self.keep_idle_vms();
         true
     }
 
@@ -287,7 +289,9 @@ impl PoolState {
     /// unique, together with its id; or by a job that was seen on it. Wherever
     /// the job is, it waits no more; the event learns since when it did.
     fn slot_of_job(&mut self, event: &mut JobEvent) -> Option<usize> {
-        event.job.queued_at = event.job.id.and_then(|id| self.demand.over(id));
+        if let Some(queued_at) = event.job.id.and_then(|id| self.demand.over(id)) {
+            event.job.queued_at = Some(queued_at);
+        }
         self.slots().position(|slot| {
             let by_runner = slot.instance().is_some_and(|instance| {
                 event.runner_name.as_ref() == Some(&instance.runner_name)

@@ -14,12 +14,14 @@
 
 pub mod failed_vms;
 mod monitor;
+mod queue;
 mod slot;
 mod story;
 
 use crate::config::{GitHubConfig, PoolConfig};
 use crate::date;
 use crate::github::GitHub;
+use crate::github::queue::JobQueue;
 use crate::github::traffic::Traffic;
 use crate::hypervisor::{Hypervisor, VmId};
 use crate::pool::history::{EndedJob, Failure};
@@ -37,6 +39,7 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long an orderly stop may last. What is not done by then is left to the next start.
@@ -48,11 +51,15 @@ pub const HOST_SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 /// The running pool.
 pub struct Pool {
     shared: Arc<Shared>,
+    /// Closes the queue, once the pool stops.
+    closing: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the pool's threads share.
 struct Shared {
     github: Arc<dyn GitHub>,
+    /// A scale set's, if that is how the pool learns of jobs.
+    queue: Option<Arc<dyn JobQueue>>,
     hypervisor: Arc<dyn Hypervisor>,
     failed_vms: FailedVms,
     keys: Keys,
@@ -97,7 +104,7 @@ impl Pool {
         pool: &PoolConfig,
         github_config: &GitHubConfig,
         (tag, identity): (String, String),
-        github: Arc<dyn GitHub>,
+        (github, queue): (Arc<dyn GitHub>, Option<Arc<dyn JobQueue>>),
         hypervisor: Arc<dyn Hypervisor>,
         keys: Keys,
         log_dir: Option<&Path>,
@@ -108,6 +115,7 @@ impl Pool {
         state.history.remember(failed_vms.load());
         let shared = Arc::new(Shared {
             github,
+            queue,
             hypervisor,
             failed_vms,
             keys,
@@ -125,13 +133,15 @@ impl Pool {
         }
         drop(inner);
         monitor::start(Arc::clone(&shared))?;
-        Ok(Pool { shared })
+        queue::start(&shared)?;
+        Ok(Pool { shared, closing: Mutex::default() })
     }
 
     /// Tells every slot to stop. Returns at once; [`Pool::join`] waits.
     pub fn stop(&self, stop: Stop) {
         self.shared.apply(|state| state.stop(stop));
         self.shared.hypervisor.stop_creating();
+        *unpoisoned(&self.closing) = queue::close(&self.shared);
     }
 
     /// Takes no more jobs until [`Pool::resume`]. Returns at once.
@@ -155,6 +165,10 @@ impl Pool {
 
     /// Waits until every slot has stopped, or `limit` is over. Answers whether all have.
     pub fn join(&self, limit: Duration) -> bool {
+        if let Some(closing) = unpoisoned(&self.closing).take() {
+            // Bounded, as every request to GitHub is.
+            let _ = closing.join();
+        }
         let (inner, _) = self
             .shared
             .stopped

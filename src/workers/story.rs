@@ -142,6 +142,12 @@ pub(super) fn tell(failures: &mut Repeats, news: Vec<(Option<u32>, News)>, now: 
                     Fields { slot, ..Fields::default() }.say(Info, format_args!("{whose}: works again"));
                 }
             }
+            News::QueueOpened(warnings) => {
+                Fields::default().say(Info, format_args!("listening to the scale set's queue"));
+                for warning in warnings {
+                    Fields::default().say(Warn, format_args!("{warning}"));
+                }
+            }
             News::Broken(what) => Fields { slot, ..Fields::default() }.say(
                 Error,
                 format_args!("an invariant does not hold, which is a defect of this program: {what}"),

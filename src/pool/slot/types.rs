@@ -537,6 +537,8 @@ pub enum News {
     },
     /// What failed works again.
     Works(String),
+    /// The scale set's queue is open, with what is worth a warning.
+    QueueOpened(Vec<String>),
     /// An invariant does not hold: a defect of this program.
     Broken(String),
 }

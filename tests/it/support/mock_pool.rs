@@ -172,9 +172,16 @@ impl MockWorld {
         let github = github_config();
         let hypervisor = Arc::new(HostOfOnePool(self.hypervisor.clone()));
         let identity = (TAG.to_owned(), "test".to_owned());
-        let pool =
-            Pool::start(&settings, &github, identity, self.github.clone(), hypervisor, keys.clone(), log_dir)
-                .unwrap();
+        let pool = Pool::start(
+            &settings,
+            &github,
+            identity,
+            (self.github.clone(), None),
+            hypervisor,
+            keys.clone(),
+            log_dir,
+        )
+        .unwrap();
         let pool = Arc::new(pool);
         let jobs = self.github.clone();
         let listener: Box<JobListener> = Box::new(move |action, job, labels| match action {

@@ -1,0 +1,356 @@
+//! What to ask a scale set's queue next, and what its answers mean.
+//!
+//! Messages only make the pool faster and tell it how many jobs wait: no VM
+//! ends on a message alone, since GitHub has said of jobs that still ran that
+//! they were completed (<https://github.com/actions/runner/issues/4492>). How
+//! many VMs are wanted follows from GitHub's count, never from messages that
+//! were counted here: these come late, twice or not at all.
+//!
+//! Pure, as the monitor: `workers::queue` asks and waits, the simulator does the
+//! same in simulated time.
+
+use super::Millis;
+use super::back_off::{self, Random};
+use super::health::Reach;
+use super::slot::types::{Event, Job, JobEvent, News, RetireReason};
+use super::state::PoolState;
+use crate::github::Error;
+use crate::github::queue::{Message, Opened, QueueError, QueueEvent, ScaleSetJob, Statistics};
+use crate::pool::millis;
+use crate::text::one_line;
+use std::collections::VecDeque;
+
+const SECOND: Millis = 1_000;
+
+/// How long to wait while another session lasts. GitHub ends that of a killed pool after about 50 s.
+const WHILE_IN_USE: Millis = 10 * SECOND;
+
+/// The longest wait after a failure.
+const MOST: Millis = 60 * SECOND;
+
+/// An answer without a message that comes sooner is followed by a pause: GitHub
+/// holds a request for about 50 s until there is one.
+const LEAST_BETWEEN: Millis = SECOND;
+
+/// How often a message is tried to be acquired from or acknowledged, until the next is asked for.
+const TRIES: u32 = 3;
+
+/// How often GitHub's count is asked for while no message brings one: messages can be lost.
+const RECOUNT_EVERY: Millis = 10 * 60 * SECOND;
+
+/// The most handled messages that are remembered until they are acknowledged.
+const MOST_UNACKNOWLEDGED: usize = 64;
+
+/// What to ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Ask {
+    /// For a session. Brings [`Answer::Opened`].
+    Open,
+    /// For the next message. Brings [`Answer::Next`].
+    Next {
+        /// The message handled last; 0: none.
+        after: u64,
+        /// How many jobs the pool can run at a time.
+        capacity: u32,
+    },
+    /// To renew the session. Brings [`Answer::Refreshed`].
+    Refresh,
+    /// For jobs that are offered. Brings [`Answer::Done`].
+    Acquire(Vec<i64>),
+    /// To forget a message. Brings [`Answer::Done`].
+    Acknowledge(u64),
+    /// To close the session. Brings [`Answer::Done`].
+    Close,
+    /// Nothing, for so many milliseconds. Brings [`Answer::Paused`].
+    Pause(Millis),
+    /// Nothing more: the pool stops.
+    #[default]
+    End,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Of opening a session.
+    Opened(Result<Opened, QueueError>),
+    /// The next message, if there is one.
+    Next(Result<Option<Message>, QueueError>),
+    /// Of renewing the session.
+    Refreshed(Result<Statistics, QueueError>),
+    /// Of what has no answer.
+    Done(Result<(), QueueError>),
+    /// The pause is over, or the thread has just started.
+    Paused,
+}
+
+/// What the rest of the program may know of the queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueReport {
+    /// Since when there has been a session.
+    pub connected_since: Option<Millis>,
+    /// When the last message came.
+    pub last_message: Option<Millis>,
+    /// The jobs, as GitHub counted them last.
+    pub statistics: Statistics,
+    /// Whether it can be reached.
+    pub reach: Reach,
+}
+
+/// The memory of who asks.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// What is asked, and when that began.
+    asked: (Ask, Millis),
+    is_open: bool,
+    scale_set: u64,
+    /// Messages that were handled, of which GitHub does not know it yet.
+    unacknowledged: VecDeque<u64>,
+    /// The last message of this session.
+    after: u64,
+    /// When GitHub's count came last.
+    counted_at: Millis,
+    /// Whether the session was renewed since anything came through.
+    refreshed: bool,
+    /// What is asked again once the session is renewed.
+    again: Option<Ask>,
+    failures: u32,
+    random: Random,
+}
+
+impl Queue {
+    /// One that has no session yet. `seed` feeds its jitter.
+    pub fn new(seed: u64) -> Queue {
+        Queue { random: Random(seed), ..Queue::default() }
+    }
+
+    /// Takes in what came of the last question and says what to ask next.
+    pub fn next(&mut self, answer: Answer, state: &mut PoolState) -> Ask {
+        let asked = std::mem::take(&mut self.asked);
+        let ask = self.take_in(answer, asked, state);
+        let ask = match ask {
+            // Jobs that come now would wait for VMs that are not made. Without a session GitHub keeps them.
+            _ if state.stopping().is_some() || state.draining() => self.leave(state),
+            // Adopted VMs come first: a job of theirs that ends is theirs.
+            Ask::Open if !state.has_recovered() => Ask::Pause(SECOND),
+            ask => ask,
+        };
+        self.asked = (ask.clone(), state.now);
+        ask
+    }
+
+    fn leave(&mut self, state: &mut PoolState) -> Ask {
+        if std::mem::take(&mut self.is_open) {
+            state.queue_closed();
+            return Ask::Close;
+        }
+        if state.stopping().is_some() { Ask::End } else { Ask::Pause(SECOND) }
+    }
+
+    fn take_in(&mut self, answer: Answer, asked: (Ask, Millis), state: &mut PoolState) -> Ask {
+        let error = match answer {
+            Answer::Paused if self.is_open => {
+                return self.again.take().unwrap_or_else(|| self.ask_next(state));
+            }
+            Answer::Paused => return Ask::Open,
+            Answer::Opened(Ok(opened)) => {
+                self.is_open = true;
+                self.came_through();
+                self.after = 0;
+                if std::mem::replace(&mut self.scale_set, opened.scale_set) != opened.scale_set {
+                    self.unacknowledged.clear();
+                }
+                self.counted_at = state.now;
+                state.queue_opened(opened);
+                return self.ask_next(state);
+            }
+            Answer::Next(Ok(message)) => {
+                self.came_through();
+                state.queue_answers(Ok(()));
+                return match message {
+                    Some(message) => self.handle(message, state),
+                    None if state.now - self.counted_at >= RECOUNT_EVERY => Ask::Refresh,
+                    None if state.now - asked.1 < LEAST_BETWEEN => Ask::Pause(LEAST_BETWEEN),
+                    None => self.ask_next(state),
+                };
+            }
+            Answer::Refreshed(Ok(statistics)) => {
+                self.counted_at = state.now;
+                state.queue_counts(statistics);
+                return self.again.take().unwrap_or_else(|| self.ask_next(state));
+            }
+            Answer::Done(Ok(())) => {
+                self.came_through();
+                return match asked.0 {
+                    Ask::Acquire(_) => Ask::Acknowledge(self.after),
+                    Ask::Close => Ask::Pause(SECOND),
+                    Ask::Acknowledge(message) => {
+                        self.unacknowledged.retain(|id| *id != message);
+                        self.ask_next(state)
+                    }
+                    _ => self.ask_next(state),
+                };
+            }
+            Answer::Opened(Err(error))
+            | Answer::Next(Err(error))
+            | Answer::Refreshed(Err(error))
+            | Answer::Done(Err(error)) => error,
+        };
+        match (error, asked.0) {
+            // It expires by itself.
+            (_, Ask::Close) => Ask::Pause(SECOND),
+            (QueueError::Expired, asked) if !self.refreshed && asked != Ask::Refresh => {
+                self.refreshed = true;
+                self.again = Some(asked);
+                Ask::Refresh
+            }
+            (QueueError::Other(error), asked) if self.is_open => {
+                let wait = self.fails(error, state);
+                let is_last = self.failures >= TRIES;
+                self.again = match asked {
+                    // GitHub offers again what was not acquired, and repeats what was not acknowledged, in a new
+                    // session at the latest.
+                    Ask::Acquire(_) if is_last => Some(Ask::Acknowledge(self.after)),
+                    Ask::Acknowledge(_) if is_last => None,
+                    asked => Some(asked),
+                };
+                Ask::Pause(wait)
+            }
+            (QueueError::Other(error), _) => Ask::Pause(self.fails(error, state)),
+            (QueueError::InUse(why), _) => {
+                state.queue_answers(Err(Error::Failed(why)));
+                Ask::Pause(WHILE_IN_USE)
+            }
+            (error, _) => {
+                let was_open = std::mem::take(&mut self.is_open);
+                self.again = None;
+                state.queue_closed();
+                // A first time is in the nature of sessions. What repeats has a cause.
+                if was_open && self.failures == 0 {
+                    self.failures = 1;
+                    return Ask::Open;
+                }
+                Ask::Pause(self.fails(Error::Failed(error.to_string()), state))
+            }
+        }
+    }
+
+    fn came_through(&mut self) {
+        (self.failures, self.refreshed) = (0, false);
+    }
+
+    /// Notes a failure, and answers how long to wait.
+    fn fails(&mut self, error: Error, state: &mut PoolState) -> Millis {
+        self.failures += 1;
+        let wait = back_off::wait(self.failures, &mut self.random).min(MOST);
+        let wait = match &error {
+            Error::RateLimited { retry_after, .. } => {
+                back_off::wait_at_least(self.failures, millis(*retry_after), &mut self.random)
+            }
+            _ => wait,
+        };
+        state.queue_answers(Err(error));
+        wait
+    }
+
+    fn ask_next(&self, state: &PoolState) -> Ask {
+        // All that the pool can run, and not what is free just now: a job that
+        // is queued while a scale set has no capacity is never offered to it again.
+        Ask::Next { after: self.after, capacity: state.rules().pool.size }
+    }
+
+    fn handle(&mut self, message: Message, state: &mut PoolState) -> Ask {
+        self.after = message.id;
+        let offer = |event: &QueueEvent| match event {
+            QueueEvent::Available(request) => Some(*request),
+            _ => None,
+        };
+        let offered: Vec<i64> = message.events.iter().filter_map(offer).collect();
+        // GitHub repeats a message until it is acknowledged.
+        if !self.unacknowledged.contains(&message.id) {
+            self.unacknowledged.push_back(message.id);
+            if self.unacknowledged.len() > MOST_UNACKNOWLEDGED {
+                self.unacknowledged.pop_front();
+            }
+            if message.statistics.is_some() {
+                self.counted_at = state.now;
+            }
+            state.queue_said(message);
+        }
+        if offered.is_empty() { Ask::Acknowledge(self.after) } else { Ask::Acquire(offered) }
+    }
+}
+
+impl PoolState {
+    fn queue_opened(&mut self, opened: Opened) {
+        self.queue_answers(Ok(()));
+        self.queue.connected_since = Some(self.now);
+        self.out.news.push((None, News::QueueOpened(opened.warnings)));
+        self.queue_counts(opened.statistics);
+    }
+
+    /// There is no session: jobs wait at GitHub.
+    fn queue_closed(&mut self) {
+        self.queue.connected_since = None;
+    }
+
+    fn queue_answers(&mut self, answer: Result<(), Error>) {
+        let refused = matches!(answer, Err(Error::Refused(_)));
+        let answer = answer.map_err(|error| format!("cannot be read: {error}"));
+        self.queue.reach.note("The scale set's queue", answer, refused, self.now, &mut self.out.news);
+    }
+
+    fn queue_said(&mut self, message: Message) {
+        self.queue.last_message = Some(self.now);
+        for event in message.events {
+            match event {
+                QueueEvent::Started(job) => self.job_in_progress(self.event_of(job)),
+                QueueEvent::Completed(job) => self.job_completed(self.event_of(job)),
+                QueueEvent::Available(_) | QueueEvent::Assigned(_) => {}
+            }
+        }
+        if let Some(statistics) = message.statistics {
+            self.queue_counts(statistics);
+        }
+    }
+
+    /// GitHub's count of the jobs that are the scale set's.
+    fn queue_counts(&mut self, statistics: Statistics) {
+        self.queue.statistics = statistics;
+        let waiting = statistics.assigned.saturating_sub(statistics.running) as usize;
+        if self.demand.counted(waiting, self.now) {
+            self.keep_idle_vms();
+        }
+    }
+
+    fn event_of(&self, job: ScaleSetJob) -> JobEvent {
+        // The Actions service's words: https://learn.microsoft.com/en-us/dotnet/api/microsoft.teamfoundation.distributedtask.webapi.taskresult
+        let conclusion = |result: &str| match result.to_ascii_lowercase().as_str() {
+            "succeeded" | "succeededwithissues" => "success",
+            "failed" | "abandoned" => "failure",
+            "canceled" => "cancelled",
+            "skipped" => "skipped",
+            _ => Job::conclusion(result),
+        };
+        JobEvent {
+            runner_id: job.runner_id,
+            runner_name: job.runner_name,
+            job: Job {
+                run_id: job.run_id,
+                name: job.name.map(|name| one_line(&name, 200)),
+                repository: job.repository.map(|name| one_line(&name, 200)),
+                queued_at: job.waited.map(|waited| self.now - millis(waited)),
+                conclusion: job.result.as_deref().map(conclusion),
+                ..Job::default()
+            },
+        }
+    }
+
+    /// Idle VMs that were to retire stay, since a job waits, unless they were told already.
+    pub(super) fn keep_idle_vms(&mut self) {
+        for slot in 0..self.slots.len() {
+            if self.slot(slot).retiring() != Some(RetireReason::Drain) {
+                self.tell(slot, Event::StayIfNotTold);
+            }
+        }
+    }
+}
