@@ -1,9 +1,10 @@
 //! The program's parts, put together: what `main` runs and tests drive.
 
-use crate::config::{Config, Loaded, Shutdown, Source};
+use crate::config::{Config, Intake, Loaded, Shutdown, Source};
 use crate::control::{self, ControlFile};
 use crate::github::GitHub;
 use crate::github::client::Client;
+use crate::github::queue::JobQueue;
 use crate::http::operator::Operator;
 use crate::http::server::{self, Limits, Server};
 use crate::http::{Api, JobListener};
@@ -119,8 +120,15 @@ impl App {
         };
         let keys = Keys::new(&secret_of_keys(config)?);
 
+        let mut queue = None;
         let (github, simulated_github): (Arc<dyn GitHub>, _) = match Client::new(&config.github, read) {
-            Some(client) => (Arc::new(client), None),
+            Some(client) => {
+                let client = Arc::new(client);
+                if config.github.intake == Intake::ScaleSet {
+                    queue = Some(Arc::clone(&client) as Arc<dyn JobQueue>);
+                }
+                (client, None)
+            }
             None => {
                 let webhook = format!("{here}/webhook");
                 let simulated = Arc::new(MockGitHub::new(
@@ -154,7 +162,7 @@ impl App {
             &config.pool,
             &config.github,
             (tag, identity),
-            (github, None),
+            (github, queue),
             hypervisor,
             keys.clone(),
             log_dir,
@@ -239,12 +247,13 @@ pub fn check(config: &Config) -> Vec<Finding> {
     // A token is not renewed while it is checked.
     if let Some(client) = Client::new(&config.github, Box::new(|| None)) {
         match client.check() {
-            Ok(warnings) => {
+            Ok(checked) => {
                 let app = config.github.app_id.as_ref().map(|id| format!("The GitHub App {id}"));
                 let who = app.unwrap_or_else(|| "GITHUB_PAT".into());
                 let text = format!("{who} may register runners for {}.", config.github.scope());
                 findings.push(Finding::ok(text));
-                findings.extend(warnings.into_iter().map(Finding::warning));
+                findings.extend(checked.facts.into_iter().map(Finding::ok));
+                findings.extend(checked.warnings.into_iter().map(Finding::warning));
             }
             Err(err) => findings.push(Finding::fault(format!("GitHub cannot be used: {err}"))),
         }

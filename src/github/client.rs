@@ -13,11 +13,12 @@ use super::clock::{Clock, SystemClock};
 pub use super::http::REQUEST_TIMEOUT;
 use super::http::{Http, Request, Response};
 use super::refusal::refusal;
+use super::scale_set::ScaleSet;
 use super::scope::{Scope, encode};
 use super::traffic::Traffic;
 use super::wire::{Download, Group, Id, JitConfig, Job, Page, RunnerItem, Token};
 use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
-use crate::config::{GitHubConfig, RegistrationMode};
+use crate::config::{GitHubConfig, Intake, RegistrationMode};
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
 use crate::text::one_line;
@@ -32,7 +33,7 @@ use ureq::http::Method;
 /// <https://docs.github.com/en/actions/reference/limits>
 const MAX_PAGES: usize = 200;
 /// The id of the runner group "Default", and of the only one a repository has.
-const DEFAULT_GROUP: u64 = 1;
+pub(super) const DEFAULT_GROUP: u64 = 1;
 
 /// The most workflow runs of each status whose jobs [`Client::queued_jobs`]
 /// lists: each costs a request.
@@ -41,13 +42,23 @@ const MAX_RUNS: usize = 50;
 /// The REST client. One for the whole pool: its slots share the rate limit,
 /// the registration token and the connections.
 pub struct Client {
-    http: Http,
-    config: GitHubConfig,
-    scope: Scope,
+    pub(super) http: Http,
+    pub(super) config: GitHubConfig,
+    pub(super) scope: Scope,
+    pub(super) scale_set: ScaleSet,
     /// The id of the runner group, once it was looked up.
     group_id: Mutex<Option<u64>>,
     /// The last registration token, and until when it is shared.
     token: Mutex<Option<(Secret, Instant)>>,
+}
+
+/// What [`Client::check`] found. One sentence each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// What is as it should be.
+    pub facts: Vec<String>,
+    /// What the pool can do without.
+    pub warnings: Vec<String>,
 }
 
 impl Client {
@@ -73,31 +84,36 @@ impl Client {
             http: Http::new(&config.api_url, auth, timeout, clock),
             config: config.clone(),
             scope: config.scope(),
+            scale_set: ScaleSet::default(),
             group_id: Mutex::default(),
             token: Mutex::default(),
         })
     }
 
-    /// Checks that the token may register runners and that the runner group
-    /// exists. Nothing is left behind but a registration token, which expires.
-    /// Returns a sentence for each thing that the pool can do without.
+    /// Checks that the token may register runners, that the runner group exists,
+    /// and how the scale set is. Nothing is left behind but a registration token,
+    /// which expires.
     ///
     /// # Errors
     /// When runners cannot be registered.
-    pub fn check(&self) -> Result<Vec<String>, Error> {
+    pub fn check(&self) -> Result<Checked, Error> {
         // The same right as for a JIT configuration, which would leave a runner.
         self.registration_token()?;
+        if self.config.intake == Intake::ScaleSet {
+            let (text, warnings) = self.check_scale_set()?;
+            return Ok(Checked { facts: vec![text], warnings });
+        }
         self.group_id("cannot find the runner group")?;
-        let mut warnings = Vec::new();
+        let mut checked = Checked::default();
         if self.scope.repository.is_some()
             && let Err(error) = self.workflow_runs("queued", 1, self.http.request_deadline())
         {
-            warnings.push(format!(
+            checked.warnings.push(format!(
                 "Queued jobs cannot be read, so the pool knows of a job only by its webhook and forgets it at a \
                  restart: {error}"
             ));
         }
-        Ok(warnings)
+        Ok(checked)
     }
 
     /// Sends a request and reads its response, which must be a success.
@@ -233,14 +249,19 @@ impl Client {
         if let Some((credential, _)) = shared {
             return Ok(Registration { runner_id: None, credential });
         }
+        let (credential, good_until) = self.new_registration_token()?;
+        *unpoisoned(&self.token) = good_until.map(|until| (credential.clone(), until));
+        Ok(Registration { runner_id: None, credential })
+    }
+
+    /// A registration token, and until when it may be shared.
+    pub(super) fn new_registration_token(&self) -> Result<(Secret, Option<Instant>), Error> {
         let what = "cannot get a registration token";
         let request = Request::new(&self.scope, what, Method::POST, "/runners/registration-token");
         let response = self.http.send(&request, self.http.request_deadline())?;
         let token: Token = self.http.json(&request, &response)?;
         let good_until = self.http.good_until(&token);
-        let credential = Secret::new(token.token);
-        *unpoisoned(&self.token) = good_until.map(|until| (credential.clone(), until));
-        Ok(Registration { runner_id: None, credential })
+        Ok((Secret::new(token.token), good_until))
     }
 
     /// Makes sure that a 404 for one runner is about that runner. GitHub
@@ -259,6 +280,9 @@ impl GitHub for Client {
 
     fn register(&self, name: &str) -> Result<Registration, Error> {
         match self.config.registration {
+            RegistrationMode::Jit if self.config.intake == Intake::ScaleSet => {
+                self.register_in_scale_set(name)
+            }
             RegistrationMode::Jit => self.register_jit(name),
             RegistrationMode::Token => self.registration_token(),
         }

@@ -39,6 +39,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// may take four times as long.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// A token is replaced this long before it expires: a VM that gets a
 /// registration token has the time to start and register, and no request is on
 /// its way with a token that ends.
@@ -68,6 +70,17 @@ impl Request<'_> {
         let path = format!("{}/actions{path}", scope.path());
         Request { what: what.into(), method, scope, path, body: None }
     }
+}
+
+/// A request as it is sent.
+pub(super) struct Outgoing<'a> {
+    pub method: &'a Method,
+    pub url: &'a str,
+    /// What precedes the token in the Authorization header: `Bearer`, `RemoteAuth`.
+    pub scheme: &'static str,
+    pub token: &'a Secret,
+    pub headers: &'a [(&'static str, &'a str)],
+    pub body: Option<&'a serde_json::Value>,
 }
 
 /// GitHub's response, whatever its status.
@@ -251,18 +264,37 @@ impl Http {
         url: &str,
         deadline: Instant,
     ) -> Result<Response, String> {
-        let json = request.body.as_ref().map(serde_json::Value::to_string).unwrap_or_default();
+        let outgoing = Outgoing {
+            method: &request.method,
+            url,
+            scheme: "Bearer",
+            token,
+            headers: &[("X-GitHub-Api-Version", "2022-11-28")],
+            body: request.body.as_ref(),
+        };
+        self.transmit(&outgoing, deadline)
+    }
+
+    /// Sends a request once and reads the whole response.
+    ///
+    /// # Errors
+    /// When there is none in time: one sentence.
+    pub fn transmit(&self, outgoing: &Outgoing, deadline: Instant) -> Result<Response, String> {
+        let Outgoing { method, url, token, .. } = outgoing;
+        let json = outgoing.body.map(serde_json::Value::to_string).unwrap_or_default();
         let mut body = SendBody::none();
         let mut head = http::Request::builder()
-            .method(request.method.clone())
-            .uri(url)
-            .header(header::AUTHORIZATION, authorization(token)?)
-            .header("X-GitHub-Api-Version", "2022-11-28");
-        if request.method == Method::POST {
+            .method((*method).clone())
+            .uri(*url)
+            .header(header::AUTHORIZATION, authorization(outgoing.scheme, token)?);
+        for (name, value) in outgoing.headers {
+            head = head.header(*name, *value);
+        }
+        if !matches!(**method, Method::GET | Method::DELETE) {
             head = head.header(header::CONTENT_LENGTH, json.len());
             body = SendBody::from_owned_reader(Cursor::new(json));
         }
-        if request.body.is_some() {
+        if outgoing.body.is_some() {
             head = head.header(header::CONTENT_TYPE, "application/json");
         }
         let sent = Instant::now();
@@ -273,14 +305,15 @@ impl Http {
             .map(|r| self.agent.configure_request(r).timeout_global(Some(time_left)).build())
             .and_then(|r| self.agent.run(r))
             .and_then(|r| Response::read(r, token))
-            .map_err(|error| self.explain(&error));
+            .map_err(|error| self.explain(&error, url));
         let answer = outcome.as_ref().ok().map(|response| (response.status, &response.headers));
         unpoisoned(&self.traffic).note(answer);
         let came = match &outcome {
             Ok(response) => response.status.to_string(),
             Err(why) => why.clone(),
         };
-        let (method, path) = (&request.method, &request.path);
+        // What follows a `?` may be a credential of the queue.
+        let path = url.split('?').next().unwrap_or_default();
         log::debug!("GitHub: {method} {path}: {came} ({} ms)", sent.elapsed().as_millis());
         outcome
     }
@@ -309,8 +342,9 @@ impl Http {
     }
 
     /// A network error in words for the operator.
-    fn explain(&self, error: &ureq::Error) -> String {
-        let host = &self.host;
+    fn explain(&self, error: &ureq::Error, url: &str) -> String {
+        let uri = url.parse::<Uri>().ok();
+        let host = uri.as_ref().and_then(Uri::host).unwrap_or(&self.host);
         let insecure = match error {
             ureq::Error::Rustls(_) | ureq::Error::Tls(_) => true,
             // The TLS library reports a bad handshake as data that makes no sense.
@@ -330,8 +364,8 @@ impl Http {
 }
 
 /// <https://docs.github.com/en/rest/authentication/authenticating-to-the-rest-api>
-fn authorization(token: &Secret) -> Result<HeaderValue, String> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+fn authorization(scheme: &str, token: &Secret) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(&format!("{scheme} {}", token.expose()))
         .map_err(|_| "the token holds a character that no token has".to_owned())?;
     value.set_sensitive(true);
     Ok(value)
@@ -339,7 +373,11 @@ fn authorization(token: &Secret) -> Result<HeaderValue, String> {
 
 impl Response {
     fn read(mut response: http::Response<Body>, token: &Secret) -> Result<Response, ureq::Error> {
-        let body = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec()?;
+        let mut body = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec()?;
+        // The Actions service puts a byte-order mark before some errors.
+        if body.starts_with(BYTE_ORDER_MARK) {
+            body.drain(..BYTE_ORDER_MARK.len());
+        }
         let headers = std::mem::take(response.headers_mut());
         let date = headers.get(header::DATE).and_then(|v| parse_http_date(v.to_str().ok()?));
         let status = response.status().as_u16();

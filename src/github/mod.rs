@@ -10,6 +10,7 @@ mod pat;
 pub mod queue;
 mod rate_limit;
 mod refusal;
+mod scale_set;
 pub mod scope;
 pub mod traffic;
 mod wire;

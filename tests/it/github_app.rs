@@ -3,7 +3,7 @@
 use crate::github_client::{TestClock, assert_says, seconds, settings};
 use crate::support::fake_github::{FakeGitHub, Fault, Reply};
 use hyperv_runner_pool::config::{Credential, GitHubConfig};
-use hyperv_runner_pool::github::client::{Client, REQUEST_TIMEOUT};
+use hyperv_runner_pool::github::client::{Checked, Client, REQUEST_TIMEOUT};
 use hyperv_runner_pool::github::clock::Clock;
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::github::{Error, GitHub};
@@ -95,7 +95,7 @@ fn an_app_gets_a_token_for_the_runners_and_nothing_else_and_keeps_it() {
     assert_eq!(world.client.runners(), Ok(vec![]));
     assert_eq!(world.asked(), json!({"permissions": {"organization_self_hosted_runners": "write"}}));
     assert_eq!((world.github.count(SIGN_IN), world.tokens_made()), (1, 1));
-    assert_eq!(world.client.check(), Ok(vec![]));
+    assert_eq!(world.client.check(), Ok(Checked::default()));
     assert_eq!(world.client.token_expires(), None, "nobody has to renew it");
 }
 
@@ -106,7 +106,7 @@ fn a_token_for_a_repository_is_good_for_that_repository_only() {
     world.client.register("runner-1").unwrap();
     let permissions = json!({"administration": "write", "actions": "read"});
     assert_eq!(world.asked(), json!({"permissions": permissions, "repositories": ["widgets"]}));
-    assert_eq!(world.client.check(), Ok(vec![]));
+    assert_eq!(world.client.check(), Ok(Checked::default()));
     assert_eq!(world.client.queued_jobs(), Ok(vec![]));
 }
 
@@ -115,7 +115,7 @@ fn an_app_that_may_not_read_actions_registers_runners_and_the_check_warns() {
     let world = World::of_repository(json!({"administration": "write"}));
     world.client.register("runner-1").unwrap();
     assert_eq!(world.asked()["permissions"], json!({"administration": "write"}));
-    let warnings = world.client.check().unwrap();
+    let warnings = world.client.check().unwrap().warnings;
     assert_eq!(warnings.len(), 1);
     assert_says(&warnings[0], &["Queued jobs", "GitHub App", "\"Actions: read\"", "repository acme/widgets"]);
     assert!(!warnings[0].contains("fine-grained"), "{warnings:?}");

@@ -3,7 +3,7 @@
 
 use crate::support::fake_github::{FakeGitHub, Fault, Reply, TOKEN, jit_config_for};
 use hyperv_runner_pool::config::{Credential, GitHubConfig, Intake, RegistrationMode};
-use hyperv_runner_pool::github::client::{Client, REQUEST_TIMEOUT};
+use hyperv_runner_pool::github::client::{Checked, Client, REQUEST_TIMEOUT};
 use hyperv_runner_pool::github::clock::Clock;
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::github::{Error, GitHub, QueuedJob, Removal, Runner};
@@ -798,7 +798,7 @@ fn a_check_proves_the_right_to_register_and_leaves_no_runner() {
     github.add_group(7, "Windows");
     let runner_group = "Windows".to_owned();
     let client = client(GitHubConfig { runner_group, ..settings(&github.url()) });
-    assert_eq!(client.check(), Ok(vec![]));
+    assert_eq!(client.check(), Ok(Checked::default()));
     assert_eq!(github.runners().len(), 0);
     assert_eq!(github.count("POST /orgs/acme/actions/runners/registration-token"), 1);
 
@@ -826,9 +826,9 @@ fn a_check_warns_when_the_queued_jobs_of_a_repository_cannot_be_read() {
     let github = FakeGitHub::start_for("/repos/acme/widgets");
     let repo = Some("widgets".to_owned());
     let client = client(GitHubConfig { repo, ..settings(&github.url()) });
-    assert_eq!(client.check(), Ok(vec![]));
+    assert_eq!(client.check(), Ok(Checked::default()));
     github.misbehave("/actions/runs", 1, Fault::Answer(Reply::refusal(403, "Resource not accessible")));
-    let warnings = client.check().unwrap();
+    let warnings = client.check().unwrap().warnings;
     assert_eq!(warnings.len(), 1);
     assert_says(&warnings[0], &["Queued jobs", "\"Actions: read\"", "repository acme/widgets"]);
 }
