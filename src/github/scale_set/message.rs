@@ -63,7 +63,7 @@ mod tests {
             {"messageType": "JobAssigned", "runnerRequestId": 0, "jobDisplayName": "build", "ownerName": "octo",
              "repositoryName": "app", "workflowRunId": 5},
             {"messageType": "JobStarted", "runnerId": 3, "runnerName": "runner-1-ab",
-             "queueTime": "2026-01-02T03:04:05Z", "runnerAssignTime": "2026-01-02T03:04:15.5Z"},
+             "queueTime": "2026-01-02T03:04:05Z", "runnerAssignTime": "2026-01-02T03:04:15.25Z"},
             {"messageType": "JobCompleted", "runnerId": 0, "runnerName": "", "result": "canceled"},
         ]);
         let answer = json!({"messageId": 9, "messageType": "RunnerScaleSetJobMessages", "body": jobs.to_string(),
@@ -79,7 +79,7 @@ mod tests {
         let started = ScaleSetJob {
             runner_id: Some(3),
             runner_name: Some("runner-1-ab".into()),
-            waited: Some(Duration::from_millis(10_500)),
+            waited: Some(Duration::from_secs(10)),
             ..ScaleSetJob::default()
         };
         let canceled = ScaleSetJob { result: Some("canceled".into()), ..ScaleSetJob::default() };
