@@ -153,9 +153,8 @@ impl Queue {
             }
             Answer::Paused => return Ask::Open,
             Answer::Opened(Ok(opened)) => {
-                self.is_open = true;
-                self.came_through();
-                self.after = 0;
+                // Not the end of failures: a session can be of no use.
+                (self.is_open, self.refreshed, self.after) = (true, false, 0);
                 if std::mem::replace(&mut self.scale_set, opened.scale_set) != opened.scale_set {
                     self.unacknowledged.clear();
                 }
@@ -352,5 +351,319 @@ impl PoolState {
                 self.tell(slot, Event::StayIfNotTold);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Intake;
+    use crate::hypervisor::{Inventory, Power};
+    use crate::pool::health::Trouble;
+    use crate::pool::slot::types::{Phase, Stop};
+    use crate::pool::tests::{notes, rules, vm};
+    use std::time::Duration;
+
+    const ONE_WAITS: Statistics = Statistics { assigned: 1, running: 0 };
+
+    /// The queue beside a pool with one idle VM, `runner-1`, that keeps none warm.
+    struct World {
+        queue: Queue,
+        state: PoolState,
+        now: Millis,
+    }
+
+    impl World {
+        fn starting() -> World {
+            let mut rules = rules(4, 0);
+            rules.intake = Intake::ScaleSet;
+            World { queue: Queue::new(1), state: PoolState::new(rules, 1, 0), now: 0 }
+        }
+
+        fn recovered() -> World {
+            let mut world = World::starting();
+            let vms = vec![vm(1, Power::On)];
+            world.state.apply(0, |state| state.recover(&Inventory { vms, ..Inventory::default() }));
+            world
+        }
+
+        /// With a session.
+        fn open() -> World {
+            let mut world = World::recovered();
+            assert_eq!(world.bring(Answer::Paused), Ask::Open);
+            assert_eq!(world.bring(opened(5, Statistics::default())), next(0));
+            world
+        }
+
+        fn bring(&mut self, answer: Answer) -> Ask {
+            self.now += 50;
+            self.bring_now(answer)
+        }
+
+        fn bring_now(&mut self, answer: Answer) -> Ask {
+            let queue = &mut self.queue;
+            self.state.apply(self.now, |state| queue.next(answer, state)).0
+        }
+
+        /// Brings what comes of waiting.
+        fn pass(&mut self, time: Millis, answer: Answer) -> Ask {
+            self.now += time;
+            self.bring_now(answer)
+        }
+
+        fn waiting(&self) -> usize {
+            self.state.jobs_waiting()
+        }
+
+        fn troubles(&mut self) -> Vec<Trouble> {
+            self.state.snapshot(self.now).health.troubles
+        }
+    }
+
+    fn opened(scale_set: u64, statistics: Statistics) -> Answer {
+        Answer::Opened(Ok(Opened { scale_set, warnings: Vec::new(), statistics }))
+    }
+
+    fn next(after: u64) -> Ask {
+        Ask::Next { after, capacity: 4 }
+    }
+
+    fn message(id: u64, events: Vec<QueueEvent>, statistics: Statistics) -> Answer {
+        Answer::Next(Ok(Some(Message { id, events, statistics: Some(statistics) })))
+    }
+
+    fn job_on(slot: u32) -> ScaleSetJob {
+        let notes = notes(slot);
+        ScaleSetJob {
+            runner_id: notes.runner_id,
+            runner_name: Some(notes.runner_name),
+            ..ScaleSetJob::default()
+        }
+    }
+
+    fn failed() -> QueueError {
+        Error::Failed("no answer".into()).into()
+    }
+
+    fn pause(ask: Ask) -> Millis {
+        let Ask::Pause(wait) = ask else { panic!("{ask:?} is no pause") };
+        wait
+    }
+
+    #[test]
+    fn the_queue_is_opened_once_the_vms_that_are_there_are_adopted() {
+        let mut world = World::starting();
+        pause(world.bring(Answer::Paused));
+        world.state.apply(world.now, |state| state.recover(&Inventory::default()));
+        assert_eq!(world.bring(Answer::Paused), Ask::Open);
+    }
+
+    #[test]
+    fn githubs_count_says_how_many_jobs_wait_however_many_messages_came() {
+        let mut world = World::open();
+        let assigned = QueueEvent::Assigned(ScaleSetJob::default());
+        let two = Statistics { assigned: 2, running: 0 };
+        assert_eq!(world.bring(message(1, vec![assigned.clone()], two)), Ask::Acknowledge(1));
+        assert_eq!(world.waiting(), 2);
+        assert_eq!(world.bring(Answer::Done(Ok(()))), next(1));
+        // An assignment that was not served is canceled and made again.
+        world.bring(message(2, vec![assigned.clone(), assigned], Statistics { assigned: 2, running: 1 }));
+        assert_eq!(world.waiting(), 1);
+        assert_eq!(world.state.snapshot(world.now).jobs_waiting, 1);
+    }
+
+    #[test]
+    fn a_waiting_job_has_a_vm_made_and_an_idle_one_stay() {
+        let mut world = World::open();
+        // The adopted VM serves the first job, so that nothing is made.
+        let queue = &mut world.queue;
+        let two = Statistics { assigned: 2, running: 0 };
+        let (_, out) = world.state.apply(100, |state| queue.next(message(1, vec![], two), state));
+        assert_eq!(out.actions.len(), 1, "{:?}", out.actions);
+    }
+
+    #[test]
+    fn a_job_that_starts_makes_its_vm_running_and_its_end_alone_ends_no_vm() {
+        let mut world = World::open();
+        let started = ScaleSetJob { waited: Some(Duration::from_secs(9)), ..job_on(1) };
+        let running = Statistics { assigned: 1, running: 1 };
+        world.bring(message(1, vec![QueueEvent::Started(started)], running));
+        assert_eq!(world.state.slot(0).phase(), Phase::Running);
+        assert_eq!(world.state.snapshot(world.now).tally.queue.count(), 1);
+        world.bring(Answer::Done(Ok(())));
+        let completed = ScaleSetJob { result: Some("succeeded".into()), ..job_on(1) };
+        world.bring(message(2, vec![QueueEvent::Completed(completed)], Statistics::default()));
+        assert_eq!(world.state.slot(0).phase(), Phase::Running);
+    }
+
+    #[test]
+    fn a_job_of_another_runner_is_no_sign_for_a_slot() {
+        let mut world = World::open();
+        let elsewhere = ScaleSetJob { runner_name: Some("runner-1-ffff0000ffff0000".into()), ..job_on(1) };
+        world.bring(message(1, vec![QueueEvent::Started(elsewhere)], ONE_WAITS));
+        assert_eq!(world.state.slot(0).phase(), Phase::Ready);
+    }
+
+    #[test]
+    fn a_message_that_comes_again_changes_nothing_and_is_acknowledged() {
+        let mut world = World::open();
+        world.bring(message(7, vec![QueueEvent::Started(job_on(1))], Statistics::default()));
+        // Its acknowledgment does not get through, and the session ends.
+        assert_eq!(world.bring(Answer::Done(Err(QueueError::SessionGone))), Ask::Open);
+        assert_eq!(world.bring(opened(5, ONE_WAITS)), next(0));
+        assert_eq!(world.bring(message(7, vec![], Statistics::default())), Ask::Acknowledge(7));
+        assert_eq!(world.waiting(), 1, "an old count");
+        world.bring(Answer::Done(Ok(())));
+        world.bring(message(7, vec![], Statistics::default()));
+        assert_eq!(world.waiting(), 0, "GitHub has begun to count anew");
+    }
+
+    #[test]
+    fn a_scale_set_that_is_made_again_counts_its_messages_from_the_start() {
+        let mut world = World::open();
+        world.bring(message(1, vec![], ONE_WAITS));
+        assert_eq!(world.bring(Answer::Done(Err(QueueError::ScaleSetGone))), Ask::Open);
+        assert_eq!(world.bring(opened(6, Statistics::default())), next(0));
+        world.bring(message(1, vec![], ONE_WAITS));
+        assert_eq!(world.waiting(), 1);
+    }
+
+    #[test]
+    fn offered_jobs_are_acquired_before_their_message_is_acknowledged() {
+        let mut world = World::open();
+        let offers = vec![QueueEvent::Available(3), QueueEvent::Available(4)];
+        assert_eq!(world.bring(message(1, offers, Statistics::default())), Ask::Acquire(vec![3, 4]));
+        pause(world.bring(Answer::Done(Err(failed()))));
+        assert_eq!(world.bring(Answer::Paused), Ask::Acquire(vec![3, 4]));
+        assert_eq!(world.bring(Answer::Done(Ok(()))), Ask::Acknowledge(1));
+    }
+
+    #[test]
+    fn what_cannot_be_acquired_or_acknowledged_does_not_hold_up_the_queue_for_ever() {
+        let mut world = World::open();
+        let offers = vec![QueueEvent::Available(3)];
+        let mut ask = world.bring(message(1, offers, Statistics::default()));
+        for _ in 0..40 {
+            if ask == next(1) {
+                return;
+            }
+            ask = match ask {
+                Ask::Pause(wait) => world.pass(wait, Answer::Paused),
+                _ => world.bring(Answer::Done(Err(failed()))),
+            };
+        }
+        panic!("still {ask:?}");
+    }
+
+    #[test]
+    fn an_expired_access_is_renewed_once_and_the_call_made_again() {
+        let mut world = World::open();
+        assert_eq!(world.bring(Answer::Next(Err(QueueError::Expired))), Ask::Refresh);
+        assert_eq!(world.bring(Answer::Refreshed(Ok(ONE_WAITS))), next(0));
+        assert_eq!(world.waiting(), 1, "a renewal brings a count");
+        assert_eq!(world.bring(Answer::Next(Err(QueueError::Expired))), Ask::Open, "and no second one");
+    }
+
+    #[test]
+    fn a_renewal_that_is_refused_leads_to_a_new_session() {
+        let mut world = World::open();
+        world.bring(Answer::Next(Err(QueueError::Expired)));
+        assert_eq!(world.bring(Answer::Refreshed(Err(QueueError::SessionGone))), Ask::Open);
+        assert_eq!(world.state.snapshot(world.now).queue.unwrap().connected_since, None);
+    }
+
+    #[test]
+    fn a_renewal_that_fails_is_tried_again() {
+        let mut world = World::open();
+        world.bring(Answer::Next(Err(QueueError::Expired)));
+        pause(world.bring(Answer::Refreshed(Err(failed()))));
+        assert_eq!(world.bring(Answer::Paused), Ask::Refresh);
+    }
+
+    #[test]
+    fn sessions_that_end_again_and_again_are_not_opened_in_a_hot_loop() {
+        let mut world = World::open();
+        assert_eq!(world.bring(Answer::Next(Err(QueueError::SessionGone))), Ask::Open);
+        let mut wait = pause(world.bring(Answer::Opened(Err(QueueError::SessionGone))));
+        for _ in 0..10 {
+            assert_eq!(world.pass(wait, Answer::Paused), Ask::Open);
+            wait = pause(world.bring(Answer::Opened(Err(QueueError::SessionGone))));
+        }
+        assert!(wait >= 30 * SECOND, "{wait}");
+    }
+
+    #[test]
+    fn sessions_that_are_of_no_use_are_not_opened_in_a_hot_loop_either() {
+        let mut world = World::open();
+        assert_eq!(world.bring(Answer::Next(Err(QueueError::SessionGone))), Ask::Open);
+        for _ in 0..10 {
+            assert_eq!(world.bring(opened(5, ONE_WAITS)), next(0));
+            let wait = pause(world.bring(Answer::Next(Err(QueueError::SessionGone))));
+            assert_eq!(world.pass(wait, Answer::Paused), Ask::Open);
+        }
+        assert!(world.now >= 3 * 60 * SECOND, "{}", world.now);
+    }
+
+    #[test]
+    fn another_session_is_waited_for_and_told_after_minutes() {
+        let mut world = World::recovered();
+        world.bring(Answer::Paused);
+        let in_use = || Answer::Opened(Err(QueueError::InUse("already has an active session".into())));
+        for _ in 0..40 {
+            assert_eq!(pause(world.bring(in_use())), WHILE_IN_USE);
+            assert_eq!(world.pass(WHILE_IN_USE, Answer::Paused), Ask::Open);
+        }
+        assert_eq!(world.troubles(), [Trouble::QueueLost]);
+        world.bring(opened(5, Statistics::default()));
+        assert_eq!(world.troubles(), []);
+    }
+
+    #[test]
+    fn a_scale_set_that_is_somebody_elses_degrades_health_at_once() {
+        let mut world = World::recovered();
+        world.bring(Answer::Paused);
+        let refused = QueueError::Other(Error::Refused("it is not this pool's".into()));
+        pause(world.bring(Answer::Opened(Err(refused))));
+        assert_eq!(world.troubles(), [Trouble::QueueRefused]);
+    }
+
+    #[test]
+    fn empty_answers_are_asked_again_without_a_hot_loop_and_a_lost_message_is_made_up_for() {
+        let mut world = World::open();
+        assert_eq!(pause(world.bring(Answer::Next(Ok(None)))), LEAST_BETWEEN);
+        assert_eq!(world.bring(Answer::Paused), next(0));
+        for _ in 0..11 {
+            assert_eq!(world.pass(50 * SECOND, Answer::Next(Ok(None))), next(0));
+        }
+        assert_eq!(world.pass(50 * SECOND, Answer::Next(Ok(None))), Ask::Refresh);
+        assert_eq!(world.bring(Answer::Refreshed(Ok(ONE_WAITS))), next(0));
+        assert_eq!(world.waiting(), 1);
+    }
+
+    #[test]
+    fn a_pool_that_drains_gives_its_session_up_and_takes_it_again_when_it_is_resumed() {
+        let mut world = World::open();
+        world.state.apply(world.now, PoolState::drain);
+        assert_eq!(world.bring(Answer::Next(Ok(None))), Ask::Close);
+        pause(world.bring(Answer::Done(Ok(()))));
+        pause(world.bring(Answer::Paused));
+        world.state.apply(world.now, PoolState::resume);
+        assert_eq!(world.bring(Answer::Paused), Ask::Open);
+    }
+
+    #[test]
+    fn a_pool_that_stops_closes_what_it_was_opening() {
+        let mut world = World::recovered();
+        world.bring(Answer::Paused);
+        world.state.apply(world.now, |state| state.stop(Stop::Keep));
+        assert_eq!(world.bring(opened(5, ONE_WAITS)), Ask::Close);
+        assert_eq!(world.bring(Answer::Done(Err(failed()))), Ask::End);
+    }
+
+    #[test]
+    fn a_rate_limit_is_waited_for() {
+        let mut world = World::open();
+        let limited = Error::RateLimited { retry_after: Duration::from_secs(120), why: "slow down".into() };
+        assert!(pause(world.bring(Answer::Next(Err(limited.into())))) >= 120 * SECOND);
     }
 }

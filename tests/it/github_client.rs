@@ -74,7 +74,7 @@ fn client_with(settings: GitHubConfig, clock: Arc<TestClock>) -> Client {
 }
 
 /// The sentence of an error, after a look that it gives no secret away.
-fn sentence<T: std::fmt::Debug>(outcome: Result<T, Error>) -> String {
+pub fn sentence<T: std::fmt::Debug>(outcome: Result<T, Error>) -> String {
     let text = outcome.unwrap_err().to_string();
     assert!(!text.contains(TOKEN) && !text.contains("eyJqaXQ") && !text.contains("AABF3JGZ"), "{text}");
     assert!(!text.chars().any(char::is_control), "{text:?}");

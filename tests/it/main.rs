@@ -17,6 +17,7 @@ mod lifecycle;
 mod metrics;
 mod restart;
 mod routes;
+mod scale_set;
 mod settings;
 mod status;
 #[cfg_attr(not(unix), allow(dead_code, reason = "the tests of the host use some of it alone"))]

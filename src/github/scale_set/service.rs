@@ -219,6 +219,7 @@ fn expiry(token: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::GitHubConfig;
 
     #[test]
     fn a_token_tells_when_it_expires_and_another_text_does_not() {
@@ -226,6 +227,20 @@ mod tests {
         assert_eq!(expiry("eyJhbGciOiJub25lIn0.eyJleHAiOjE3MDAwMDAwMDB9."), Some(1_700_000_000));
         assert_eq!(expiry("opaque"), None);
         assert_eq!(expiry("a.%%%.b"), None);
+    }
+
+    #[test]
+    fn no_token_is_sent_where_it_can_be_overheard_unless_github_itself_can() {
+        let client = |api_url: &str| {
+            let pat = Some(Secret::new("ghp_x"));
+            let config = GitHubConfig { api_url: api_url.into(), pat, ..GitHubConfig::default() };
+            Client::new(&config, Box::new(|| None)).unwrap()
+        };
+        let github = client("https://api.github.com");
+        github.assert_safe("x", "https://broker.actions.githubusercontent.com/rest/").unwrap();
+        let Err(Error::Failed(why)) = github.assert_safe("x", "http://example.com/") else { panic!() };
+        assert!(why.contains("not https"), "{why}");
+        client("http://127.0.0.1:9").assert_safe("x", "http://127.0.0.1:9/service").unwrap();
     }
 
     #[test]

@@ -4,17 +4,20 @@
 //! It speaks HTTP by hand, since no server library cuts a connection in the
 //! middle of an answer.
 
+mod scale_sets;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyperv_runner_pool::private_key::PrivateKey;
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+use scale_sets::ScaleSets;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The token that it takes at first.
 pub const TOKEN: &str = "ghp_0123456789abcdefghijABCDEFGHIJ012345";
@@ -124,6 +127,7 @@ struct State {
     faults: Vec<(String, usize, Fault)>,
     requests: Vec<Seen>,
     time: Option<SystemTime>,
+    scale_sets: ScaleSets,
 }
 
 /// The server; it stops when dropped.
@@ -156,6 +160,7 @@ impl FakeGitHub {
             faults: Vec::new(),
             requests: Vec::new(),
             time: None,
+            scale_sets: ScaleSets::default(),
         }));
         let stopped = Arc::new(AtomicBool::new(false));
         let (its_state, its_stopped) = (Arc::clone(&state), Arc::clone(&stopped));
@@ -165,7 +170,7 @@ impl FakeGitHub {
                     return;
                 }
                 let state = Arc::clone(&its_state);
-                std::thread::spawn(move || stream.map(|s| serve(s, &state)));
+                std::thread::spawn(move || stream.map(|s| serve(s, &state, &format!("http://{address}"))));
             }
         });
         FakeGitHub { address, state, stopped }
@@ -291,7 +296,7 @@ impl Drop for FakeGitHub {
 }
 
 /// Answers the requests of one connection, one after the other.
-fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Option<()> {
+fn serve(mut stream: TcpStream, state: &Mutex<State>, base: &str) -> Option<()> {
     // Head and body are written apart.
     stream.set_nodelay(true).ok()?;
     let mut received = Vec::new();
@@ -309,7 +314,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Option<()> {
         let reply = match &fault {
             Some(Fault::Cut) => return None,
             Some(Fault::Answer(reply)) => reply.clone(),
-            _ => state.lock().unwrap().answer(&seen),
+            _ => answer(state, &seen, base),
         };
         if matches!(fault, Some(Fault::CutAfterwards)) {
             return None;
@@ -342,6 +347,22 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Option<()> {
         if length > body.len() {
             return None;
         }
+    }
+}
+
+/// How long a request for the next message of a queue is held.
+const HOLD: Duration = Duration::from_millis(300);
+
+fn answer(state: &Mutex<State>, seen: &Seen, base: &str) -> Reply {
+    let began = Instant::now();
+    loop {
+        let mut state = state.lock().unwrap();
+        let Some(reply) = state.answer_scale_sets(seen, base) else { return state.answer(seen) };
+        drop(state);
+        if reply.status != 202 || began.elapsed() >= HOLD {
+            return reply;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
