@@ -11,6 +11,7 @@ mod host_faults;
 mod killed;
 mod life;
 mod refused_starts;
+mod scale_set;
 mod secrets;
 mod stop_and_start;
 
