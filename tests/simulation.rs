@@ -93,6 +93,7 @@ fn plan(size: u32, warm: u32) -> Plan {
         max_idle: DAY,
         owner: "octo",
         repository: false,
+        scale_set: false,
     };
     Plan {
         config,
@@ -189,4 +190,25 @@ fn invariant_5_a_strangers_runner_is_caught() {
 #[test]
 fn invariant_7_a_call_with_a_wrong_secret_is_caught() {
     is_caught(Bug::SecretUnchecked, 7, &with(plan(3, 3), &[(Fault::CallForged, 100_000)]));
+}
+
+/// The same busy pool, which learns of its jobs from a scale set's queue.
+fn of_scale_set(size: u32, warm: u32) -> Plan {
+    let plan = plan(size, warm);
+    Plan { config: Config { scale_set: true, ..plan.config }, ..plan }
+}
+
+#[test]
+fn without_faults_every_job_of_the_scale_set_is_completed() {
+    for (seed, warm) in (0..6).zip([4, 0, 1].into_iter().cycle()) {
+        let (report, violation) = run(Options { plan: Some(of_scale_set(4, warm)), ..Options::seed(seed) });
+        assert_eq!(violation, None);
+        assert_eq!((report.jobs_failed, report.restarts), (0, 0));
+        assert!(report.jobs_completed > 20 && report.recovery <= HOUR, "{report:?}");
+    }
+}
+
+#[test]
+fn invariant_8_a_pool_that_does_not_hear_how_many_jobs_wait_is_caught() {
+    is_caught(Bug::DeafToQueue, 8, &of_scale_set(3, 0));
 }

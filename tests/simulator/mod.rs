@@ -3,6 +3,7 @@
 //!
 //! - [`plan`]: what a seed decides in advance: settings, load, which faults.
 //! - [`world`]: the truth: hypervisor, GitHub, guests, jobs, the network.
+//! - [`scale_set`]: the runner scale set, its queue, and who asks it: for half of the seeds, in the place of webhooks.
 //! - [`process`]: the pool's process: the production code, with events in
 //!   simulated time in the place of its threads. It decides nothing.
 //!
@@ -17,21 +18,26 @@
 //! 5. Nothing that is not the pool's is touched: when anything is removed.
 //! 6. Secrets in output: tests of the whole program look at that.
 //! 7. A guest's call with a wrong proof changes nothing: when a call is accepted.
+//! 8. A job that is the scale set's has a VM, or the pool is full, within
+//!    [`Sim::soon`] of the last fault: at every look after that.
 //!
 //! Not modeled: HTTP, PowerShell and the client of GitHub (they have tests of
 //! their own); a clock that goes back (the pool's is monotonic).
 
 pub mod plan;
 pub mod process;
+pub mod scale_set;
 pub mod world;
 
+use hyperv_runner_pool::github::queue::Message;
 use hyperv_runner_pool::github::scope::Scope;
 use hyperv_runner_pool::hypervisor::VmId;
 use hyperv_runner_pool::pool::Millis;
 use hyperv_runner_pool::pool::back_off::Random;
-use hyperv_runner_pool::pool::slot::types::Stop;
+use hyperv_runner_pool::pool::slot::types::{Phase, Stop};
 use plan::{FAULT_KINDS, FAULTS, Fault, HOUR, MINUTE, Plan, Rng, SECOND};
 use process::{Call, Process};
+use scale_set::SimSet;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
@@ -64,6 +70,8 @@ pub enum Bug {
     OrphansByOffline,
     /// A guest's proof is not looked at.
     SecretUnchecked,
+    /// What the queue says of how many jobs wait is not told to the pool.
+    DeafToQueue,
 }
 
 /// What to simulate.
@@ -175,6 +183,12 @@ pub enum Ev {
     Cancel(u64),
     /// A job that was given to a runner is canceled before it began.
     NotTaken(u64),
+    /// Something may have come of what the queue was asked. (process, turn)
+    Queue(u32, u64),
+    /// A message reaches the queue.
+    Message(Box<(Scope, Message)>),
+    /// An assignment to the scale set is canceled and made again. (job)
+    Reassign(u64),
 }
 
 /// What happens in a VM.
@@ -267,6 +281,7 @@ pub struct Sim {
     pub(crate) runners: Vec<SimRunner>,
     /// By scope.
     pub(crate) last_runner: std::collections::HashMap<Scope, u64>,
+    pub(crate) scale_sets: Vec<SimSet>,
     pub(crate) jobs: Vec<Job>,
     /// Jobs without a runner, by index in `jobs`.
     pub(crate) waiting: VecDeque<u64>,
@@ -312,6 +327,7 @@ pub fn run(options: Options) -> (Report, Option<Violation>) {
         used_disks: std::collections::HashSet::new(),
         runners: Vec::new(),
         last_runner: std::collections::HashMap::new(),
+        scale_sets: Vec::new(),
         jobs: Vec::new(),
         waiting: VecDeque::new(),
         disk_full_until: 0,
@@ -363,6 +379,7 @@ impl Sim {
         }
         let began = self.now;
         let mut why = String::new();
+        let mut left_waiting = 0;
         while self.now < began + self.bound() {
             let until = self.now + 2 * MINUTE;
             while let Some(due) = self.next_before(until) {
@@ -372,6 +389,11 @@ impl Sim {
                 return;
             }
             self.now = until;
+            left_waiting = if self.leaves_a_job_waiting() { left_waiting + 1 } else { 0 };
+            if self.now > began + self.soon() && left_waiting >= 5 {
+                let waits = self.waiting.len();
+                return self.violate(8, format!("{waits} jobs wait, and the pool makes no VM for them"));
+            }
             match self.not_whole() {
                 None => {
                     self.report.recovery = self.now - began;
@@ -391,6 +413,22 @@ impl Sim {
         // A webhook that comes hours late can name the job of a mute guest anew.
         let late = if self.plan.rates[Fault::HookHoursLate as usize] > 0 { 6 * HOUR } else { 0 };
         longest_job + late + self.plan.config.boot_timeout * 2 + 4 * HOUR
+    }
+
+    /// How long after the last fault a job that is the scale set's may go without a VM: an old message can come up
+    /// to an hour late, GitHub's count is asked for every 10 minutes, and a failure is retried within 5.
+    pub fn soon(&self) -> Millis {
+        let late = if self.plan.rates[Fault::MessageLate as usize] > 0 { HOUR } else { 0 };
+        self.plan.config.boot_timeout * 2 + late + 30 * MINUTE
+    }
+
+    /// Whether a job of the scale set waits, a slot is free, and no VM is idle or in the making.
+    fn leaves_a_job_waiting(&self) -> bool {
+        let Some(process) = self.process.as_ref().filter(|p| p.config.scale_set) else { return false };
+        let phases = || process.state.slots().map(|slot| slot.phase());
+        let serves = |phase| matches!(phase, Phase::Creating | Phase::Booting | Phase::Ready);
+        let assigned = self.waiting.iter().any(|&job| self.jobs[job as usize].assigned);
+        assigned && !phases().any(serves) && phases().any(|phase| phase == Phase::Empty)
     }
 
     fn next_before(&mut self, end: Millis) -> Option<Ev> {
@@ -422,6 +460,9 @@ impl Sim {
             Ev::Expire(runner) => self.expire(runner.0, &runner.1),
             Ev::Cancel(job) => self.cancel(job),
             Ev::NotTaken(job) => self.not_taken(job),
+            Ev::Queue(generation, turn) => self.queue_event(generation, turn),
+            Ev::Message(message) => self.message_arrives(&message.0, message.1),
+            Ev::Reassign(job) => self.reassign(job),
             Ev::Disturb => self.disturb(),
             Ev::Kill(generation) => {
                 if self.process.as_ref().is_some_and(|p| p.generation == generation) {
@@ -510,7 +551,8 @@ impl Sim {
         // Without a warm slot, a job whose webhook is lost waits for ever, unless queued jobs can be listed.
         let config = &process.config;
         let lossy = [Fault::HookLost, Fault::HookHoursLate, Fault::KilledInEffect];
-        let heard = self.plan.disturbed_every == 0 && lossy.iter().all(|&f| self.plan.rates[f as usize] == 0);
+        let heard = config.scale_set
+            || self.plan.disturbed_every == 0 && lossy.iter().all(|&f| self.plan.rates[f as usize] == 0);
         let unserved = self.waiting.len();
         if (config.warm > 0 || config.repository || heard) && unserved > 0 {
             let phases: Vec<_> = process.state.slots().map(|slot| slot.phase().name()).collect();

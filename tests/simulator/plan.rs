@@ -118,6 +118,17 @@ faults! {
     JobCanceled = 50_000, "a job is canceled while it waits";
     JobNotTaken = 20_000, "a job is canceled before its runner takes it";
     Preempted = 30_000, "a thread is held up between two steps";
+    QueueFails = 20_000, "a call to the scale set's queue fails";
+    QueueTokenExpires = 10_000, "the access to the queue expires";
+    RenewalRefused = 300_000, "the access to the queue is not renewed";
+    SessionLost = 5_000, "the queue's session ends by itself";
+    ScaleSetRemoved = 1_000, "GitHub removes the scale set";
+    NoQueueAddress = 50_000, "a session has no address of its queue";
+    MessageLost = 30_000, "a message of the queue is lost";
+    MessageLate = 50_000, "a message of the queue comes late, with an old count";
+    MessageEmpty = 30_000, "a message of the queue tells nothing but a count";
+    CompletedEarly = 50_000, "the queue says of a job that it is completed while it runs";
+    AssignmentCanceled = 50_000, "an assignment is canceled and made again";
 }
 
 pub const FAULT_KINDS: usize = FAULTS.len();
@@ -139,6 +150,8 @@ pub struct Config {
     pub owner: &'static str,
     /// Whether of one repository, whose queued jobs can be listed.
     pub repository: bool,
+    /// Whether the pool learns of jobs from a scale set's queue.
+    pub scale_set: bool,
 }
 
 /// What a seed decides in advance.
@@ -181,7 +194,10 @@ impl Plan {
             owner: "octo",
             repository: rng.one_in(2),
             keep_failed: rng.one_in(3),
+            scale_set: false,
         };
+        let scale_set = rng.one_in(2);
+        let config = Config { scale_set, jit: config.jit || scale_set, ..config };
         let mut rates = [0; FAULT_KINDS];
         let mut disturbed_every = 0;
         // Some seeds have no faults, some have a few kinds, some have most.
@@ -205,7 +221,7 @@ impl Plan {
             job_takes: (5 * SECOND, longest),
             rates,
             disturbed_every,
-            other_host: enabled > 0 && rng.one_in(6),
+            other_host: enabled > 0 && rng.one_in(6) && !scale_set,
             mute: rng.one_in(6),
             skip_idle: false,
             config,
@@ -236,6 +252,7 @@ impl Plan {
                 max_idle: DAY,
                 owner: "octo",
                 repository: true,
+                scale_set: false,
             },
             length: 365 * DAY,
             job_every: 30 * MINUTE,

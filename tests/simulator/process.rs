@@ -4,12 +4,14 @@
 //! can die between any two.
 
 use super::plan::{Config, Fault, HOUR, MINUTE, SECOND};
+use super::scale_set::Client;
 use super::world::{Act, number_of};
 use super::{Action as HookAction, Bug, Ev, Hook, Sim};
-use hyperv_runner_pool::config::{GitHubConfig, PoolConfig, RegistrationMode, Shutdown};
+use hyperv_runner_pool::config::{GitHubConfig, Intake, PoolConfig, RegistrationMode, Shutdown};
 use hyperv_runner_pool::github::{Error, Runner};
 use hyperv_runner_pool::hypervisor::{self, VmId};
 use hyperv_runner_pool::pool::monitor::{Answer, Ask, Monitor};
+use hyperv_runner_pool::pool::queue::{self, Queue};
 use hyperv_runner_pool::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
 use hyperv_runner_pool::pool::state::{Outcome, PoolState};
 use hyperv_runner_pool::pool::{Millis, Refusal, Rules, RunnerConfig};
@@ -52,6 +54,8 @@ pub struct Process {
     pub config: Config,
     pub state: PoolState,
     monitor: Monitor,
+    pub(super) queue: Queue,
+    pub(super) client: Client,
     /// The end of the monitor's pause, if it pauses.
     pause_ends: Option<Millis>,
     epoch: Millis,
@@ -94,6 +98,7 @@ pub fn rules(config: &Config) -> Rules {
         registration: if config.jit { RegistrationMode::Jit } else { RegistrationMode::Token },
         runner_group: "Default".into(),
         labels: vec!["self-hosted".into(), "Windows".into(), "ephemeral".into()],
+        intake: if config.scale_set { Intake::ScaleSet } else { Intake::Webhook },
         ..GitHubConfig::default()
     };
     Rules::new(&pool, &github, super::world::TAG.into())
@@ -115,6 +120,8 @@ impl Sim {
         let mut p = Box::new(Process {
             generation: self.generation,
             monitor: Monitor::new(self.rng.next()),
+            queue: Queue::new(self.rng.next()),
+            client: Client::default(),
             pause_ends: None,
             state,
             epoch: self.clock(),
@@ -124,6 +131,9 @@ impl Sim {
             config,
         });
         self.monitor_goes_on(&mut p, Answer::Paused);
+        if p.config.scale_set {
+            self.queue_goes_on(&mut p, queue::Answer::Paused);
+        }
         self.process = Some(p);
         // A stop is at its most delicate while the pool does not know yet what is there.
         if !self.quiet && self.plan.disturbed_every > 0 && self.rng.one_in(10) {
@@ -137,6 +147,7 @@ impl Sim {
     pub(crate) fn kill(&mut self) {
         let Some(process) = self.process.take() else { return };
         self.known.stop = None;
+        self.leave_session(process.generation);
         for key in 0..self.ops.len() {
             let ours = self.ops[key].as_ref().is_some_and(|op| op.generation == process.generation);
             let cut_off = ours && (self.quiet || self.fault(Fault::EffectCutOff));
@@ -161,7 +172,7 @@ impl Sim {
                 0 => config.size = (config.size + 1 + self.rng.below(2) as u32).min(8),
                 1 => config.size = (config.size / 2).max(1),
                 2 => config.warm = self.rng.below(u64::from(config.size) + 1) as u32,
-                3 => config.jit = !config.jit,
+                3 => config.jit = !config.jit || config.scale_set,
                 4 => {
                     config.owner = ["octo", "acme"][self.rng.below(2) as usize];
                     config.repository = self.rng.one_in(2);
@@ -184,6 +195,9 @@ impl Sim {
                 self.apply(&mut p, |state| state.stop(stop));
             }
             p.stop_creating = true;
+            if !self.fault(Fault::QueueFails) {
+                self.close_session(&mut p);
+            }
             for key in 0..self.ops.len() {
                 // Its PowerShell is killed. Hyper-V may finish what that began.
                 let creating = self.ops[key].as_ref().is_some_and(|op| {
@@ -232,7 +246,7 @@ impl Sim {
     }
 
     /// The process is there again, unless all its slots have stopped.
-    fn put_back(&mut self, p: Box<Process>) {
+    pub(crate) fn put_back(&mut self, p: Box<Process>) {
         let ended = p.state.stopping().is_some() && p.state.has_stopped();
         self.process = Some(p);
         if ended {
@@ -423,6 +437,18 @@ impl Sim {
             (None, Brought::ToMonitor(answer)) => self.monitor_goes_on(p, answer),
             _ => {}
         }
+    }
+
+    // --- the queue ---
+
+    /// Lets what the queue answered take effect, and says what it is asked next.
+    pub(crate) fn ask_of_queue(&mut self, p: &mut Process, answer: queue::Answer) -> queue::Ask {
+        let now = self.clock() - p.epoch;
+        let answer = self.planted_in_queue(answer);
+        let Process { queue, state, .. } = &mut *p;
+        let (ask, out) = state.apply(now, |state| queue.next(answer, state));
+        self.follow(p, out);
+        ask
     }
 
     // --- the monitor ---

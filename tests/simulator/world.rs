@@ -123,6 +123,8 @@ pub struct Job {
     pub takes: Millis,
     pub began: Millis,
     pub runner: Option<(u64, String)>,
+    /// Whether it is the scale set's.
+    pub assigned: bool,
     pub over: bool,
 }
 
@@ -1080,7 +1082,7 @@ impl Sim {
     }
 
     /// Removes a registration, as the pool asks (or, not by the pool, a script or GitHub itself).
-    fn remove_runner(&mut self, id: u64, scope: &Scope, by_pool: bool) -> Removal {
+    pub(crate) fn remove_runner(&mut self, id: u64, scope: &Scope, by_pool: bool) -> Removal {
         let Some(at) = self.runner_at(id, scope) else { return Removal::NotThere };
         if self.runners[at].foreign && by_pool {
             let name = self.runners[at].name.clone();
@@ -1148,7 +1150,7 @@ impl Sim {
         }
         let wait = self.rng.wait(self.plan.job_every);
         self.after(wait, Ev::Job);
-        if self.fault(Fault::HookForeign) {
+        if !self.plan.config.scale_set && self.fault(Fault::HookForeign) {
             self.foreign_hook();
         }
         if self.waiting.len() > 50 {
@@ -1157,7 +1159,7 @@ impl Sim {
         let (least, most) = self.plan.job_takes;
         let takes = if self.fault(Fault::JobTooLong) { 2 * DAY } else { self.rng.between(least, most) };
         let id = self.jobs.len() as u64;
-        self.jobs.push(Job { takes, began: 0, runner: None, over: false });
+        self.jobs.push(Job { takes, began: 0, runner: None, assigned: false, over: false });
         self.waiting.push_back(id);
         self.send_hook(Hook { action: Action::Queued, job_id: id, ours: true, runner: None });
         if self.fault(Fault::JobCanceled) {
@@ -1178,7 +1180,8 @@ impl Sim {
     /// GitHub gives waiting jobs to runners that are connected and idle.
     pub(crate) fn assign_jobs(&mut self) {
         let scope = super::process::rules(&self.plan.config).scope;
-        while !self.waiting.is_empty() {
+        let is_given = |sim: &Sim, job: u64| !sim.plan.config.scale_set || sim.jobs[job as usize].assigned;
+        while self.waiting.front().is_some_and(|&job| is_given(self, job)) {
             let idle = |r: &SimRunner| {
                 r.scope == scope
                     && r.online
@@ -1329,6 +1332,9 @@ impl Sim {
     // --- webhooks ---
 
     fn send_hook(&mut self, hook: Hook) {
+        if self.plan.config.scale_set {
+            return self.tell_queue_of(hook);
+        }
         let twice = self.fault(Fault::HookTwice);
         for _ in 0..=usize::from(twice) {
             if self.fault(Fault::HookLost) {
