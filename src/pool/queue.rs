@@ -240,13 +240,10 @@ impl Queue {
     /// Notes a failure, and answers how long to wait.
     fn fails(&mut self, error: Error, state: &mut PoolState) -> Millis {
         self.failures += 1;
-        let wait = back_off::wait(self.failures, &mut self.random).min(MOST);
-        let wait = match &error {
-            Error::RateLimited { retry_after, .. } => {
-                back_off::wait_at_least(self.failures, millis(*retry_after), &mut self.random)
-            }
-            _ => wait,
-        };
+        let mut wait = back_off::wait(self.failures, &mut self.random).min(MOST);
+        if let Error::RateLimited { retry_after, .. } = &error {
+            wait = wait.max(millis(*retry_after));
+        }
         state.queue_answers(Err(error));
         wait
     }

@@ -188,13 +188,12 @@ pub(super) fn refused(what: &str, response: &Response) -> Error {
         message => format!(". GitHub says: {message}"),
     };
     let status = response.status;
+    let retry_after = response.header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
+    let is_limit = retry_after.is_some() || response.header("x-ratelimit-remaining") == Some("0");
     match status {
-        429 => Error::RateLimited {
-            retry_after: response
-                .header("retry-after")
-                .and_then(|seconds| seconds.trim().parse().ok())
-                .map_or(RATE_LIMIT, Duration::from_secs),
-            why: format!("{what}: GitHub's Actions service limits the rate (429){said}"),
+        429 | 403 if status == 429 || is_limit => Error::RateLimited {
+            retry_after: retry_after.map_or(RATE_LIMIT, Duration::from_secs),
+            why: format!("{what}: GitHub's Actions service limits the rate ({status}){said}"),
         },
         401 | 403 => Error::Refused(format!(
             "{what}: GitHub's Actions service refuses the pool ({status}): check that GITHUB_PAT or the GitHub App may \
