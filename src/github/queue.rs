@@ -12,6 +12,9 @@ use std::time::Duration;
 /// time, [`JobQueue::next`] within two minutes. One thread makes all calls but
 /// [`JobQueue::close`], which can come from another at any time.
 pub trait JobQueue: Send + Sync {
+    /// The scale set's id, once it is known. Never waits for GitHub.
+    fn scale_set(&self) -> Option<u64>;
+
     /// Finds the pool's scale set, makes it if there is none, and opens a
     /// session: one scale set has one at a time.
     ///

@@ -295,7 +295,12 @@ impl Shared {
 
     /// What a VM made now would be made of, and registered with.
     fn fingerprint(&self) -> Option<String> {
-        Some(format!("{}/{}", self.hypervisor.fingerprint()?, self.registered_with))
+        // No job reaches the runners of a scale set that was removed, though it be made again.
+        let scale_set = match &self.queue {
+            Some(queue) => format!("/{}", queue.scale_set()?),
+            None => String::new(),
+        };
+        Some(format!("{}/{}{scale_set}", self.hypervisor.fingerprint()?, self.registered_with))
     }
 
     fn now(&self) -> Millis {

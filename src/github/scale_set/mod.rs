@@ -91,7 +91,7 @@ impl Client {
     /// Registers a runner of the scale set.
     pub(super) fn register_in_scale_set(&self, name: &str) -> Result<Registration, Error> {
         let what = format!("cannot register the runner {}", one_line(name, 100));
-        let Found { id, .. } = self.scale_set()?;
+        let Found { id, .. } = self.find_or_make_scale_set()?;
         let response = self.call(&Call {
             what: &what,
             method: Method::POST,
@@ -116,7 +116,7 @@ impl Client {
     }
 
     /// The scale set, looked up or made once.
-    fn scale_set(&self) -> Result<Found, Error> {
+    fn find_or_make_scale_set(&self) -> Result<Found, Error> {
         let mut found = unpoisoned(&self.scale_set.found);
         if let Some(found) = &*found {
             return Ok(found.clone());
@@ -337,13 +337,18 @@ impl Client {
 }
 
 impl JobQueue for Client {
+    fn scale_set(&self) -> Option<u64> {
+        // It is locked while it is looked up.
+        self.scale_set.found.try_lock().ok()?.as_ref().map(|found| found.id)
+    }
+
     fn open(&self) -> Result<Opened, QueueError> {
         // One that lasts would be in the way of the next.
         if let Err(error) = self.close() {
             log::debug!("{error}");
         }
         let closes = self.scale_set.closes.load(Ordering::Acquire);
-        let found = self.scale_set()?;
+        let found = self.find_or_make_scale_set()?;
         let (session, statistics) = self.open_session(&found)?;
         let mut held = unpoisoned(&self.scale_set.session);
         if self.scale_set.closes.load(Ordering::Acquire) != closes {

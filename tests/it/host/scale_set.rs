@@ -169,7 +169,19 @@ fn the_queue_goes_on_after_every_fault_of_the_service() {
     wait_until("the scale set is made again", made_again);
     wait_for_session(&world);
     serve("the scale set was removed");
-    assert_eq!(pool.health()["status"], "healthy");
+    wait_until("the pool is healthy", || pool.health()["status"] == "healthy");
+}
+
+#[test]
+fn idle_vms_of_a_scale_set_that_was_removed_are_replaced_since_no_job_reaches_them() {
+    let world = HostWorld::new();
+    let settings = [NO_WARM[0], NO_WARM[1], ("POOL_WARM", "1")];
+    let pool = world.start(&settings);
+    wait_for_session(&world);
+    let before = idle_runners(&world, 1).remove(0);
+    world.github.remove_scale_set("runner");
+    wait_until("its VM is replaced", || idle_runners(&world, 1).remove(0) != before);
+    assert!(pool.log().contains("asked to retire"), "{}", pool.log());
 }
 
 #[test]
