@@ -91,6 +91,16 @@ pub enum Intake {
     None,
 }
 
+impl Intake {
+    /// Its word in the settings, in the order of the variants.
+    pub(super) const WORDS: [&str; 3] = ["webhook", "scaleset", "none"];
+
+    /// Its word in the settings.
+    pub fn word(self) -> &'static str {
+        Intake::WORDS[self as usize]
+    }
+}
+
 /// What the pool signs in to GitHub with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {

@@ -189,18 +189,18 @@ settings! {
             Text("NAME", |c, value| parse::repo(value).map(|repo| c.github.repo = Some(repo))),
             "Take jobs of this repository only. The name without the owner. Required for a personal account.";
         INTAKE Default("webhook"),
-            Choice(&["webhook", "scaleset", "none"], |c, i| {
+            Choice(&Intake::WORDS, |c, i| {
                 c.github.intake = [Intake::Webhook, Intake::ScaleSet, Intake::None][i];
             }),
-            "How the pool learns of queued jobs. webhook: GitHub delivers them to this host. scaleset: the pool asks \
-             GitHub for the jobs of its runner scale set, so no port of this host needs to be reachable. none: not \
-             at all, which is enough for a pool that keeps POOL_SIZE VMs ready; the jobs of a repository \
+            "How the pool learns of queued jobs. webhook: GitHub sends a webhook for each to this host. scaleset: the \
+             pool asks GitHub's queue of its runner scale set, so GitHub need not reach this host. none: not at all, \
+             which is enough for a pool that keeps POOL_SIZE VMs ready; the queued jobs of a repository \
              (GITHUB_REPO) are still listed every 5 minutes.";
         WEBHOOK_SECRET RequiredUnless { other: "INTAKE is scaleset or none", in_mock: Some("mock-secret") },
             Secret(|c, value| parse::webhook_secret(value, c.mock).map(|secret| c.webhook_secret = Some(secret))),
-            "The secret of the webhook at GitHub. Use at least 16 random characters. After a change, VMs that were \
-             created before can no longer report to the pool. Without it, the pool makes a key for its VMs and keeps \
-             it in VM_STORAGE_PATH.";
+            "The secret of the webhook at GitHub, at least 16 random characters. The VMs' secrets are made from it \
+             too, so after a change, VMs that were created before can no longer report to the pool. If it is not \
+             set, they are made from a key that the pool keeps in VM_STORAGE_PATH.";
         GITHUB_API_URL Default("https://api.github.com"),
             Text("URL", |c, value| parse::api_url(value).map(|url| {
                 c.hyperv.github_server = parse::server_of(&url);
@@ -232,8 +232,8 @@ settings! {
             "The organization's runner group. A repository has none.";
         SCALE_SET_NAME Unset("RUNNER_NAME_PREFIX without its last `-`, `_` or `.`"),
             Text("NAME", |c, value| parse::line(value).map(|name| c.github.scale_set = name)),
-            "With INTAKE=scaleset, the name of the runner scale set. The pool creates it with its labels and its \
-             runner group. Each host needs its own.";
+            "The name of the pool's runner scale set, with INTAKE=scaleset. If GitHub has none of that name, the pool \
+             creates it, with its labels and in RUNNER_GROUP. Each host needs its own.";
     }
     "Pool" {
         POOL_SIZE Default("4"),
