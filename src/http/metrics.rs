@@ -8,6 +8,8 @@
 
 use super::Api;
 use super::server::Reply;
+use super::status::wall_time;
+use crate::config::Intake;
 use crate::date;
 use crate::pool::Millis;
 use crate::pool::history::{Counts, Histogram};
@@ -61,11 +63,43 @@ pub(super) fn metrics(api: &Api) -> Reply {
     m.histogram("job_queue_duration_seconds", "From a job's queued to its in_progress.", &tally.queue);
     m.histogram("job_duration_seconds", "From a job's first sign to its VM's end.", &tally.job);
 
-    m.counters("webhooks_total", "Webhooks, by result.", "result", &webhooks.by_result);
+    // Where no webhook can come, no alert must miss one.
+    let takes_webhooks = api.github.intake == Intake::Webhook;
+    let results = if takes_webhooks { &webhooks.by_result } else { &Counts::default() };
+    m.counters("webhooks_total", "Webhooks, by result.", "result", results);
     m.single(
         "webhook_last_timestamp_seconds",
         "When the last webhook with a valid signature came.",
         webhooks.last_valid.and_then(since_1970),
+    );
+
+    let queue = snapshot.queue.as_ref();
+    let utc = SystemTime::now();
+    let time = |at: Option<Millis>| at.and_then(|at| since_1970(wall_time(at, snapshot.now, utc)));
+    m.single(
+        "scale_set_queue_reachable",
+        "Whether the scale set's queue answered last.",
+        queue.and_then(|queue| flag(queue.reach.failing.is_none())),
+    );
+    m.single(
+        "scale_set_queue_connected_timestamp_seconds",
+        "Since when the scale set's queue has been open.",
+        queue.and_then(|queue| time(queue.connected_since)),
+    );
+    m.single(
+        "scale_set_queue_last_message_timestamp_seconds",
+        "When the last message of the scale set's queue came.",
+        queue.and_then(|queue| time(queue.last_message)),
+    );
+    m.single(
+        "scale_set_jobs_assigned",
+        "Jobs of the scale set by GitHub's count, those that run among them.",
+        queue.map(|queue| queue.statistics.assigned.into()),
+    );
+    m.single(
+        "scale_set_jobs_running",
+        "Jobs of the scale set that run, by GitHub's count.",
+        queue.map(|queue| queue.statistics.running.into()),
     );
 
     m.single(

@@ -13,7 +13,7 @@ pub mod server;
 mod status;
 mod webhook;
 
-use crate::config::GitHubConfig;
+use crate::config::{GitHubConfig, Intake};
 use crate::pool::millis;
 use crate::repeats::PerMinute;
 use crate::secret::Keys;
@@ -89,6 +89,10 @@ impl Api {
         let mut segments = request.path.strip_prefix('/').unwrap_or("*").split('/');
         let route = (segments.next(), segments.next(), segments.next(), segments.next());
         match route {
+            (Some("webhook"), None, ..) if self.github.intake != Intake::Webhook => Reply::text(
+                404,
+                format!("This pool takes no webhooks: INTAKE is {}", self.github.intake.word()),
+            ),
             (Some("webhook"), None, ..) => only(request, Method::Post, || webhook::handle(self, request)),
             (Some("health"), None, ..) => only(request, Method::Get, || status::health(self)),
             (Some("metrics"), None, ..) => only(request, Method::Get, || metrics::metrics(self)),

@@ -3,6 +3,7 @@
 use super::Api;
 use super::server::Reply;
 use super::webhook::Webhooks;
+use crate::config::Intake;
 use crate::date;
 use crate::pool::health::{Reach, Trouble};
 use crate::pool::history::{Counts, EndedJob};
@@ -45,7 +46,11 @@ struct Status<'a> {
     free_bytes: Option<u64>,
     token_expires: Option<String>,
     image: image_age::Report,
-    webhooks: WebhooksStatus,
+    intake: &'static str,
+    /// With `INTAKE=webhook`.
+    webhooks: Option<WebhooksStatus>,
+    /// With `INTAKE=scaleset`.
+    queue: Option<QueueStatus<'a>>,
     slots: Vec<SlotStatus<'a>>,
     /// Those that ended last, the newest first.
     jobs: Vec<EndedJobStatus>,
@@ -62,6 +67,19 @@ struct WebhooksStatus {
     last_at: Option<String>,
     /// `accepted`, or the reason of the refusal.
     last_result: Option<String>,
+}
+
+/// A scale set's queue.
+#[derive(Serialize)]
+struct QueueStatus<'a> {
+    /// The scale set's name.
+    name: &'a str,
+    connected_since: Option<String>,
+    last_message_at: Option<String>,
+    /// Jobs as GitHub counts them, those that run among them.
+    assigned: u32,
+    running: u32,
+    error: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -129,10 +147,7 @@ pub(super) fn status(api: &Api) -> Reply {
     let snapshot = api.pool.snapshot();
     let (jobs, failures) = api.pool.history();
     let utc = SystemTime::now();
-    let time_of = |at: Millis| {
-        let ago = Duration::from_millis(u64::try_from(snapshot.now - at).unwrap_or(0));
-        date::timestamp(utc.checked_sub(ago).unwrap_or(utc))
-    };
+    let time_of = |at: Millis| date::timestamp(wall_time(at, snapshot.now, utc));
     json(
         200,
         &Status {
@@ -144,13 +159,29 @@ pub(super) fn status(api: &Api) -> Reply {
             free_bytes: snapshot.free_bytes,
             token_expires: api.pool.token_expires().map(date::timestamp),
             image: api.pool.image_report(),
-            webhooks: webhooks_status(&unpoisoned(&api.webhooks)),
+            intake: api.github.intake.word(),
+            webhooks: (api.github.intake == Intake::Webhook)
+                .then(|| webhooks_status(&unpoisoned(&api.webhooks))),
+            queue: snapshot.queue.as_ref().map(|queue| QueueStatus {
+                name: &api.github.scale_set,
+                connected_since: queue.connected_since.map(time_of),
+                last_message_at: queue.last_message.map(time_of),
+                assigned: queue.statistics.assigned,
+                running: queue.statistics.running,
+                error: error(&queue.reach),
+            }),
             slots: snapshot.slots.iter().map(|slot| slot_status(slot, snapshot.now)).collect(),
             jobs: jobs.into_iter().map(|ended| ended_job_status(ended, time_of)).collect(),
             failures: failures.iter().map(|failure| FailureRecord::new(failure, snapshot.now)).collect(),
             now: date::timestamp(utc),
         },
     )
+}
+
+/// When that was, of the pool's clock, which shows `now` at the time `utc`.
+pub(super) fn wall_time(at: Millis, now: Millis, utc: SystemTime) -> SystemTime {
+    let ago = Duration::from_millis(u64::try_from(now - at).unwrap_or(0));
+    utc.checked_sub(ago).unwrap_or(utc)
 }
 
 /// The screen of a VM that is among the last failures.

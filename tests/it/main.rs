@@ -15,6 +15,7 @@ mod http_server;
 mod hyperv;
 mod lifecycle;
 mod metrics;
+mod queue_shown;
 mod restart;
 mod routes;
 mod scale_set;

@@ -7,7 +7,8 @@ use super::delivery::{self, LABELS};
 use super::fake_guest::FakeGuest;
 use super::http::{self, Connection, Response};
 use super::wait_until;
-use hyperv_runner_pool::config::{Config, GitHubConfig, MockTiming, PoolConfig, Source};
+use hyperv_runner_pool::config::{Config, GitHubConfig, Intake, MockTiming, PoolConfig, Source};
+use hyperv_runner_pool::github::queue::JobQueue;
 use hyperv_runner_pool::github::{GitHub, Runner};
 use hyperv_runner_pool::http::server::{self, Limits, Request, Server};
 use hyperv_runner_pool::http::{Api, JobListener};
@@ -84,6 +85,7 @@ pub struct MockWorld {
     hypervisor: Arc<MockHypervisor>,
     listener: TcpListener,
     gives_jobs: bool,
+    queue: Option<Arc<dyn JobQueue>>,
 }
 
 impl MockWorld {
@@ -98,7 +100,7 @@ impl MockWorld {
         let github = mock_github(&url, &Keys::new(&Secret::new(SECRET)));
         let timing = MockTiming { create: Duration::ZERO, boot: Duration::ZERO, job };
         let hypervisor = Arc::new(MockHypervisor::new(timing, url, Some(Arc::clone(&github))));
-        MockWorld { github, hypervisor, listener, gives_jobs: true }
+        MockWorld { github, hypervisor, listener, gives_jobs: true, queue: None }
     }
 
     pub fn with_endless_jobs() -> MockWorld {
@@ -108,6 +110,11 @@ impl MockWorld {
     /// Its GitHub gives no job to any runner.
     pub fn without_jobs() -> MockWorld {
         MockWorld { gives_jobs: false, ..MockWorld::new() }
+    }
+
+    /// Its pools learn of jobs from this queue of a scale set, and of none by webhooks.
+    pub fn with_queue(queue: impl JobQueue + 'static) -> MockWorld {
+        MockWorld { queue: Some(Arc::new(queue)), ..MockWorld::without_jobs() }
     }
 
     /// Its guests do nothing, so that a test can speak for them.
@@ -169,14 +176,15 @@ impl MockWorld {
 
     pub fn start_with_logs(&self, settings: PoolConfig, log_dir: Option<&Path>) -> MockPool {
         let keys = Keys::new(&Secret::new(SECRET));
-        let github = github_config();
+        let intake = if self.queue.is_some() { Intake::ScaleSet } else { Intake::Webhook };
+        let github = GitHubConfig { intake, ..github_config() };
         let hypervisor = Arc::new(HostOfOnePool(self.hypervisor.clone()));
         let identity = (TAG.to_owned(), "test".to_owned());
         let pool = Pool::start(
             &settings,
             &github,
             identity,
-            (self.github.clone(), None),
+            (self.github.clone(), self.queue.clone()),
             hypervisor,
             keys.clone(),
             log_dir,
