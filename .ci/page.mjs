@@ -128,6 +128,29 @@ try {
       await close();
     }
 
+    const withQueue = structuredClone(status);
+    withQueue.intake = "scaleset";
+    withQueue.webhooks = null;
+    withQueue.queue = { name: "host-1", connected_since: "2026-11-30T09:00:00Z", last_message_at: null, assigned: 3, running: 2, error: null };
+    const around = async (status) => {
+      const { page, faults, close } = await open(url, views[2], status);
+      const pairs = await texts(page, "#around div");
+      const reasons = await texts(page, "#reasons li");
+      assert.equal(await overflow(page), 0);
+      assert.deepEqual(faults, []);
+      await close();
+      return { pairs: pairs.map((pair) => pair.replace(/\s+/g, " ")), reasons };
+    };
+    const { pairs } = await around(withQueue);
+    const shown = ["scale set host-1", "queue connected since 11/30/26, 9:00:00 AM", "queue's last message none since the start", "its jobs at GitHub 3 assigned, 2 running"];
+    assert.deepEqual(pairs.filter((pair) => /scale set|queue|jobs/.test(pair)), shown);
+    assert.ok(!pairs.some((pair) => pair.includes("webhook")), `${pairs}`);
+    Object.assign(withQueue.queue, { connected_since: null, error: "cannot be read: no route" });
+    const closed = await around(withQueue);
+    assert.ok(closed.pairs.includes("queue not connected"), `${closed.pairs}`);
+    assert.ok(closed.reasons.includes("the queue cannot be read: no route"), `${closed.reasons}`);
+    console.log("a pool with a scale set shows its queue, and nothing of webhooks");
+
     const markup = "<img src=x onerror=alert(1)><script>alert(2)</script>";
     const hostile = structuredClone(status);
     for (const job of [...hostile.jobs, ...hostile.slots.map((slot) => slot.job).filter(Boolean)]) {
