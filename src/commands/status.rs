@@ -91,6 +91,7 @@ fn table(status: &Value, url: &str, colors: bool) -> String {
         number("size"),
         number("jobs_waiting")
     );
+    out.extend(queue(&status["queue"]));
     let notes = [&status["reasons"], &status["image"]["warnings"]];
     let notes = notes.into_iter().flat_map(|notes| notes.as_array().into_iter().flatten());
     for note in notes.chain([&status["github_error"], &status["hypervisor_error"]]).filter_map(Value::as_str)
@@ -124,6 +125,19 @@ fn table(status: &Value, url: &str, colors: bool) -> String {
         let _ = writeln!(out, "  {line}");
     }
     out
+}
+
+/// A scale set's queue, where there is one: whether it is open, and GitHub's count of its jobs.
+fn queue(queue: &Value) -> Option<String> {
+    let text = |key: &str| Some(one_line(queue[key].as_str()?, MOST));
+    let open = text("connected_since").map_or("not connected".into(), |at| format!("connected since {at}"));
+    let message = text("last_message_at").map_or("no message yet".into(), |at| format!("last message {at}"));
+    let jobs = |key: &str| queue[key].as_u64().unwrap_or(0);
+    let (name, assigned, running) = (text("name")?, jobs("assigned"), jobs("running"));
+    let error = text("error").map_or(String::new(), |error| format!("; its queue {error}"));
+    Some(format!(
+        "  scale set {name}: {open}, {message}, {assigned} jobs assigned, {running} running{error}\n"
+    ))
 }
 
 /// A failure of a VM: when, which, why, and what was seen of it.
@@ -203,6 +217,30 @@ SLOT  VM        STATE           FOR
   10  -         empty          12 s  failed 3 times: no template
 "
         );
+    }
+
+    #[test]
+    fn a_scale_sets_queue_is_one_line_with_its_error() {
+        let line = |queue: Value| {
+            let mut pool = status();
+            pool["queue"] = queue;
+            let shown = table(&pool, "u", false);
+            let (head, _) = shown.split_once("SLOT").unwrap();
+            head.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let told = ["  GitHub refuses the token", "  401 Bad credentials"];
+        assert_eq!(line(Value::Null), told, "no line where there is no queue");
+        let at = |second: u8| format!("2026-11-30T12:46:{second}.000Z");
+        let open = json!({"name": "win", "connected_since": at(40), "last_message_at": at(41), "assigned": 3,
+            "running": 2, "error": null});
+        let shown = "  scale set win: connected since 2026-11-30T12:46:40.000Z, last message \
+                     2026-11-30T12:46:41.000Z, 3 jobs assigned, 2 running";
+        assert_eq!(line(open), [shown, told[0], told[1]]);
+        let closed = json!({"name": "win", "connected_since": null, "last_message_at": null, "assigned": 0,
+            "running": 0, "error": "cannot be read: no\nroute"});
+        let shown = "  scale set win: not connected, no message yet, 0 jobs assigned, 0 running; its queue cannot \
+                     be read: no route";
+        assert_eq!(line(closed), [shown, told[0], told[1]]);
     }
 
     #[test]
