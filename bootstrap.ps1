@@ -225,7 +225,7 @@ function New-EnvFile {
         $script:hints.Add("The access rights of $($script:envFile) could not be narrowed; it will hold secrets, so see to it by hand.")
     }
     [System.IO.File]::WriteAllLines($script:envFile, $lines)
-    $script:hints.Add("Fill in $($script:envFile): GITHUB_PAT (or a GitHub App, see docs\github-app.md) and GITHUB_ORG at least. Its WEBHOOK_SECRET was generated; enter the same one in GitHub's webhook settings.")
+    $script:hints.Add("Fill in $($script:envFile): GITHUB_PAT (or a GitHub App, see docs\github-app.md) and GITHUB_ORG at least. Its WEBHOOK_SECRET was generated; enter the same one in GitHub's webhook settings, or set INTAKE=scaleset, which needs no webhook (docs\scale-sets.md).")
     Write-Done '.env, with a generated WEBHOOK_SECRET'
 }
 
