@@ -13,6 +13,10 @@ const OPENED: Opened =
     Opened { scale_set: 1, warnings: Vec::new(), statistics: Statistics { assigned: 2, running: 1 } };
 
 impl JobQueue for Says {
+    fn scale_set(&self) -> Option<u64> {
+        None
+    }
+
     fn open(&self) -> Result<Opened, QueueError> {
         self.0.clone()
     }
