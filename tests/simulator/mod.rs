@@ -422,13 +422,14 @@ impl Sim {
         self.plan.config.boot_timeout * 2 + late + 30 * MINUTE
     }
 
-    /// Whether a job of the scale set waits, a slot is free, and no VM is idle or in the making.
+    /// Whether a job of the scale set waits, the pool is not full, and no VM is idle or in the making.
     fn leaves_a_job_waiting(&self) -> bool {
         let Some(process) = self.process.as_ref().filter(|p| p.config.scale_set) else { return false };
         let phases = || process.state.slots().map(|slot| slot.phase());
         let serves = |phase| matches!(phase, Phase::Creating | Phase::Booting | Phase::Ready);
         let assigned = self.waiting.iter().any(|&job| self.jobs[job as usize].assigned);
-        assigned && !phases().any(serves) && phases().any(|phase| phase == Phase::Empty)
+        let taken = phases().filter(|phase| !matches!(phase, Phase::Empty | Phase::Stopped)).count();
+        assigned && !phases().any(serves) && taken < process.config.size as usize
     }
 
     fn next_before(&mut self, end: Millis) -> Option<Ev> {
