@@ -194,6 +194,9 @@ impl Hypervisor for HyperV {
         }
         let created: Value = self.powershell.run(script, &request, &secrets, Some(&self.creating_stopped))?;
         log::debug!("{} is to reach the pool at {}", vm.id, created["url"]);
+        if let Some(warning) = created["warning"].as_str() {
+            log::warn!("{}: {}", vm.id, one_line(warning, 400));
+        }
         Ok(())
     }
 

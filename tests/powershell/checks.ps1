@@ -235,6 +235,17 @@ function Add-KeptVM($Fake, [string]$Incarnation) {
     Add-FakeVM $Fake "failed-$Incarnation" 'Off' (ConvertTo-Json -InputObject $mark -Compress) (Get-DiskPath $Fake $Incarnation)
 }
 
+# Entries for VMs in the template's access list.
+function Add-TemplateAccess($Fake, $Sids) {
+    $access = Join-Path -Path $Fake.Folder -ChildPath 'access'
+    New-Item -Path $access -ItemType Directory -Force | Out-Null
+    $Sids | ForEach-Object { [System.IO.File]::WriteAllText((Join-Path -Path $access -ChildPath "runner-template.vhdx $_"), '') }
+}
+
+function Get-TemplateAccess($Fake) {
+    Get-ChildItem -LiteralPath (Join-Path -Path $Fake.Folder -ChildPath 'access') | ForEach-Object { ($_.Name -split ' ')[-1] }
+}
+
 # A VM that has been on for ten minutes.
 function Add-BootingVM($Fake) {
     $record = New-FakeRecord 'runner-1' 'Running' (Get-Mark $Fake '0123456789abcdef') ''
@@ -516,6 +527,40 @@ function Get-Check {
         Assert-Equal (Get-CallCount $Fake 'New-VHD') 0 'the calls of New-VHD'
     }
 
+    $checks['create removes the entries of VMs that are gone from the template''s access list, once they are many'] = {
+        param($Fake)
+        Add-FakeVM $Fake 'somebody''s' 'Running' '' ''
+        $live = Get-FakeSid @(Get-FakeVM $Fake)[0].id
+        Add-TemplateAccess $Fake (@(1..15 | ForEach-Object { "S-1-5-83-1-0-0-0-$_" }) + $live)
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{}) '')
+        Assert-Equal (Get-CallCount $Fake 'Set-Acl') 0 'the calls of Set-Acl for 15 entries'
+        Assert-Equal @(Get-TemplateAccess $Fake).Count 17 'the entries, with that of the new VM'
+
+        $next = @{ 'name' = 'runner-2'; 'diskPath' = Join-Path -Path $Fake.Storage -ChildPath 'runner-2-a.vhdx' }
+        Add-TemplateAccess $Fake @('S-1-5-83-1-0-0-0-16')
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake $next) '')
+        $expected = @('S-1-5-83-0') + @(Get-FakeVM $Fake | ForEach-Object { Get-FakeSid $_.id })
+        Assert-Equal (@(Get-TemplateAccess $Fake | Sort-Object) -join ' ') (@($expected | Sort-Object) -join ' ') 'all VMs as a group, and those that are there'
+    }
+
+    $checks['create warns of a template''s access list that it cannot clear, and makes the VM all the same'] = {
+        param($Fake)
+        foreach ($fault in 'Get-Acl', 'Get-VM#1', 'Set-Acl') {
+            $id = [guid]::NewGuid().ToString('N').Substring(0, 16)
+            Add-TemplateAccess $Fake @(1..16 | ForEach-Object { "S-1-5-83-1-0-0-0-$_" })
+            [System.IO.File]::Delete((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))
+            $answer = Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'diskPath' = Get-DiskPath $Fake $id }) $fault
+            Assert-Success $answer
+            Assert-Like $answer.warning "*access list*$(($fault -split '#')[0]) failed, as it was told to." 'the warning'
+        }
+    }
+
+    $checks['create looks at no access list for a VM with a copy of the template'] = {
+        param($Fake)
+        Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'diskMode' = 'copy' }) '')
+        Assert-Equal (Get-CallCount $Fake 'Get-Acl') 0 'the calls of Get-Acl'
+    }
+
     $checks['create takes dynamic memory, nested virtualization and no secure boot'] = {
         param($Fake)
         $changes = @{ 'memoryMaximumMB' = 8192; 'nestedVirtualization' = $true; 'secureBootTemplate' = 'off' }
@@ -779,7 +824,8 @@ function Get-Check {
         param($Fake, $Data)
         Assert-Success (Invoke-PoolScript $Fake 'create-vm' (Get-CreateRequest $Fake @{ 'jitConfig' = 'eyJqaXQ'; 'isolation' = 'on' }) '')
         $calls = [System.IO.File]::ReadAllLines((Join-Path -Path $Fake.Folder -ChildPath 'calls.log'))
-        foreach ($call in @($calls | Group-Object)) {
+        # With a failing Get-Acl the VM is made all the same: that is checked above.
+        foreach ($call in @($calls | Where-Object { $_ -ne 'Get-Acl' } | Group-Object)) {
             Assert-True $Data.Contains($call.Name) "nothing checks what happens when $($call.Name) fails"
             if ($call.Count -gt 1) {
                 Assert-True $Data.Contains("$($call.Name)#$($call.Count)") "nothing checks what happens when the last $($call.Name) fails"

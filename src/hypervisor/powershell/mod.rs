@@ -52,7 +52,7 @@ pub struct Script {
 }
 
 impl Script {
-    const ALL: [Script; 10] = [
+    const ALL: [Script; 11] = [
         Script::CREATE_VM,
         Script::DESTROY_VM,
         Script::EXAMINE_VM,
@@ -63,6 +63,7 @@ impl Script {
         Script::OWNERSHIP,
         Script::REQUEST,
         Script::SCREEN,
+        Script::TEMPLATE_ACCESS,
     ];
     // What others dot-source. Not run by themselves.
     const KEY_VALUES: Script = Script::new("key-values", include_str!("../scripts/key-values.ps1"), 0);
@@ -70,6 +71,8 @@ impl Script {
     const OWNERSHIP: Script = Script::new("ownership", include_str!("../scripts/ownership.ps1"), 0);
     const REQUEST: Script = Script::new("request", include_str!("../scripts/request.ps1"), 0);
     const SCREEN: Script = Script::new("screen", include_str!("../scripts/screen.ps1"), 0);
+    const TEMPLATE_ACCESS: Script =
+        Script::new("template-access", include_str!("../scripts/template-access.ps1"), 0);
     /// Makes and starts a VM.
     pub const CREATE_VM: Script = Script::new("create-vm", include_str!("../scripts/create-vm.ps1"), 300);
     /// Removes a VM and its disk. That takes seconds, but a disk may stay locked for a while.

@@ -1,6 +1,7 @@
 # Makes one VM on a disk of its own and starts it.
 # Standard input: one JSON object. Standard output: one line,
-# {"ok":true,"url":...} or {"ok":false,"error":...,"at":...}.
+# {"ok":true,"url":...} or {"ok":false,"error":...,"at":...}. What did not keep the VM from being
+# made, but should be known, is in "warning" besides.
 # If a step fails, what the earlier steps made is removed before the answer.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 
@@ -21,11 +22,13 @@ $WalledOff = @(
 . (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'network.ps1')
+. (Join-Path -Path $PSScriptRoot -ChildPath 'template-access.ps1')
 
 $script:step = 'input'
 $script:vm = $null
 $script:diskIsOurs = $false
 $script:url = ''
+$script:warning = ''
 
 # The fixed address of a slot in the network on the pool's own switch: slot 1 has
 # the tenth. Those below are for the host and for whoever else is there.
@@ -287,6 +290,11 @@ function New-RunnerVM($Request) {
         Copy-Item -LiteralPath $template -Destination $disk
         (Get-Item -LiteralPath $disk).IsReadOnly = $false
     } else {
+        try {
+            Clear-TemplateAccess $template
+        } catch {
+            $script:warning = "Entries of VMs that are gone could not be removed from the access list of the template, which no VM can use once it is full: $(Get-OneLine $_)"
+        }
         New-VHD -Path $disk -ParentPath $template -Differencing
     }
 
@@ -399,6 +407,9 @@ try {
     # Whatever the cmdlets print, nothing but the answer may reach standard output.
     New-RunnerVM $request *> $null
     $answer = [ordered]@{ ok = $true; url = $script:url }
+    if ($script:warning -ne '') {
+        $answer['warning'] = $script:warning
+    }
 } catch {
     $problem = Get-OneLine $_
     try {

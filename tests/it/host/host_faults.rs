@@ -61,6 +61,20 @@ fn a_powershell_that_is_slow_or_talks_too_much_is_no_failure() {
 }
 
 #[test]
+fn what_a_creation_warns_of_is_in_the_log_and_the_vm_is_taken() {
+    let world = HostWorld::new();
+    let answer = r#"{"ok":true,"url":"http://10.0.0.1:1","warning":"The list is\nalmost full."}"#;
+    world.host.set_fault("create-vm", FaultKind::NoJson(answer.into()));
+    let pool = world.start(&[]);
+    world.wait_until_whole(&pool, 2);
+    let log = pool.log();
+    let told = log.lines().find(|line| line.contains("The list is almost full.")).unwrap_or_default();
+    assert!(told.contains(" WARN ") && told.contains("runner-"), "{log}");
+    pool.stop();
+    world.assert_empty();
+}
+
+#[test]
 fn a_powershell_that_answers_no_json_is_reported_and_tried_again() {
     each(&["create-vm", "destroy-vm", "list-vms"], |&script| {
         let world = HostWorld::new();

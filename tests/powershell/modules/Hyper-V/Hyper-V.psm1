@@ -285,23 +285,38 @@ function Enable-VMIntegrationService {
     }
 }
 
-# As it shows a file's access list: a line for each entry, and two more.
-function icacls.exe {
-    Enter-Call 'icacls.exe'
-    "$($args[0]) NT AUTHORITY\SYSTEM:(I)(F)"
-    foreach ($entry in @(Get-FakeAccess "$(Split-Path -Path $args[0] -Leaf) *")) {
-        "    NT VIRTUAL MACHINE\$(($entry.Name -split ' ')[-1]):(R)"
-    }
-    ''
-    'Successfully processed 1 files; Failed processing 0 files'
-}
-
-# Which VMs may read which disks: an empty file for each pair, named after both.
-function Get-FakeAccess([string]$Like) {
+# Which accounts of VMs may read which disks: an empty file for each pair, named after both.
+function Get-FakeAccess([string]$Path) {
     $access = Join-Path -Path (Get-FakeFolder) -ChildPath 'access'
     if (Test-Path -LiteralPath $access) {
-        Get-ChildItem -LiteralPath $access -File | Where-Object { $_.Name -like $Like }
+        Get-ChildItem -LiteralPath $access -File -Filter "$(Split-Path -Path $Path -Leaf) *" | ForEach-Object { ($_.Name -split ' ')[-1] }
     }
+}
+
+function Get-FakeAccessFile([string]$Path, [string]$Sid) {
+    $access = Join-Path -Path (Get-FakeFolder) -ChildPath 'access'
+    return (Join-Path -Path $access -ChildPath "$(Split-Path -Path $Path -Leaf) $Sid")
+}
+
+function Add-FakeAccess([string]$Path, [string]$Sid) {
+    $file = Get-FakeAccessFile $Path $Sid
+    New-Item -Path (Split-Path -Path $file -Parent) -ItemType Directory -Force | Out-Null
+    [System.IO.File]::WriteAllText($file, '')
+}
+
+# As it shows a file's access list: a line for each entry, and two more. Or it adds entries.
+function icacls.exe {
+    Enter-Call 'icacls.exe'
+    if ($args.Count -gt 1) {
+        $path = $args[0]
+        $args | Select-Object -Skip 2 | ForEach-Object { Add-FakeAccess $path ($_ -replace '^\*|:\(R\)$') }
+    } else {
+        "$($args[0]) NT AUTHORITY\SYSTEM:(I)(F)"
+        Get-FakeAccess $args[0] | ForEach-Object { "    ${_}:(R)" }
+        ''
+    }
+    $global:LASTEXITCODE = 0
+    'Successfully processed 1 files; Failed processing 0 files'
 }
 
 function Start-VM {
@@ -310,11 +325,10 @@ function Start-VM {
     Enter-Call 'Start-VM'
     Update-FakeRecord $VM @{ state = 'Running'; started = [datetime]::UtcNow.Ticks }
     # Its worker process gets access to its disks, and to what they are based on.
+    # Nothing takes it away again.
     foreach ($disk in @((Find-FakeRecord $VM).disks)) {
         if ([System.IO.File]::ReadAllText($disk) -match '^vhdxfile child of (?<parent>.+)') {
-            $access = Join-Path -Path (Get-FakeFolder) -ChildPath 'access'
-            New-Item -Path $access -ItemType Directory -Force | Out-Null
-            [System.IO.File]::WriteAllText((Join-Path -Path $access -ChildPath "$(Split-Path -Path $matches['parent'] -Leaf) $($VM.Id)"), '')
+            Add-FakeAccess $matches['parent'] (Get-FakeSid $VM.Id)
         }
     }
     Enter-Call 'Start-VM-after'
@@ -382,12 +396,6 @@ function Remove-VM {
     }
     $vms = Join-Path -Path (Get-FakeFolder) -ChildPath 'vms'
     [System.IO.File]::Delete((Join-Path -Path $vms -ChildPath "$($record.id).json"))
-    if (Test-Fault 'AccessKept') {
-        return
-    }
-    foreach ($entry in @(Get-FakeAccess "* $($record.id)")) {
-        [System.IO.File]::Delete($entry.FullName)
-    }
 }
 
 function New-VHD {
@@ -972,12 +980,30 @@ function Get-VMHardDiskDrive {
     }
 }
 
-# SYSTEM, administrators and the owner; and of a template the VMs that use it.
+# SYSTEM, administrators and the owner; and of a template the VMs that have used it.
 function Get-Acl {
     [CmdletBinding()]
     param([Parameter(Mandatory)][string]$LiteralPath)
     Enter-Call 'Get-Acl'
-    $holders = @('S-1-5-18', 'S-1-5-32-544', 'S-1-3-4') + @(Get-FakeAccess "$(Split-Path -Path $LiteralPath -Leaf) *" | ForEach-Object { "S-1-5-83-1-$($_.Name)" })
-    $list = [pscustomobject]@{ Rules = @($holders | ForEach-Object { [pscustomobject]@{ IdentityReference = $_ } }) }
-    return ($list | Add-Member -MemberType ScriptMethod -Name 'GetAccessRules' -Value { $this.Rules } -PassThru)
+    $vms = @(Get-FakeAccess $LiteralPath)
+    $list = [pscustomobject]@{
+        Rules = @(@('S-1-5-18', 'S-1-5-32-544', 'S-1-3-4') + $vms | ForEach-Object { [pscustomobject]@{ IdentityReference = $_ } })
+        Text  = 'D:AI' + (-join ($vms | ForEach-Object { "(A;;FR;;;$_)" })) + '(A;ID;FA;;;SY)(A;ID;FA;;;BA)(A;ID;FA;;;OW)'
+    }
+    $list | Add-Member -MemberType ScriptMethod -Name 'GetAccessRules' -Value { $this.Rules }
+    $list | Add-Member -MemberType ScriptMethod -Name 'GetSecurityDescriptorSddlForm' -Value { $this.Text }
+    $list | Add-Member -MemberType ScriptMethod -Name 'SetSecurityDescriptorSddlForm' -Value { $this.Text = $args[0] }
+    return $list
+}
+
+# Writes the whole list: who has been added since it was read is gone.
+function Set-Acl {
+    [CmdletBinding()]
+    param([Parameter(Mandatory)][string]$LiteralPath, [Parameter(Mandatory)]$AclObject)
+    Enter-Call 'Set-Acl'
+    $sids = @([regex]::Matches($AclObject.Text, '\(A;;FR;;;(?<sid>[^)]*)\)') | ForEach-Object { $_.Groups['sid'].Value })
+    foreach ($sid in @(Get-FakeAccess $LiteralPath | Where-Object { $sids -notcontains $_ })) {
+        [System.IO.File]::Delete((Get-FakeAccessFile $LiteralPath $sid))
+    }
+    $sids | ForEach-Object { Add-FakeAccess $LiteralPath $_ }
 }

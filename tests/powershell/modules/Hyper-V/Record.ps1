@@ -54,6 +54,14 @@ function New-FakeRecord([string]$Name, [string]$State, [string]$Notes, [string]$
     }
 }
 
+# The account of a VM, from its id's digits.
+function Get-FakeSid([string]$Id) {
+    $digits = $Id.Replace('-', '')
+    $order = @(0, 2, 4, 6), @(12, 14, 8, 10), @(22, 20, 18, 16), @(30, 28, 26, 24)
+    $numbers = $order | ForEach-Object { [System.Convert]::ToUInt32(-join ($_ | ForEach-Object { $digits.Substring($_, 2) }), 16) }
+    return "S-1-5-83-1-$($numbers -join '-')"
+}
+
 # On Windows a file that another process has open just then cannot be had.
 function Invoke-OnFile([scriptblock]$Do) {
     for ($try = 1; $true; $try++) {
