@@ -95,6 +95,8 @@ pub(crate) fn loopback_agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(10)))
         .http_status_as_error(false)
+        // Nothing here redirects, and https would need roots of trust.
+        .max_redirects(0)
         .proxy(None)
         .build()
         .into()

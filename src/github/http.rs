@@ -14,6 +14,7 @@ use crate::date::{parse_http_date, parse_time};
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
 use crate::text::one_line;
+use rustls::crypto::ring;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Display;
@@ -126,7 +127,12 @@ impl Http {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             // The machine's own trusted roots: that is where the owner of a
             // GitHub Enterprise Server or of a TLS-inspecting proxy has put theirs.
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build());
+            .tls_config(
+                TlsConfig::builder()
+                    .root_certs(RootCerts::PlatformVerifier)
+                    .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+                    .build(),
+            );
         if uri.as_ref().and_then(Uri::host).is_some_and(is_loopback) {
             config = config.proxy(None);
         }
