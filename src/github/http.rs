@@ -333,18 +333,20 @@ impl Http {
         if !response.is_success() {
             return Err(refusal(request, response, self));
         }
-        serde_json::from_slice(&response.body).map_err(|error| {
-            Error::Failed(format!(
-                "{}: the response of {} ({}, {} bytes) is not the JSON that GitHub documents (line {}, column {}); \
-                 check GITHUB_API_URL if this stays",
-                request.what,
-                self.host,
-                response.status,
-                response.body.len(),
-                error.line(),
-                error.column()
-            ))
-        })
+        serde_json::from_slice(&response.body).map_err(|error| self.undocumented(request, response, &error))
+    }
+
+    fn undocumented(&self, request: &Request, response: &Response, error: &serde_json::Error) -> Error {
+        Error::Failed(format!(
+            "{}: the response of {} ({}, {} bytes) is not the JSON that GitHub documents (line {}, column {}); \
+             check GITHUB_API_URL if this stays",
+            request.what,
+            self.host,
+            response.status,
+            response.body.len(),
+            error.line(),
+            error.column()
+        ))
     }
 
     /// A network error in words for the operator.

@@ -27,7 +27,7 @@ use crate::hypervisor::{Hypervisor, VmId};
 use crate::pool::history::{EndedJob, Failure};
 use crate::pool::operator::{NotRecycled, Recycled};
 use crate::pool::slot::types::{Action, Event, Job, JobEvent, News, Phase, Stop};
-use crate::pool::state::PoolState;
+use crate::pool::state::{Outcome, PoolState};
 use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::repeats::Repeats;
 use crate::secret::{Keys, Proof};
@@ -312,7 +312,13 @@ impl Shared {
     fn apply<T>(self: &Arc<Shared>, fact: impl FnOnce(&mut PoolState) -> T) -> T {
         let mut inner = self.lock();
         let now = self.now();
-        let (answer, mut out) = inner.state.apply(now, fact);
+        let (answer, out) = inner.state.apply(now, fact);
+        self.follow(inner, now, out);
+        answer
+    }
+
+    /// What is the same whatever the fact was, so that there is one of it in the program.
+    fn follow(self: &Arc<Shared>, mut inner: MutexGuard<'_, Inner>, now: Millis, mut out: Outcome) {
         for slot in inner.workers.len()..inner.state.slots().count() {
             if let Err(err) = inner.start_worker(self, slot) {
                 let what = format!("no thread for slot {}: {err}", slot + 1);
@@ -338,7 +344,6 @@ impl Shared {
         let mut told_failures = unpoisoned(&self.told_failures);
         drop(inner);
         story::tell(&mut told_failures, out.news, now);
-        answer
     }
 }
 

@@ -91,6 +91,10 @@ impl Script {
     fn file_name(self) -> String {
         format!("{}.ps1", self.name)
     }
+
+    fn failed(self, why: &str, secrets: &[&Secret]) -> Error {
+        Error(redact(format!("{} failed: {why}", self.name), secrets))
+    }
 }
 
 /// A PowerShell program and a private folder with the scripts it runs.
@@ -200,7 +204,20 @@ impl PowerShell {
         secrets: &[&Secret],
         cancel: Option<&AtomicBool>,
     ) -> Result<A, Error> {
-        let failed = |why: String| Error(redact(format!("{} failed: {why}", script.name), secrets));
+        let answer = self.answer(script, request, secrets, cancel)?;
+        serde_json::from_value(answer)
+            .map_err(|e| script.failed(&format!("its answer is not as agreed: {e}"), secrets))
+    }
+
+    /// What is the same whatever the answer's type, so that there is one of it in the program.
+    fn answer(
+        &self,
+        script: Script,
+        request: &Value,
+        secrets: &[&Secret],
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Value, Error> {
+        let failed = |why: String| script.failed(&why, secrets);
         let path = unpoisoned(&self.scripts).verified(script)?;
 
         let mut command = self.command();
@@ -234,8 +251,7 @@ impl PowerShell {
         }
 
         if answer.get("ok") == Some(&Value::Bool(true)) {
-            return serde_json::from_value(answer)
-                .map_err(|e| failed(format!("its answer is not as agreed: {e}")));
+            return Ok(answer);
         }
         let text = |key| answer.get(key).and_then(Value::as_str);
         let error = quote(text("error").unwrap_or("no reason given"));
