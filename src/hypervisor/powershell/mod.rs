@@ -17,6 +17,7 @@
 //! may still finish a little later what it was asked for at the last moment, so
 //! every round of the monitor cleans up.
 
+mod bare;
 mod process;
 #[cfg(not(fuzzing))]
 mod reply;
@@ -27,6 +28,7 @@ mod script_dir;
 use super::{Error, NOT_WINDOWS};
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
+use bare::bare;
 use process::{STDOUT_LIMIT, run_process};
 use reply::{ascii_json, find_answer, quote, redact};
 use script_dir::ScriptDir;
@@ -66,23 +68,23 @@ impl Script {
         Script::TEMPLATE_ACCESS,
     ];
     // What others dot-source. Not run by themselves.
-    const KEY_VALUES: Script = Script::new("key-values", include_str!("../scripts/key-values.ps1"), 0);
-    const NETWORK: Script = Script::new("network", include_str!("../scripts/network.ps1"), 0);
-    const OWNERSHIP: Script = Script::new("ownership", include_str!("../scripts/ownership.ps1"), 0);
-    const REQUEST: Script = Script::new("request", include_str!("../scripts/request.ps1"), 0);
-    const SCREEN: Script = Script::new("screen", include_str!("../scripts/screen.ps1"), 0);
+    const KEY_VALUES: Script = Script::new("key-values", bare!("../scripts/key-values.ps1"), 0);
+    const NETWORK: Script = Script::new("network", bare!("../scripts/network.ps1"), 0);
+    const OWNERSHIP: Script = Script::new("ownership", bare!("../scripts/ownership.ps1"), 0);
+    const REQUEST: Script = Script::new("request", bare!("../scripts/request.ps1"), 0);
+    const SCREEN: Script = Script::new("screen", bare!("../scripts/screen.ps1"), 0);
     const TEMPLATE_ACCESS: Script =
-        Script::new("template-access", include_str!("../scripts/template-access.ps1"), 0);
+        Script::new("template-access", bare!("../scripts/template-access.ps1"), 0);
     /// Makes and starts a VM.
-    pub const CREATE_VM: Script = Script::new("create-vm", include_str!("../scripts/create-vm.ps1"), 300);
+    pub const CREATE_VM: Script = Script::new("create-vm", bare!("../scripts/create-vm.ps1"), 300);
     /// Removes a VM and its disk. That takes seconds, but a disk may stay locked for a while.
-    pub const DESTROY_VM: Script = Script::new("destroy-vm", include_str!("../scripts/destroy-vm.ps1"), 300);
+    pub const DESTROY_VM: Script = Script::new("destroy-vm", bare!("../scripts/destroy-vm.ps1"), 300);
     /// Finds out what can be seen of a VM from outside. Its destruction waits for that, so not for long.
-    pub const EXAMINE_VM: Script = Script::new("examine-vm", include_str!("../scripts/examine-vm.ps1"), 60);
+    pub const EXAMINE_VM: Script = Script::new("examine-vm", bare!("../scripts/examine-vm.ps1"), 60);
     /// Lists all VMs of the host, and the disks in the storage folder.
-    pub const LIST_VMS: Script = Script::new("list-vms", include_str!("../scripts/list-vms.ps1"), 60);
+    pub const LIST_VMS: Script = Script::new("list-vms", bare!("../scripts/list-vms.ps1"), 60);
     /// Gathers facts about the host. Reading all rules of its firewall can take a minute.
-    pub const CHECK_HOST: Script = Script::new("check-host", include_str!("../scripts/check-host.ps1"), 180);
+    pub const CHECK_HOST: Script = Script::new("check-host", bare!("../scripts/check-host.ps1"), 180);
 
     const fn new(name: &'static str, text: &'static str, seconds: u64) -> Script {
         Script { name, text, deadline: Duration::from_secs(seconds) }
