@@ -42,7 +42,7 @@ start_github() {
   local said; said="$(mktemp)"
   node "$ci/../tests/fake-github.mjs" "$@" >"$said" &
   github_process=$!
-  until_ok 20 test -s "$said" || fail "the fake GitHub does not start"
+  until_ok 60 test -s "$said" || fail "the fake GitHub does not start"
   github="http://127.0.0.1:$(cat "$said")"
   rm "$said"
 }

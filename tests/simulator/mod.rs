@@ -415,11 +415,14 @@ impl Sim {
         longest_job + late + self.plan.config.boot_timeout * 2 + 4 * HOUR
     }
 
-    /// How long after the last fault a job that is the scale set's may go without a VM: an old message can come up
-    /// to an hour late, GitHub's count is asked for every 10 minutes, and a failure is retried within 5.
+    /// How long after the last fault a job that is the scale set's may go without a VM: an old message can come, and a
+    /// rate limit last, for an hour more; GitHub's count is asked for every 10 minutes; a failure is retried within 5.
     pub fn soon(&self) -> Millis {
-        let late = if self.plan.rates[Fault::MessageLate as usize] > 0 { HOUR } else { 0 };
-        self.plan.config.boot_timeout * 2 + late + 30 * MINUTE
+        let rate = |fault: Fault| self.plan.rates[fault as usize];
+        let late = if rate(Fault::MessageLate) > 0 { HOUR } else { 0 };
+        // Slots come back from it spread out.
+        let limited = if rate(Fault::RateLimited) > 0 { HOUR + HOUR / 10 } else { 0 };
+        self.plan.config.boot_timeout * 2 + late + limited + 30 * MINUTE
     }
 
     /// Whether a job of the scale set waits, the pool is not full, and no VM is idle or in the making.
