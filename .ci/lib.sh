@@ -8,9 +8,10 @@ ci="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 tools="${TOOLS:-$ci/../../shared}"
 [ -d "$tools" ] || fail "no tools at $tools: set TOOLS to the folder that holds pwsh, packer, runner and wine"
 
-# until SECONDS COMMAND...: tries a command until it succeeds.
+# until_ok COMMAND...: tries a command until it succeeds. It gives up after a time that is long
+# even for a machine with much else to do.
 until_ok() {
-  local deadline=$((SECONDS + $1)); shift
+  local deadline=$((SECONDS + 240))
   until "$@" >/dev/null 2>&1; do
     [ "$SECONDS" -lt "$deadline" ] || return 1
     sleep 0.05
@@ -42,7 +43,7 @@ start_github() {
   local said; said="$(mktemp)"
   node "$ci/../tests/fake-github.mjs" "$@" >"$said" &
   github_process=$!
-  until_ok 60 test -s "$said" || fail "the fake GitHub does not start"
+  until_ok test -s "$said" || fail "the fake GitHub does not start"
   github="http://127.0.0.1:$(cat "$said")"
   rm "$said"
 }
@@ -52,7 +53,7 @@ ask() { curl -sSf --max-time 5 "$1" | node -e 'const it = JSON.parse(require("fs
 is() { [ "$(ask "$1" "$2")" = "$3" ]; }
 
 # wait_for FAULT COMMAND...: until it succeeds. These need a function show_log and the path of the log, $log.
-wait_for() { until_ok 240 "${@:2}" || { show_log; fail "$1"; }; }
+wait_for() { until_ok "${@:2}" || { show_log; fail "$1"; }; }
 logged() { wait_for "the log has no line with: $1" grep -qF "$1" "$log"; }
 
 # new_job SCRIPT: queues a job at $github, prints its id.
@@ -68,8 +69,8 @@ use_windows() {
   export WINEPREFIX="$1" WINEDEBUG=-all,err+eventlog,warn+eventlog WINEDLLOVERRIDES='mshtml=' DISPLAY=
   wine=/usr/lib/wine/wine64 wineserver=/usr/lib/wine/wineserver64
   if [ ! -d "$WINEPREFIX/drive_c" ]; then
-    WINEDLLOVERRIDES='mscoree,mshtml=' timeout 120 $wine wineboot -i >/dev/null 2>&1 </dev/null || fail "Wine makes no Windows here"
-    timeout 120 $wineserver -w || fail "Wine does not come to rest"
+    WINEDLLOVERRIDES='mscoree,mshtml=' timeout 240 $wine wineboot -i >/dev/null 2>&1 </dev/null || fail "Wine makes no Windows here"
+    timeout 240 $wineserver -w || fail "Wine does not come to rest"
   fi
   # From which Rust's standard library takes its randomness, and which Wine 8 lacks.
   x86_64-w64-mingw32-gcc -shared -O2 -o "$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll" "$ci/bcryptprimitives.c" -ladvapi32
@@ -85,10 +86,10 @@ start_services() {
   mkfifo "$pool_folder/open"
   $wine cmd /q <"$pool_folder/open" >"$pool_folder/cmd.log" 2>&1 &
   exec 9>"$pool_folder/open"
-  until_ok 60 manager_answers || { cat "$pool_folder/out" "$pool_folder/err"; fail "Wine has no service manager"; }
+  until_ok manager_answers || { cat "$pool_folder/out" "$pool_folder/err"; fail "Wine has no service manager"; }
 }
 run_pool() { timeout "$1" $wine "$pool_folder/hyperv-runner-pool.exe" "${@:2}" >"$pool_folder/out" 2>"$pool_folder/err" </dev/null; }
-manager_answers() { ! run_pool 60 service status && grep -q 'there is no service' "$pool_folder/err"; }
+manager_answers() { ! run_pool 240 service status && grep -q 'there is no service' "$pool_folder/err"; }
 
 # pool_does CODE WORD...: the command WORD...; it must end with this code. What it prints is in $said.
 pool_does() {
