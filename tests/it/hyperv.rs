@@ -430,7 +430,7 @@ fn at_its_deadline_a_hanging_script_dies_with_all_it_has_started() {
     let error =
         create(&host, &HyperV::new(settings(&host), impatient(&host)).unwrap(), runner_1()).unwrap_err();
     has(&error, &["create-vm failed", "did not end within 3s", "killed"]);
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
 
     let pid = host.invocations()[0].pid;
     let grandchild = host.grandchild().expect("it was started before the deadline");
@@ -454,7 +454,7 @@ fn a_creation_under_way_is_cut_off_when_the_pool_stops_and_no_other_begins() {
         let stopped = Instant::now();
         hyperv.stop_creating();
         has(&creating.join().unwrap(), &["create-vm failed", "killed", "the pool is stopping"]);
-        assert!(stopped.elapsed() < Duration::from_secs(10), "{:?}", stopped.elapsed());
+        assert!(stopped.elapsed() < Duration::from_secs(50), "{:?}", stopped.elapsed());
     });
     for pid in [host.invocations()[0].pid, host.grandchild().unwrap()] {
         wait_until_dead(pid);
@@ -475,7 +475,7 @@ fn a_process_left_behind_with_the_outputs_open_neither_delays_the_answer_nor_sur
     host.set_fault("list-vms", FaultKind::LeaveGrandchild);
     let started = Instant::now();
     hyperv(&host).list(&[]).unwrap();
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
     let grandchild = host.grandchild().unwrap();
     wait_until_dead(grandchild);
 }
