@@ -34,8 +34,18 @@ health_has() { curl -sS --max-time 5 "$1/health" | grep -q "$2"; }
 
 metric_is() { curl -sS --max-time 5 "$1/metrics" | grep -qx "hyperv_runner_pool_$2"; }
 
+# A port that nobody has. It is below the range from which systems give ports to connections and
+# to whoever asks for any, so that none of those takes it before its user does.
 free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+  python3 -c '
+import random, socket
+while True:
+    with socket.socket() as s:
+        port = random.randrange(10000, 32000)
+        try: s.bind(("", port))
+        except OSError: continue
+        print(port)
+        break'
 }
 
 # start_github PAT...: tests/fake-github.mjs at $github; it is the process $github_process.
