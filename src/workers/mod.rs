@@ -147,6 +147,8 @@ impl Pool {
     /// Takes no more jobs until [`Pool::resume`]. Returns at once.
     pub fn drain(&self) {
         self.shared.apply(PoolState::drain);
+        // At once, and not when the next message comes: jobs that GitHub gives the pool meanwhile would wait in vain.
+        let _ = queue::close(&self.shared);
     }
 
     /// Ends a drain.
