@@ -34,7 +34,7 @@ static SERVER: LazyLock<Running> = LazyLock::new(|| {
     let day = Duration::from_secs(86_400);
     let settings = PoolConfig { size: 1, warm: 1, boot_timeout: day, poll: day, ..usual.pool };
     let identity = ("7a9e0001".into(), "fuzz".into());
-    let pool = Pool::start(&settings, &github_config, identity, Arc::new(github), hypervisor, keys.clone(), None);
+    let pool = Pool::start(&settings, &github_config, identity, (Arc::new(github), None), hypervisor, keys.clone(), None);
     let pool = Arc::new(pool.expect("threads"));
     while pool.snapshot().count(Phase::Booting) != 1 {
         std::thread::sleep(Duration::from_millis(1));
