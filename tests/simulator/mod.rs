@@ -276,8 +276,9 @@ pub struct Sim {
     /// The failed VM that is kept.
     pub(crate) kept: Vec<VmId>,
     pub(crate) foreign_vms: Vec<String>,
-    /// By file name: among thousands of VMs two incarnations can have the same 32 random bits.
-    pub(crate) used_disks: std::collections::HashSet<String>,
+    /// By start of the pool and file name: among thousands of VMs two incarnations can have the same 32 random bits,
+    /// and among a hundred thousand seeds two of one slot, hours and starts apart.
+    pub(crate) used_disks: std::collections::HashSet<(u32, String)>,
     pub(crate) runners: Vec<SimRunner>,
     /// By scope.
     pub(crate) last_runner: std::collections::HashMap<Scope, u64>,
@@ -427,7 +428,9 @@ impl Sim {
 
     /// Whether a job of the scale set waits, the pool is not full, and no VM is idle or in the making.
     fn leaves_a_job_waiting(&self) -> bool {
-        let Some(process) = self.process.as_ref().filter(|p| p.config.scale_set) else { return false };
+        let makes_vms = |p: &&Box<Process>| !p.state.draining() && p.state.stopping().is_none();
+        let process = self.process.as_ref().filter(|p| p.config.scale_set).filter(makes_vms);
+        let Some(process) = process else { return false };
         let phases = || process.state.slots().map(|slot| slot.phase());
         let serves = |phase| matches!(phase, Phase::Creating | Phase::Booting | Phase::Ready);
         let assigned = self.waiting.iter().any(|&job| self.jobs[job as usize].assigned);

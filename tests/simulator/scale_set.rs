@@ -179,6 +179,7 @@ impl Sim {
         self.set_of(scope).session = Some(SimSession { number, generation, token_is_good: true, ends: None });
         (p.client.scale_set, p.client.session) = (Some(scale_set), Some(number));
         self.give_to_scale_set(scope);
+        self.assign_jobs();
         Ok(Opened { scale_set, warnings: Vec::new(), statistics: self.statistics(scope) })
     }
 

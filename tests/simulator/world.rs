@@ -570,7 +570,7 @@ impl Sim {
         let at = self.vms.iter().position(|vm| vm.number == number);
         match op.stage {
             0 => {
-                if !self.used_disks.insert(made.vm.disk_file_name()) {
+                if !self.used_disks.insert((op.generation, made.vm.disk_file_name())) {
                     self.violate(1, format!("disk {} is used twice", made.vm.disk_file_name()));
                 }
                 self.disks.push(made.vm.clone());
