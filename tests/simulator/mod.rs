@@ -428,8 +428,8 @@ impl Sim {
 
     /// Whether a job of the scale set waits, the pool is not full, and no VM is idle or in the making.
     fn leaves_a_job_waiting(&self) -> bool {
-        let makes_vms = |p: &&Box<Process>| !p.state.draining() && p.state.stopping().is_none();
-        let process = self.process.as_ref().filter(|p| p.config.scale_set).filter(makes_vms);
+        let makes_vms = |p: &&Process| !p.state.draining() && p.state.stopping().is_none();
+        let process = self.process.as_deref().filter(|p| p.config.scale_set).filter(makes_vms);
         let Some(process) = process else { return false };
         let phases = || process.state.slots().map(|slot| slot.phase());
         let serves = |phase| matches!(phase, Phase::Creating | Phase::Booting | Phase::Ready);
