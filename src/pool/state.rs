@@ -359,11 +359,19 @@ impl PoolState {
         }
         let balance = self.balance();
         for slot in self.slots_to_provision(balance) {
-            let incarnation = format!("{}{:08x}", self.rules.tag, self.random.bits() as u32);
+            let mut incarnation = self.new_incarnation();
+            // Chance gives 32 bits again, in years.
+            while self.had.contains(&incarnation) {
+                incarnation = self.new_incarnation();
+            }
             remember(&mut self.had, &incarnation);
             self.assert_room();
             self.tell(slot, Event::Provision(incarnation));
         }
+    }
+
+    fn new_incarnation(&mut self) -> String {
+        format!("{}{:08x}", self.rules.tag, self.random.bits() as u32)
     }
 
     /// No VM is made while POOL_SIZE or more exist. Cheap to check, so it is

@@ -276,8 +276,7 @@ pub struct Sim {
     /// The failed VM that is kept.
     pub(crate) kept: Vec<VmId>,
     pub(crate) foreign_vms: Vec<String>,
-    /// By start of the pool and file name: among thousands of VMs two incarnations can have the same 32 random bits,
-    /// and among a hundred thousand seeds two of one slot, hours and starts apart.
+    /// By start of the pool and file name: at another start, chance can give the same 32 bits to a slot again.
     pub(crate) used_disks: std::collections::HashSet<(u32, String)>,
     pub(crate) runners: Vec<SimRunner>,
     /// By scope.
