@@ -7,8 +7,9 @@
 use crate::private_folder;
 use crate::secret::Secret;
 use serde::Deserialize;
+use serde_json::json;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,19 +41,10 @@ impl ControlFile {
     /// When the folder or the file cannot be made, or the system has no randomness.
     pub fn write(path: PathBuf, url: &str) -> io::Result<ControlFile> {
         let token = Secret::random()?;
-        let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
-        if let Some(storage) = folder.parent() {
+        if let Some(storage) = path.parent().and_then(Path::parent) {
             fs::create_dir_all(storage)?;
         }
-        match fs::remove_dir_all(folder) {
-            Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
-            _ => private_folder::create(folder)?,
-        }
-        let text = serde_json::json!({ "url": url, "token": token.expose() }).to_string();
-        // Nobody reads half of it.
-        let whole = path.with_extension("new");
-        fs::write(&whole, text)?;
-        fs::rename(whole, &path)?;
+        private_folder::write(&path, &json!({ "url": url, "token": token.expose() }).to_string())?;
         Ok(ControlFile { path, token })
     }
 
@@ -79,7 +71,7 @@ impl Drop for ControlFile {
 /// Reads the file.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] when no pool runs, [`ErrorKind::PermissionDenied`] for lack of rights.
+/// [`io::ErrorKind::NotFound`] when no pool runs, [`io::ErrorKind::PermissionDenied`] for lack of rights.
 pub fn read(path: &Path) -> io::Result<Control> {
     #[derive(Deserialize)]
     struct File {
@@ -105,6 +97,7 @@ pub(crate) fn loopback_agent() -> ureq::Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::ErrorKind;
 
     fn folder(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("pool-control-{}-{name}", std::process::id()))

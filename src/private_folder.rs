@@ -1,7 +1,24 @@
 //! A folder that nobody but administrators and the pool's own account may open.
 
-use std::io;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
+
+/// Writes a file that is alone in such a folder, which is made anew: who made
+/// one that was there may have kept it open. Nobody ever reads half of the file.
+///
+/// # Errors
+/// When the old folder cannot be removed, or the new one or the file not be made.
+pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
+    match fs::remove_dir_all(folder) {
+        Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
+        _ => create(folder)?,
+    }
+    let whole = path.with_extension("new");
+    fs::write(&whole, text)?;
+    fs::rename(whole, path)
+}
 
 /// Makes a folder that is open to its owner alone.
 ///

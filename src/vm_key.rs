@@ -19,8 +19,7 @@ pub fn folder(storage: &Path) -> PathBuf {
 /// # Errors
 /// When it can be neither read nor written, or the system has no randomness.
 pub fn load_or_make(storage: &Path) -> io::Result<Secret> {
-    let folder = folder(storage);
-    let path = folder.join("vm.key");
+    let path = folder(storage).join("vm.key");
     match fs::read_to_string(&path) {
         Ok(text) if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
             return Ok(Secret::new(text));
@@ -34,16 +33,8 @@ pub fn load_or_make(storage: &Path) -> io::Result<Secret> {
             path.display()
         ),
     }
-    // One that is there without its key may have been made by anybody.
-    match fs::remove_dir_all(&folder) {
-        Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
-        _ => private_folder::create(&folder)?,
-    }
     let key = Secret::random()?;
-    // A crash leaves no half of it.
-    let whole = path.with_extension("new");
-    fs::write(&whole, key.expose())?;
-    fs::rename(whole, &path)?;
+    private_folder::write(&path, key.expose())?;
     Ok(key)
 }
 
