@@ -8,12 +8,11 @@
 
 use super::Api;
 use super::server::Reply;
-use super::status::wall_time;
 use crate::config::Intake;
 use crate::date;
-use crate::pool::Millis;
 use crate::pool::history::{Counts, Histogram};
 use crate::pool::slot::types::Phase;
+use crate::pool::{Millis, wall_time};
 use crate::sync::unpoisoned;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -8,12 +8,12 @@ use crate::date;
 use crate::pool::health::{Reach, Trouble};
 use crate::pool::history::{Counts, EndedJob};
 use crate::pool::slot::types::{Phase, SlotSnapshot};
-use crate::pool::{Millis, Snapshot, image_age};
+use crate::pool::{Millis, Snapshot, image_age, wall_time};
 use crate::sync::unpoisoned;
 use crate::workers::failed_vms::FailureRecord;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Public through a tunnel, so it says nothing of the host: no path, no name, no error's text.
 #[derive(Serialize)]
@@ -176,12 +176,6 @@ pub(super) fn status(api: &Api) -> Reply {
             now: date::timestamp(utc),
         },
     )
-}
-
-/// When that was, of the pool's clock, which shows `now` at the time `utc`.
-pub(super) fn wall_time(at: Millis, now: Millis, utc: SystemTime) -> SystemTime {
-    let ago = Duration::from_millis(u64::try_from(now - at).unwrap_or(0));
-    utc.checked_sub(ago).unwrap_or(utc)
 }
 
 /// The screen of a VM that is among the last failures.

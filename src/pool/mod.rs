@@ -48,7 +48,7 @@ use health::{Health, Reach};
 use history::Tally;
 use queue::QueueReport;
 use slot::types::{Phase, SlotSnapshot};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Milliseconds on a clock that never goes back. Where it starts does not matter.
 pub type Millis = i64;
@@ -56,6 +56,12 @@ pub type Millis = i64;
 /// A duration in milliseconds.
 pub fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// When that was, by the pool's clock, which shows `now` at the time `utc`.
+pub fn wall_time(at: Millis, now: Millis, utc: SystemTime) -> SystemTime {
+    let ago = Duration::from_millis(u64::try_from(now - at).unwrap_or(0));
+    utc.checked_sub(ago).unwrap_or(utc)
 }
 
 /// What the pool goes by.

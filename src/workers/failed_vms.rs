@@ -3,14 +3,14 @@
 
 use crate::date;
 use crate::hypervisor::{GuestWord, Heartbeat};
-use crate::pool::Millis;
 use crate::pool::history::{FAILURES_REMEMBERED, Failure};
 use crate::pool::slot::types::{Findings, LastHeard};
+use crate::pool::{Millis, wall_time};
 use log::warn;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// The folder in `LOG_DIR`.
 const FOLDER: &str = "failed-vms";
@@ -38,11 +38,9 @@ impl FailureRecord {
     /// Of a failure whose time is by a clock that shows `now`.
     pub fn new(failure: &Failure, now: Millis) -> FailureRecord {
         let Failure { at, slot, vm, incarnation, reason, heard, findings } = failure.clone();
-        let ago = Duration::from_millis(u64::try_from(now - at).unwrap_or(0));
-        let utc = SystemTime::now();
         let guest = heard.guest;
         FailureRecord {
-            at: date::timestamp(utc.checked_sub(ago).unwrap_or(utc)),
+            at: date::timestamp(wall_time(at, now, SystemTime::now())),
             slot,
             vm,
             incarnation,
@@ -162,6 +160,7 @@ fn write(path: &Path, content: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn failure(number: i64) -> Failure {
         let guest = GuestWord {
