@@ -90,6 +90,15 @@ impl PoolState {
         }
     }
 
+    /// Idle VMs that were to retire stay, since a job waits, unless they were told already.
+    pub(super) fn keep_idle_vms(&mut self) {
+        for slot in 0..self.slots.len() {
+            if self.slot(slot).retiring() != Some(RetireReason::Drain) {
+                self.tell(slot, Event::StayIfNotTold);
+            }
+        }
+    }
+
     /// How many idle VMs have been too many for `SURPLUS_MINUTES`, while no job is queued that might want them.
     fn lasting_surplus(&mut self) -> usize {
         let patience = millis(self.rules.pool.surplus_after);

@@ -12,7 +12,7 @@
 use super::Millis;
 use super::back_off::{self, Random};
 use super::health::Reach;
-use super::slot::types::{Event, Job, JobEvent, News, RetireReason};
+use super::slot::types::{Job, JobEvent, News};
 use super::state::PoolState;
 use crate::github::Error;
 use crate::github::queue::{Message, Opened, QueueError, QueueEvent, ScaleSetJob, Statistics};
@@ -101,7 +101,6 @@ pub struct QueueReport {
 pub struct Queue {
     /// What is asked, and when that began.
     asked: (Ask, Millis),
-    is_open: bool,
     scale_set: u64,
     /// Messages that were handled, of which GitHub does not know it yet.
     unacknowledged: VecDeque<u64>,
@@ -139,8 +138,7 @@ impl Queue {
     }
 
     fn leave(&mut self, state: &mut PoolState) -> Ask {
-        if std::mem::take(&mut self.is_open) {
-            state.queue_closed();
+        if state.queue_closed() {
             return Ask::Close;
         }
         if state.stopping().is_some() { Ask::End } else { Ask::Pause(SECOND) }
@@ -148,13 +146,13 @@ impl Queue {
 
     fn take_in(&mut self, answer: Answer, asked: (Ask, Millis), state: &mut PoolState) -> Ask {
         let error = match answer {
-            Answer::Paused if self.is_open => {
+            Answer::Paused if state.queue.connected_since.is_some() => {
                 return self.again.take().unwrap_or_else(|| self.ask_next(state));
             }
             Answer::Paused => return Ask::Open,
             Answer::Opened(Ok(opened)) => {
                 // Not the end of failures: a session can be of no use.
-                (self.is_open, self.refreshed, self.after) = (true, false, 0);
+                (self.refreshed, self.after) = (false, 0);
                 if std::mem::replace(&mut self.scale_set, opened.scale_set) != opened.scale_set {
                     self.unacknowledged.clear();
                 }
@@ -202,7 +200,7 @@ impl Queue {
                 self.again = Some(asked);
                 Ask::Refresh
             }
-            (QueueError::Other(error), asked) if self.is_open => {
+            (QueueError::Other(error), asked) if state.queue.connected_since.is_some() => {
                 let wait = self.fails(error, state);
                 let is_last = self.failures >= TRIES;
                 self.again = match asked {
@@ -220,9 +218,8 @@ impl Queue {
                 Ask::Pause(WHILE_IN_USE)
             }
             (error, _) => {
-                let was_open = std::mem::take(&mut self.is_open);
+                let was_open = state.queue_closed();
                 self.again = None;
-                state.queue_closed();
                 // A first time is in the nature of sessions. What repeats has a cause.
                 if was_open && self.failures == 0 {
                     self.failures = 1;
@@ -284,9 +281,9 @@ impl PoolState {
         self.queue_counts(opened.statistics);
     }
 
-    /// There is no session: jobs wait at GitHub.
-    fn queue_closed(&mut self) {
-        self.queue.connected_since = None;
+    /// There is no session any more: jobs wait at GitHub. Answers whether there was one.
+    fn queue_closed(&mut self) -> bool {
+        self.queue.connected_since.take().is_some()
     }
 
     fn queue_answers(&mut self, answer: Result<(), Error>) {
@@ -338,15 +335,6 @@ impl PoolState {
                 conclusion: job.result.as_deref().map(conclusion),
                 ..Job::default()
             },
-        }
-    }
-
-    /// Idle VMs that were to retire stay, since a job waits, unless they were told already.
-    pub(super) fn keep_idle_vms(&mut self) {
-        for slot in 0..self.slots.len() {
-            if self.slot(slot).retiring() != Some(RetireReason::Drain) {
-                self.tell(slot, Event::StayIfNotTold);
-            }
         }
     }
 }
