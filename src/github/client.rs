@@ -14,7 +14,7 @@ pub use super::http::REQUEST_TIMEOUT;
 use super::http::{Http, Request, Response};
 use super::refusal::refusal;
 use super::scale_set::ScaleSet;
-use super::scope::{Scope, encode};
+use super::scope::{Scope, encode, with_query};
 use super::traffic::Traffic;
 use super::wire::{Download, Group, Id, JitConfig, Job, Page, RunnerItem, Token};
 use super::{Error, GitHub, PER_PAGE, QueuedJob, Registration, Removal, Runner};
@@ -134,10 +134,9 @@ impl Client {
         path: &str,
         deadline: Instant,
     ) -> Result<Vec<T>, Error> {
-        let joint = if path.contains('?') { '&' } else { '?' };
         let mut items = Vec::new();
         for page in 1..=MAX_PAGES {
-            let paged = format!("{path}{joint}per_page={PER_PAGE}&page={page}");
+            let paged = with_query(path, &format!("per_page={PER_PAGE}&page={page}"));
             let found: Page<T> = self.ask(&Request::new(scope, what, Method::GET, paged), deadline)?;
             let over = found.items.is_empty();
             items.extend(found.items);

@@ -396,6 +396,14 @@ impl Response {
         Ok(Response { status, body, date, message, headers })
     }
 
+    /// GitHub's words as the end of an error's text.
+    pub fn said(&self) -> String {
+        match &*self.message {
+            "" => String::new(),
+            message => format!(". GitHub says: {message}"),
+        }
+    }
+
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }

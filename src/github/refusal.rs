@@ -49,10 +49,7 @@ pub(super) fn refusal(request: &Request, response: &Response, http: &Http) -> Er
 
 /// The error of a refused request, for this reason.
 pub(super) fn refused(request: &Request, response: &Response, why: &str) -> Error {
-    let said = match &*response.message {
-        "" => String::new(),
-        message => format!(". GitHub says: {message}"),
-    };
+    let said = response.said();
     let text = format!("{}: {why}{said}", request.what);
     match response.status {
         401 | 403 | 404 => Error::Refused(text),

@@ -67,6 +67,12 @@ pub(super) fn encode(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
+/// A URL or path with one more part of its query.
+pub(super) fn with_query(url: &str, part: &str) -> String {
+    let joint = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{joint}{part}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -73,12 +73,8 @@ impl Client {
         let what = format!("cannot register the runner {}", one_line(name, 100));
         let Found { id, .. } = self.find_or_make_scale_set()?;
         let response = self.call(&Call {
-            what: &what,
-            method: Method::POST,
-            path: format!("{SCALE_SETS}/{id}/generatejitconfig"),
             body: Some(json!({ "name": name, "workFolder": "_work" })),
-            token: None,
-            deadline: self.http.request_deadline(),
+            ..Call::new(&what, Method::POST, format!("{SCALE_SETS}/{id}/generatejitconfig"))
         })?;
         if is_because(&response, "AgentExistsException") {
             return Err(Error::NameTaken);
@@ -136,8 +132,7 @@ impl Client {
     }
 
     fn get(&self, what: &str, path: String) -> Result<Response, Error> {
-        let deadline = self.http.request_deadline();
-        self.call(&Call { what, method: Method::GET, path, body: None, token: None, deadline })
+        self.call(&Call::new(what, Method::GET, path))
     }
 
     /// The scale set of the pool's name, if there is one.
@@ -164,9 +159,6 @@ impl Client {
         let labels: Vec<Value> =
             self.config.labels.iter().map(|name| json!({ "type": "System", "name": name })).collect();
         let response = self.call(&Call {
-            what,
-            method: Method::POST,
-            path: SCALE_SETS.into(),
             // With updates off: the image brings its runner, and a runner that updates itself in each new VM is slow.
             body: Some(json!({
                 "name": self.config.scale_set,
@@ -174,8 +166,7 @@ impl Client {
                 "labels": labels,
                 "RunnerSetting": { "disableUpdate": true },
             })),
-            token: None,
-            deadline: self.http.request_deadline(),
+            ..Call::new(what, Method::POST, SCALE_SETS.into())
         })?;
         if is_because(&response, "RunnerScaleSetExistsException")
             && let Some(found) = self.find_scale_set(group)?

@@ -6,6 +6,7 @@
 use crate::github::Error;
 use crate::github::client::Client;
 use crate::github::http::{Outgoing, Response};
+use crate::github::scope::with_query;
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
 use base64::Engine;
@@ -54,7 +55,14 @@ pub(super) struct Call<'a> {
     pub body: Option<Value>,
     /// Another token than that of the connection.
     pub token: Option<&'a Secret>,
-    pub deadline: Instant,
+    /// Other than that of any request.
+    pub deadline: Option<Instant>,
+}
+
+impl Call<'_> {
+    pub fn new(what: &str, method: Method, path: String) -> Call<'_> {
+        Call { what, method, path, body: None, token: None, deadline: None }
+    }
 }
 
 impl Client {
@@ -124,27 +132,27 @@ impl Client {
     /// # Errors
     /// When the pool cannot sign in, or there is no response in time.
     pub(super) fn call(&self, call: &Call) -> Result<Response, Error> {
+        let deadline = call.deadline.unwrap_or_else(|| self.http.request_deadline());
         let connection = self.connection()?;
-        let response = self.call_by(&connection, call)?;
+        let response = self.call_by(&connection, call, deadline)?;
         if response.status != 401 || call.token.is_some() {
             return Ok(response);
         }
         // Of calls that are refused together, the first has the connection made anew.
         unpoisoned(&self.scale_set.connection).take_if(|held| held.token == connection.token);
-        self.call_by(&self.connection()?, call)
+        self.call_by(&self.connection()?, call, deadline)
     }
 
-    fn call_by(&self, connection: &Connection, call: &Call) -> Result<Response, Error> {
-        let joint = if call.path.contains('?') { '&' } else { '?' };
+    fn call_by(&self, connection: &Connection, call: &Call, deadline: Instant) -> Result<Response, Error> {
         let outgoing = Outgoing {
             method: &call.method,
-            url: &format!("{}{}{joint}{API_VERSION}", connection.url, call.path),
+            url: &with_query(&format!("{}{}", connection.url, call.path), API_VERSION),
             scheme: "Bearer",
             token: call.token.unwrap_or(&connection.token),
             headers: &[("User-Agent", USER_AGENT), ("Accept", "application/json")],
             body: call.body.as_ref(),
         };
-        let sent = self.http.transmit(&outgoing, call.deadline);
+        let sent = self.http.transmit(&outgoing, deadline);
         sent.map_err(|why| Error::Failed(format!("{}: {why}", call.what)))
     }
 
@@ -183,10 +191,7 @@ pub(super) fn read(what: &str, response: &Response) -> Result<Value, Error> {
 
 /// The error for a response that is not the expected one.
 pub(super) fn refused(what: &str, response: &Response) -> Error {
-    let said = match &*response.message {
-        "" => String::new(),
-        message => format!(". GitHub says: {message}"),
-    };
+    let said = response.said();
     let status = response.status;
     let retry_after = response.header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
     let is_limit = retry_after.is_some() || response.header("x-ratelimit-remaining") == Some("0");

@@ -7,7 +7,7 @@ use crate::github::Error;
 use crate::github::client::Client;
 use crate::github::http::Response;
 use crate::github::queue::{JobQueue, Message, Opened, QueueError, Statistics};
-use crate::github::scope::encode;
+use crate::github::scope::{encode, with_query};
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
 use serde_json::json;
@@ -49,12 +49,8 @@ impl Client {
     pub(super) fn open_session(&self, found: &Found) -> Result<(Session, Statistics), QueueError> {
         let what = "cannot open the runner scale set's queue";
         let response = self.call(&Call {
-            what,
-            method: Method::POST,
-            path: format!("{SCALE_SETS}/{}/sessions", found.id),
             body: Some(json!({ "sessionId": NIL, "ownerName": owner() })),
-            token: None,
-            deadline: self.http.request_deadline(),
+            ..Call::new(what, Method::POST, format!("{SCALE_SETS}/{}/sessions", found.id))
         })?;
         match response.status {
             404 => {
@@ -92,12 +88,8 @@ impl Client {
     pub(super) fn close_session(&self, session: &Session) -> Result<(), Error> {
         let what = "cannot close the runner scale set's queue";
         let response = self.call(&Call {
-            what,
-            method: Method::DELETE,
-            path: session.path(),
-            body: None,
-            token: None,
-            deadline: self.http.clock().now() + CLOSE_TIMEOUT,
+            deadline: Some(self.http.clock().now() + CLOSE_TIMEOUT),
+            ..Call::new(what, Method::DELETE, session.path())
         })?;
         let is_over = response.status == 404 || is_because(&response, "SessionExpiredException");
         if response.is_success() || is_over { Ok(()) } else { Err(refused(what, &response)) }
@@ -149,8 +141,7 @@ impl JobQueue for Client {
         let session = self.session()?;
         let mut url = session.queue_url;
         if after > 0 {
-            let joint = if url.contains('?') { '&' } else { '?' };
-            url.push_str(&format!("{joint}lastMessageId={after}"));
+            url = with_query(&url, &format!("lastMessageId={after}"));
         }
         let deadline = self.http.clock().now() + NEXT_TIMEOUT;
         let (target, capacity) = ((&*url, &session.queue_token), capacity.to_string());
@@ -166,14 +157,7 @@ impl JobQueue for Client {
     fn refresh(&self) -> Result<Statistics, QueueError> {
         let what = "cannot renew the runner scale set's queue";
         let session = self.session()?;
-        let response = self.call(&Call {
-            what,
-            method: Method::PATCH,
-            path: session.path(),
-            body: None,
-            token: None,
-            deadline: self.http.request_deadline(),
-        })?;
+        let response = self.call(&Call::new(what, Method::PATCH, session.path()))?;
         if response.status != 401 {
             self.judge(what, &response)?;
         }
@@ -190,12 +174,9 @@ impl JobQueue for Client {
         let what = "cannot acquire jobs of the runner scale set";
         let session = self.session()?;
         let response = self.call(&Call {
-            what,
-            method: Method::POST,
-            path: format!("{SCALE_SETS}/{}/acquirejobs", session.scale_set),
             body: Some(json!(requests)),
             token: Some(&session.queue_token),
-            deadline: self.http.request_deadline(),
+            ..Call::new(what, Method::POST, format!("{SCALE_SETS}/{}/acquirejobs", session.scale_set))
         })?;
         self.judge(what, &response)
     }
