@@ -323,9 +323,11 @@ pub(crate) fn lock_storage(folder: &Path, remedy: &str) -> Result<File, String> 
     let path = folder.join(LOCK);
     fs::create_dir_all(folder)
         .map_err(|err| format!("VM_STORAGE_PATH {} cannot be made: {err}", folder.display()))?;
+    // Windows locks no file that is open for appending alone.
     let file = File::options()
-        .create(true)
+        .read(true)
         .append(true)
+        .create(true)
         .open(&path)
         .map_err(|err| format!("{} cannot be opened: {err}", path.display()))?;
     match file.try_lock() {

@@ -188,13 +188,14 @@ fn the_fingerprint_changes_with_the_template_and_what_a_vm_is_made_of() {
         assert_ne!(fingerprint(changed.clone()), Some(first.clone()), "{changed:?}");
     }
 
-    let template = fs::File::options().append(true).open(host.template()).unwrap();
+    let template = fs::File::options().write(true).open(host.template()).unwrap();
     template.set_modified(std::time::UNIX_EPOCH).unwrap();
     let rebuilt = fingerprint(settings(&host));
     assert_ne!(rebuilt, Some(first));
     template.set_len(100).unwrap();
     template.set_modified(std::time::UNIX_EPOCH).unwrap();
     assert_ne!(fingerprint(settings(&host)), rebuilt);
+    drop(template);
     fs::remove_file(host.template()).unwrap();
     assert_eq!(fingerprint(settings(&host)), None);
 }
