@@ -4,7 +4,7 @@ use crate::github_client::{sentence, settings};
 use crate::support::fake_github::{FakeGitHub, Fault, Reply};
 use hyperv_runner_pool::config::{GitHubConfig, Intake};
 use hyperv_runner_pool::github::client::Client;
-use hyperv_runner_pool::github::queue::{JobQueue, QueueError, QueueEvent, Statistics};
+use hyperv_runner_pool::github::queue::{JobQueue, Opened, QueueError, QueueEvent, Statistics};
 use hyperv_runner_pool::github::{Error, GitHub};
 use serde_json::json;
 
@@ -79,6 +79,37 @@ fn labels_that_github_drops_are_named_each_time() {
         assert!(opened.warnings[0].contains("lacks the labels Windows"), "{:?}", opened.warnings);
         client.close().unwrap();
     }
+}
+
+#[test]
+fn a_server_that_takes_the_sets_name_alone_for_a_label_gives_a_set_that_is_the_pools_and_lacks_labels() {
+    let github = FakeGitHub::start();
+    github.wish(|wishes| wishes.only_the_name = true);
+    let lacks = format!("lacks the labels {}, so", config(&github).labels.join(", "));
+    // The first makes it, the second finds it.
+    for _ in 0..2 {
+        let client = client(&github);
+        let Opened { warnings, .. } = client.open().unwrap();
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].contains(&lacks) && warnings[0].ends_with("set runs-on to build"),
+            "{warnings:?}"
+        );
+        client.close().unwrap();
+    }
+    assert_eq!(github.scale_sets().len(), 1);
+    assert_eq!(client(&github).check().unwrap().warnings.len(), 1);
+}
+
+#[test]
+fn the_sets_own_name_beside_the_pools_labels_is_nobody_elses_and_hides_no_label_that_is() {
+    let github = FakeGitHub::start();
+    github.add_scale_set("build", 1, &["Build", "self-hosted", "Windows"]);
+    assert_eq!(client(&github).open().unwrap().warnings, Vec::<String>::new());
+
+    github.remove_scale_set("build");
+    github.add_scale_set("build", 1, &["build", "gpu"]);
+    assert!(refused(client(&github).open()).contains("does not have (gpu)"));
 }
 
 #[test]

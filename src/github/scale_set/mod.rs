@@ -200,10 +200,13 @@ impl Client {
         let labels = set["labels"].as_array().map_or(&[][..], Vec::as_slice);
         let labels: Vec<&str> = labels.iter().filter_map(|label| label["name"].as_str()).collect();
         let ours = &self.config.labels;
+        // A server that takes one label for a scale set gives it its own name for that.
+        // https://github.com/actions/scaleset/issues/75
+        let is_its_name = |label: &&str| label.eq_ignore_ascii_case(name);
         let more: Vec<&str> = labels
             .iter()
             .copied()
-            .filter(|its| !ours.iter().any(|our| our.eq_ignore_ascii_case(its)))
+            .filter(|its| !is_its_name(its) && !ours.iter().any(|our| our.eq_ignore_ascii_case(its)))
             .collect();
         if !more.is_empty() {
             let more = one_line(&more.join(", "), 200);
@@ -216,10 +219,15 @@ impl Client {
             .filter(|our| !labels.iter().any(|its| its.eq_ignore_ascii_case(our)))
             .collect();
         if !missing.is_empty() {
+            let why = if !labels.is_empty() && labels.iter().all(is_its_name) {
+                format!("it has its own name alone, as where GitHub takes one label: set runs-on to {name}")
+            } else {
+                "GitHub has not taken them, or they are newer than the scale set; delete it at GitHub, and the pool \
+                 makes it anew"
+                    .into()
+            };
             warnings.push(format!(
-                "the runner scale set {name:?} lacks the labels {}, so no job that asks for one of them comes: GitHub \
-                 has not taken them, or they are newer than the scale set; delete it at GitHub, and the pool makes it \
-                 anew",
+                "the runner scale set {name:?} lacks the labels {}, so no job that asks for one of them comes: {why}",
                 missing.join(", ")
             ));
         }

@@ -67,6 +67,8 @@ pub struct Wishes {
     pub offers: bool,
     /// Labels that are not taken.
     pub drops: Vec<String>,
+    /// A scale set has one label, its name, as on GitHub Enterprise Server before 3.21.
+    pub only_the_name: bool,
     /// Sessions that have no address of their queue.
     pub without_address: u32,
     /// A session is not renewed.
@@ -326,7 +328,10 @@ impl State {
                 assert_eq!(label["type"], "System");
                 label["name"].as_str().unwrap().to_owned()
             });
-            let labels = labels.filter(|label| !sets.wishes.drops.contains(label)).collect();
+            let mut labels: Vec<_> = labels.filter(|label| !sets.wishes.drops.contains(label)).collect();
+            if sets.wishes.only_the_name {
+                labels = vec![name.to_owned()];
+            }
             sets.add(name, group, labels, body["RunnerSetting"]["disableUpdate"] == true);
             let set = sets.sets.last().unwrap();
             return Some(Reply::json(200, &sets.to_json(set)));
