@@ -35,6 +35,10 @@ const LEAST_BETWEEN: Millis = SECOND;
 /// How often a message is tried to be acquired from or acknowledged, until the next is asked for.
 const TRIES: u32 = 3;
 
+/// A session in which so many tries in a row have failed is given up for another: the address that it has of its queue
+/// can be dead for good, and GitHub's own client starts anew after each failure.
+const TRIES_IN_A_SESSION: u32 = 5;
+
 /// How often GitHub's count is asked for while no message brings one: messages can be lost.
 const RECOUNT_EVERY: Millis = 10 * 60 * SECOND;
 
@@ -201,7 +205,13 @@ impl Queue {
                 Ask::Refresh
             }
             (QueueError::Other(error), asked) if state.queue.connected_since.is_some() => {
+                let is_limit = matches!(error, Error::RateLimited { .. });
                 let wait = self.fails(error, state);
+                if self.failures >= TRIES_IN_A_SESSION && !is_limit {
+                    self.again = None;
+                    state.queue_closed();
+                    return Ask::Pause(wait);
+                }
                 let is_last = self.failures >= TRIES;
                 self.again = match asked {
                     // GitHub offers again what was not acquired, and repeats what was not acknowledged, in a new
@@ -563,6 +573,32 @@ mod tests {
         world.bring(Answer::Next(Err(QueueError::Expired)));
         pause(world.bring(Answer::Refreshed(Err(failed()))));
         assert_eq!(world.bring(Answer::Paused), Ask::Refresh);
+    }
+
+    #[test]
+    fn a_session_in_which_nothing_comes_through_is_given_up_for_another() {
+        // The queue's address is dead, say, or the renewal is refused in words that nobody has heard before.
+        for ask in [next(0), Ask::Refresh] {
+            let mut world = World::open();
+            if ask == Ask::Refresh {
+                assert_eq!(world.bring(Answer::Next(Err(QueueError::Expired))), Ask::Refresh);
+            }
+            let fail = |error| match &ask {
+                Ask::Refresh => Answer::Refreshed(Err(error)),
+                _ => Answer::Next(Err(error)),
+            };
+            for _ in 1..TRIES_IN_A_SESSION {
+                let wait = pause(world.bring(fail(failed())));
+                assert_eq!(world.pass(wait, Answer::Paused), ask);
+            }
+            let wait = pause(world.bring(fail(failed())));
+            assert_eq!(world.state.snapshot(world.now).queue.unwrap().connected_since, None);
+            assert_eq!(world.pass(wait, Answer::Paused), Ask::Open);
+            // The failures go on counting: another session that is of no use is not asked in a hot loop.
+            assert_eq!(world.bring(opened(5, ONE_WAITS)), next(0));
+            assert!(pause(world.bring(Answer::Next(Err(failed())))) >= 30 * SECOND);
+            assert_eq!(world.waiting(), 1);
+        }
     }
 
     #[test]
