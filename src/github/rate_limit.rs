@@ -19,7 +19,7 @@ const SECONDARY_WAIT: Duration = Duration::from_secs(60);
 const MAX_DOUBLINGS: u32 = 4;
 /// The longest wait: the window of the primary limit is one hour. A longer one
 /// is a mistake somewhere, and must not stop the pool for good.
-const MAX_WAIT: Duration = Duration::from_secs(3600);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// What all slots know together of GitHub's rate limits.
 pub(super) struct RateLimit {

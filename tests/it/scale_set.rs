@@ -318,6 +318,11 @@ fn a_rate_limit_of_the_service_says_how_long_to_wait() {
         let Err(Error::RateLimited { retry_after, .. }) = client.register("runner-1-ab") else { panic!() };
         assert_eq!(retry_after.as_secs(), 90);
     }
+    // A longer time than any window is a mistake somewhere, and must not stop the pool for good.
+    let limited = Reply::refusal(429, "slow down").header("Retry-After", u64::MAX);
+    github.misbehave("generatejitconfig", 1, Fault::Answer(limited));
+    let Err(Error::RateLimited { retry_after, .. }) = client.register("runner-1-ab") else { panic!() };
+    assert_eq!(retry_after.as_secs(), 3600);
 }
 
 #[test]

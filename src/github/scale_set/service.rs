@@ -6,6 +6,7 @@
 use crate::github::Error;
 use crate::github::client::Client;
 use crate::github::http::{Outgoing, Response};
+use crate::github::rate_limit::MAX_WAIT;
 use crate::github::scope::with_query;
 use crate::secret::Secret;
 use crate::sync::unpoisoned;
@@ -197,7 +198,7 @@ pub(super) fn refused(what: &str, response: &Response) -> Error {
     let is_limit = retry_after.is_some() || response.header("x-ratelimit-remaining") == Some("0");
     match status {
         429 | 403 if status == 429 || is_limit => Error::RateLimited {
-            retry_after: retry_after.map_or(RATE_LIMIT, Duration::from_secs),
+            retry_after: retry_after.map_or(RATE_LIMIT, Duration::from_secs).min(MAX_WAIT),
             why: format!("{what}: GitHub's Actions service limits the rate ({status}){said}"),
         },
         401 | 403 => Error::Refused(format!(
