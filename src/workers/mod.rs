@@ -32,14 +32,13 @@ use crate::pool::{Millis, Refusal, Rules, RunnerConfig, Snapshot, image_age};
 use crate::repeats::Repeats;
 use crate::secret::{Keys, Proof};
 use crate::sync::unpoisoned;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use failed_vms::FailedVms;
 use log::warn;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long an orderly stop may last. What is not done by then is left to the next start.
@@ -51,8 +50,8 @@ pub const HOST_SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 /// The running pool.
 pub struct Pool {
     shared: Arc<Shared>,
-    /// Closes the queue, once the pool stops.
-    closing: Mutex<Option<JoinHandle<()>>>,
+    /// Ends when the queue is closed, once the pool stops.
+    closing: Mutex<Option<Receiver<()>>>,
 }
 
 /// What the pool's threads share.
@@ -167,14 +166,16 @@ impl Pool {
 
     /// Waits until every slot has stopped, or `limit` is over. Answers whether all have.
     pub fn join(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
         if let Some(closing) = unpoisoned(&self.closing).take() {
-            // Bounded, as every request to GitHub is.
-            let _ = closing.join();
+            // It may have to sign in first, with every try as long as a request may take.
+            let _ = closing.recv_deadline(until);
         }
+        let left = until.saturating_duration_since(Instant::now());
         let (inner, _) = self
             .shared
             .stopped
-            .wait_timeout_while(self.shared.lock(), limit, |inner| !inner.state.has_stopped())
+            .wait_timeout_while(self.shared.lock(), left, |inner| !inner.state.has_stopped())
             .unwrap_or_else(PoisonError::into_inner);
         let left = inner.state.slots().filter(|slot| slot.phase() != Phase::Stopped).count();
         drop(inner);

@@ -3,9 +3,9 @@
 use super::{Shared, random_seed};
 use crate::github::queue::JobQueue;
 use crate::pool::queue::{Answer, Ask, Queue};
+use crossbeam_channel::Receiver;
 use log::{debug, info, warn};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Starts the thread, if there is a queue. It ends when the pool stops, or with the process.
@@ -43,11 +43,19 @@ fn run(shared: &Arc<Shared>, queue: &dyn JobQueue) {
 
 /// Closes the session while the thread most likely waits for a message: another
 /// start can open its own at once. Beside the slots, which need not wait for it.
-pub(super) fn close(shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
+/// What it answers with is disconnected when that is done.
+pub(super) fn close(shared: &Arc<Shared>) -> Option<Receiver<()>> {
     let queue = shared.queue.clone()?;
-    let close = move || match queue.close() {
-        Ok(()) => info!("the scale set's queue is closed"),
-        Err(error) => warn!("the scale set's queue is not closed, and ends by itself in a minute: {error}"),
+    let (closes, closing) = crossbeam_channel::bounded(0);
+    let close = move || {
+        match queue.close() {
+            Ok(()) => info!("the scale set's queue is closed"),
+            Err(error) => {
+                warn!("the scale set's queue is not closed, and ends by itself in a minute: {error}");
+            }
+        }
+        drop(closes);
     };
-    std::thread::Builder::new().name("queue-close".into()).spawn(close).ok()
+    std::thread::Builder::new().name("queue-close".into()).spawn(close).ok()?;
+    Some(closing)
 }

@@ -5,9 +5,13 @@ use crate::support::wait_until;
 use hyperv_runner_pool::github::Error;
 use hyperv_runner_pool::github::queue::{JobQueue, Message, Opened, QueueError, Statistics};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 /// A queue that says this when it is opened. Its first message says that one job more is assigned.
 struct Says(Result<Opened, QueueError>);
+
+/// One whose closing takes longer than any test.
+struct NeverCloses(Says);
 
 const OPENED: Opened =
     Opened { scale_set: 1, warnings: Vec::new(), statistics: Statistics { assigned: 2, running: 1 } };
@@ -39,6 +43,37 @@ impl JobQueue for Says {
     }
 
     fn close(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
+impl JobQueue for NeverCloses {
+    fn scale_set(&self) -> Option<u64> {
+        self.0.scale_set()
+    }
+
+    fn open(&self) -> Result<Opened, QueueError> {
+        self.0.open()
+    }
+
+    fn next(&self, after: u64, capacity: u32) -> Result<Option<Message>, QueueError> {
+        self.0.next(after, capacity)
+    }
+
+    fn refresh(&self) -> Result<Statistics, QueueError> {
+        self.0.refresh()
+    }
+
+    fn acquire(&self, requests: &[i64]) -> Result<(), QueueError> {
+        self.0.acquire(requests)
+    }
+
+    fn acknowledge(&self, message: u64) -> Result<(), QueueError> {
+        self.0.acknowledge(message)
+    }
+
+    fn close(&self) -> Result<(), QueueError> {
+        std::thread::sleep(Duration::from_secs(3600));
         Ok(())
     }
 }
@@ -114,6 +149,15 @@ fn a_pool_with_a_scale_set_takes_no_webhook_and_misses_none() {
     assert!(metrics.contains("# TYPE hyperv_runner_pool_webhooks_total counter\n"), "{metrics}");
     assert!(!metrics.contains("\nhyperv_runner_pool_webhooks_total{"), "no alert can miss one: {metrics}");
     pool.stop(Stop::Keep);
+}
+
+#[test]
+fn a_queue_that_is_not_closed_in_time_does_not_hold_up_the_stop() {
+    let pool = MockWorld::with_queue(NeverCloses(Says(Ok(OPENED)))).start(settings(1, 0));
+    wait_until("it is open", || status(&pool)["queue"]["connected_since"] != Value::Null);
+    let (begun, limit) = (Instant::now(), Duration::from_secs(5));
+    pool.stop_within(Stop::Destroy, limit);
+    assert!(begun.elapsed() < limit * 4, "{:?}", begun.elapsed());
 }
 
 #[test]

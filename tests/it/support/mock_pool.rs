@@ -293,8 +293,12 @@ impl MockPool {
     }
 
     pub fn stop(self, stop: Stop) {
+        self.stop_within(stop, STOP_LIMIT);
+    }
+
+    pub fn stop_within(self, stop: Stop, limit: Duration) {
         self.pool.stop(stop);
-        assert!(self.pool.join(STOP_LIMIT), "it stops in time");
+        assert!(self.pool.join(limit), "it stops in time");
         self.server.stop();
     }
 }
