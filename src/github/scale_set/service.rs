@@ -145,12 +145,15 @@ impl Client {
     }
 
     fn call_by(&self, connection: &Connection, call: &Call, deadline: Instant) -> Result<Response, Error> {
+        let json = ("Content-Type", "application/json");
+        let headers = [("User-Agent", USER_AGENT), ("Accept", "application/json"), json];
         let outgoing = Outgoing {
             method: &call.method,
             url: &with_query(&format!("{}{}", connection.url, call.path), API_VERSION),
             scheme: "Bearer",
             token: call.token.unwrap_or(&connection.token),
-            headers: &[("User-Agent", USER_AGENT), ("Accept", "application/json")],
+            // GitHub's own client names the type also where there is no body. A body brings it itself.
+            headers: if call.body.is_some() { &headers[..2] } else { &headers },
             body: call.body.as_ref(),
         };
         let sent = self.http.transmit(&outgoing, deadline);

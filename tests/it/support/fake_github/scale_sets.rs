@@ -295,6 +295,7 @@ impl State {
         }
         let rest = path.strip_prefix("/service")?;
         assert_eq!(query("api-version").as_deref(), Some("6.0-preview"), "{path}");
+        assert_eq!(seen.headers.get("content-type").map(String::as_str), Some("application/json"), "{path}");
         let acquires = rest.ends_with("/acquirejobs");
         if !acquires && bearer.map(str::to_owned) != self.scale_sets.admin_token {
             return Some(exception(401, "VssUnauthorizedException", "Bad credentials"));
