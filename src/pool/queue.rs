@@ -165,7 +165,11 @@ impl Queue {
                 return self.ask_next(state);
             }
             Answer::Next(Ok(message)) => {
-                self.came_through();
+                self.refreshed = false;
+                // One that can be read but not acknowledged, in this session or any, is no end of failures.
+                if message.is_none() {
+                    self.failures = 0;
+                }
                 state.queue_answers(Ok(()));
                 return match message {
                     Some(message) => self.handle(message, state),
@@ -180,11 +184,12 @@ impl Queue {
                 return self.again.take().unwrap_or_else(|| self.ask_next(state));
             }
             Answer::Done(Ok(())) => {
-                self.came_through();
+                self.refreshed = false;
                 return match asked.0 {
                     Ask::Acquire(_) => Ask::Acknowledge(self.after),
                     Ask::Close => Ask::Pause(SECOND),
                     Ask::Acknowledge(message) => {
+                        self.failures = 0;
                         self.unacknowledged.retain(|id| *id != message);
                         self.ask_next(state)
                     }
@@ -207,7 +212,8 @@ impl Queue {
             (QueueError::Other(error), asked) if state.queue.connected_since.is_some() => {
                 let is_limit = matches!(error, Error::RateLimited { .. });
                 let wait = self.fails(error, state);
-                if self.failures >= TRIES_IN_A_SESSION && !is_limit {
+                let reads = matches!(asked, Ask::Next { .. } | Ask::Refresh);
+                if self.failures >= TRIES_IN_A_SESSION && reads && !is_limit {
                     self.again = None;
                     state.queue_closed();
                     return Ask::Pause(wait);
@@ -238,10 +244,6 @@ impl Queue {
                 Ask::Pause(self.fails(Error::Failed(error.to_string()), state))
             }
         }
-    }
-
-    fn came_through(&mut self) {
-        (self.failures, self.refreshed) = (0, false);
     }
 
     /// Notes a failure, and answers how long to wait.
@@ -623,6 +625,25 @@ mod tests {
             assert_eq!(world.pass(wait, Answer::Paused), Ask::Open);
         }
         assert!(world.now >= 3 * 60 * SECOND, "{}", world.now);
+    }
+
+    #[test]
+    fn a_message_that_ends_every_session_is_not_asked_for_in_a_hot_loop() {
+        for ends in [Ask::Acquire(vec![3]), Ask::Acknowledge(1)] {
+            let mut world = World::open();
+            for _ in 0..10 {
+                let offers =
+                    if ends == Ask::Acknowledge(1) { vec![] } else { vec![QueueEvent::Available(3)] };
+                assert_eq!(world.bring(message(1, offers, Statistics::default())), ends);
+                let mut ask = world.bring(Answer::Done(Err(QueueError::SessionGone)));
+                if let Ask::Pause(wait) = ask {
+                    ask = world.pass(wait, Answer::Paused);
+                }
+                assert_eq!(ask, Ask::Open);
+                assert_eq!(world.bring(opened(5, ONE_WAITS)), next(0));
+            }
+            assert!(world.now >= 3 * 60 * SECOND, "{}", world.now);
+        }
     }
 
     #[test]
