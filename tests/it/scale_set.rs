@@ -173,6 +173,17 @@ fn a_server_that_offers_jobs_assigns_those_that_are_acquired() {
 }
 
 #[test]
+fn offered_jobs_that_are_not_there_any_more_end_no_session() {
+    let github = FakeGitHub::start();
+    let client = client(&github);
+    client.open().unwrap();
+    github.misbehave("acquirejobs", 1, Fault::Answer(Reply::refusal(404, "no such job")));
+    assert!(matches!(client.acquire(&[7]), Err(QueueError::Other(Error::Failed(_)))));
+    github.remove_scale_set("build");
+    assert_eq!(client.acquire(&[7]), Err(QueueError::SessionGone));
+}
+
+#[test]
 fn an_expired_access_to_the_queue_is_renewed_or_the_session_is_over() {
     let github = FakeGitHub::start();
     let client = client(&github);

@@ -178,6 +178,10 @@ impl JobQueue for Client {
             token: Some(&session.queue_token),
             ..Call::new(what, Method::POST, format!("{SCALE_SETS}/{}/acquirejobs", session.scale_set))
         })?;
+        // It may be the jobs that are not there any more. Of a session that is over, the next message tells.
+        if response.status == 404 && !is_because(&response, "RunnerScaleSetNotFoundException") {
+            return Err(refused(what, &response).into());
+        }
         self.judge(what, &response)
     }
 
