@@ -31,11 +31,12 @@ pub trait JobQueue: Send + Sync {
     /// [`QueueError::Expired`] when the session must be refreshed.
     fn next(&self, after: u64, capacity: u32) -> Result<Option<Message>, QueueError>;
 
-    /// Renews the session's access to the queue.
+    /// Renews the session's access to the queue. Answers with the jobs as they
+    /// are now, if GitHub says it.
     ///
     /// # Errors
     /// [`QueueError::SessionGone`] when it cannot be renewed.
-    fn refresh(&self) -> Result<Statistics, QueueError>;
+    fn refresh(&self) -> Result<Option<Statistics>, QueueError>;
 
     /// Takes jobs that GitHub offers: only GitHub Enterprise Server asks first.
     ///

@@ -80,7 +80,7 @@ pub enum Answer {
     /// The next message, if there is one.
     Next(Result<Option<Message>, QueueError>),
     /// Of renewing the session.
-    Refreshed(Result<Statistics, QueueError>),
+    Refreshed(Result<Option<Statistics>, QueueError>),
     /// Of what has no answer.
     Done(Result<(), QueueError>),
     /// The pause is over, or the thread has just started.
@@ -180,7 +180,10 @@ impl Queue {
             }
             Answer::Refreshed(Ok(statistics)) => {
                 self.counted_at = state.now;
-                state.queue_counts(statistics);
+                // Without a count, what the last message said still holds.
+                if let Some(statistics) = statistics {
+                    state.queue_counts(statistics);
+                }
                 return self.again.take().unwrap_or_else(|| self.ask_next(state));
             }
             Answer::Done(Ok(())) => {
@@ -556,8 +559,12 @@ mod tests {
     fn an_expired_access_is_renewed_once_and_the_call_made_again() {
         let mut world = World::open();
         assert_eq!(world.bring(Answer::Next(Err(QueueError::Expired))), Ask::Refresh);
-        assert_eq!(world.bring(Answer::Refreshed(Ok(ONE_WAITS))), next(0));
+        assert_eq!(world.bring(Answer::Refreshed(Ok(Some(ONE_WAITS)))), next(0));
         assert_eq!(world.waiting(), 1, "a renewal brings a count");
+        world.pass(50 * SECOND, Answer::Next(Ok(None)));
+        world.bring(Answer::Next(Err(QueueError::Expired)));
+        assert_eq!(world.bring(Answer::Refreshed(Ok(None))), next(0));
+        assert_eq!(world.waiting(), 1, "or none");
         assert_eq!(world.bring(Answer::Next(Err(QueueError::Expired))), Ask::Open, "and no second one");
     }
 
@@ -678,7 +685,7 @@ mod tests {
             assert_eq!(world.pass(50 * SECOND, Answer::Next(Ok(None))), next(0));
         }
         assert_eq!(world.pass(50 * SECOND, Answer::Next(Ok(None))), Ask::Refresh);
-        assert_eq!(world.bring(Answer::Refreshed(Ok(ONE_WAITS))), next(0));
+        assert_eq!(world.bring(Answer::Refreshed(Ok(Some(ONE_WAITS)))), next(0));
         assert_eq!(world.waiting(), 1);
     }
 

@@ -30,7 +30,7 @@ impl JobQueue for Says {
         Ok((after == 0).then(|| Message { id: 1, statistics, ..Message::default() }))
     }
 
-    fn refresh(&self) -> Result<Statistics, QueueError> {
+    fn refresh(&self) -> Result<Option<Statistics>, QueueError> {
         Err(QueueError::SessionGone)
     }
 
@@ -60,7 +60,7 @@ impl JobQueue for NeverCloses {
         self.0.next(after, capacity)
     }
 
-    fn refresh(&self) -> Result<Statistics, QueueError> {
+    fn refresh(&self) -> Result<Option<Statistics>, QueueError> {
         self.0.refresh()
     }
 

@@ -191,8 +191,11 @@ fn an_expired_access_to_the_queue_is_renewed_or_the_session_is_over() {
     github.expire_queue_token("build");
     assert_eq!(client.next(0, 5), Err(QueueError::Expired));
     assert_eq!(client.acknowledge(1), Err(QueueError::Expired));
-    assert_eq!(client.refresh(), Ok(Statistics::default()));
+    assert_eq!(client.refresh(), Ok(Some(Statistics::default())));
     assert_eq!(client.next(0, 5), Ok(None));
+
+    github.wish(|wishes| wishes.hides_count = true);
+    assert_eq!(client.refresh(), Ok(None), "a count that is not there is not zero");
 
     github.wish(|wishes| wishes.refuses_renewal = true);
     assert_eq!(client.refresh(), Err(QueueError::SessionGone));

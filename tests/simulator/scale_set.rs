@@ -117,7 +117,7 @@ impl Sim {
                 let session = self.session_of(p, &scope).ok_or(QueueError::SessionGone);
                 Answer::Refreshed(session.map(|session| {
                     session.token_is_good = true;
-                    statistics
+                    Some(statistics)
                 }))
             }
             // The pool's own client does not offer what it cannot acquire.
@@ -344,7 +344,7 @@ impl Sim {
                 Answer::Opened(Ok(Opened { statistics: Statistics::default(), ..opened }))
             }
             Answer::Refreshed(Ok(_)) if self.options.bug == Some(Bug::DeafToQueue) => {
-                Answer::Refreshed(Ok(Statistics::default()))
+                Answer::Refreshed(Ok(Some(Statistics::default())))
             }
             other => other,
         }

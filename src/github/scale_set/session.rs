@@ -46,7 +46,7 @@ impl Session {
 }
 
 impl Client {
-    pub(super) fn open_session(&self, found: &Found) -> Result<(Session, Statistics), QueueError> {
+    pub(super) fn open_session(&self, found: &Found) -> Result<(Session, Option<Statistics>), QueueError> {
         let what = "cannot open the runner scale set's queue";
         let response = self.call(&Call {
             body: Some(json!({ "sessionId": NIL, "ownerName": owner() })),
@@ -68,7 +68,7 @@ impl Client {
         what: &str,
         scale_set: u64,
         response: &Response,
-    ) -> Result<(Session, Statistics), QueueError> {
+    ) -> Result<(Session, Option<Statistics>), QueueError> {
         let answer = read(what, response)?;
         let text = |name: &str| answer[name].as_str().unwrap_or_default();
         let session = Session {
@@ -82,7 +82,7 @@ impl Client {
             return Err(Error::Failed(format!("{what}: GitHub gives no address of it yet")).into());
         }
         self.assert_safe(what, &session.queue_url)?;
-        Ok((session, statistics(&answer["statistics"]).unwrap_or_default()))
+        Ok((session, statistics(&answer["statistics"])))
     }
 
     pub(super) fn close_session(&self, session: &Session) -> Result<(), Error> {
@@ -133,6 +133,7 @@ impl JobQueue for Client {
             return Err(QueueError::SessionGone);
         }
         *held = Some(session);
+        let statistics = statistics.unwrap_or_default();
         Ok(Opened { scale_set: found.id, warnings: found.warnings, statistics })
     }
 
@@ -154,7 +155,7 @@ impl JobQueue for Client {
         read.map(Some).ok_or_else(|| Error::Failed(format!("{what}: a message has no number")).into())
     }
 
-    fn refresh(&self) -> Result<Statistics, QueueError> {
+    fn refresh(&self) -> Result<Option<Statistics>, QueueError> {
         let what = "cannot renew the runner scale set's queue";
         let session = self.session()?;
         let response = self.call(&Call::new(what, Method::PATCH, session.path()))?;

@@ -71,6 +71,8 @@ pub struct Wishes {
     pub only_the_name: bool,
     /// Sessions that have no address of their queue.
     pub without_address: u32,
+    /// A session that is opened or renewed comes without the count of its jobs.
+    pub hides_count: bool,
     /// A session is not renewed.
     pub refuses_renewal: bool,
     /// How long admin tokens last, in seconds; an hour if 0.
@@ -387,7 +389,8 @@ impl State {
         Reply::json(
             200,
             &json!({"sessionId": session.id.to_string(), "ownerName": session.owner, "messageQueueUrl": address,
-                "messageQueueAccessToken": session.token, "statistics": sets.statistics(id)}),
+                "messageQueueAccessToken": session.token,
+                "statistics": if sets.wishes.hides_count { Value::Null } else { sets.statistics(id) }}),
         )
     }
 
