@@ -63,7 +63,8 @@ pub fn launch(
     stop: impl Fn(bool) + Send + Sync + 'static,
 ) -> Result<(logging::Guard, App), Failure> {
     let Loaded { config, warnings } = loaded;
-    let guard = logging::start(&config.log).map_err(Failure::Refused)?;
+    // A failure that may pass: LOG_DIR can be on a volume that comes later, or its file be open elsewhere for a moment.
+    let guard = logging::start(&config.log).map_err(Failure::Failed)?;
     // Nobody reads the standard error of a pool that runs unattended.
     std::panic::set_hook(Box::new(|panic| {
         error!("a defect of this program: {panic}");
@@ -277,7 +278,7 @@ fn secret_of_keys(config: &Config) -> Result<Secret, String> {
 
 /// Whether the pool could listen there now.
 fn port(bind: IpAddr, port: u16) -> Finding {
-    match TcpListener::bind((bind, port)) {
+    match try_to_listen(bind, port) {
         Ok(_) => Finding::ok(format!("Port {port} on {bind} is free.")),
         // Not a fault: a pool that runs may be checked too.
         Err(err) if err.kind() == ErrorKind::AddrInUse => Finding::warning(format!(
@@ -288,7 +289,16 @@ fn port(bind: IpAddr, port: u16) -> Finding {
 }
 
 fn listen(bind: IpAddr, port: u16) -> Result<TcpListener, String> {
-    TcpListener::bind((bind, port)).map_err(|err| cannot_listen(bind, port, &err))
+    try_to_listen(bind, port).map_err(|err| cannot_listen(bind, port, &err))
+}
+
+fn try_to_listen(bind: IpAddr, port: u16) -> io::Result<TcpListener> {
+    // On Windows a port can be had for all addresses while another program has it for one, which then gets what comes.
+    // https://learn.microsoft.com/en-us/windows/win32/winsock/using-so-reuseaddr-and-so-exclusiveaddruse
+    if cfg!(windows) && bind.is_unspecified() {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    }
+    TcpListener::bind((bind, port))
 }
 
 fn cannot_listen(bind: IpAddr, port: u16, err: &io::Error) -> String {

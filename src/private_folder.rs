@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::time::Duration;
 
 /// Writes a file that is alone in such a folder, which is made anew: who made
 /// one that was there may have kept it open. Nobody ever reads half of the file.
@@ -11,13 +12,29 @@ use std::path::Path;
 /// When the old folder cannot be removed, or the new one or the file not be made.
 pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
-    match fs::remove_dir_all(folder) {
+    match unless_held(|| fs::remove_dir_all(folder)) {
         Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
         _ => create(folder)?,
     }
     let whole = path.with_extension("new");
     fs::write(&whole, text)?;
-    fs::rename(whole, path)
+    unless_held(|| fs::rename(&whole, path))
+}
+
+/// Tries for up to a second: on Windows a virus scanner keeps a new file to itself for a moment.
+fn unless_held(change: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    const SHARING_VIOLATION: i32 = 32;
+    for _ in 0..10 {
+        match change() {
+            Err(err)
+                if cfg!(windows)
+                    && (err.kind() == ErrorKind::PermissionDenied
+                        || err.raw_os_error() == Some(SHARING_VIOLATION)) => {}
+            changed => return changed,
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    change()
 }
 
 /// Makes a folder that is open to its owner alone.

@@ -51,13 +51,17 @@ pub(super) fn run(loaded: Loaded, source: Source) -> Done {
 /// Has Ctrl+C, a closed console, a logoff, a shutdown and SIGTERM tell `interrupt`.
 fn on_interrupt(interrupt: Sender<Wish>) -> Result<(), String> {
     #[cfg(windows)]
-    console::on_close(interrupt.clone())?;
+    let closed = interrupt.clone();
     // The handler runs on a thread of its own, not in a signal's context.
     let handler = move || {
         // Nobody listens any more once the program is past stopping.
         let _ = interrupt.send(Wish::Interrupt);
     };
-    ctrlc::set_handler(handler).map_err(|err| err.to_string())
+    ctrlc::set_handler(handler).map_err(|err| err.to_string())?;
+    // After it: Windows asks the newest handler first, and that one of ctrlc keeps every event to itself.
+    #[cfg(windows)]
+    console::on_close(closed)?;
+    Ok(())
 }
 
 #[cfg(windows)]

@@ -34,8 +34,12 @@ const MAX_BODY_BYTES: u64 = 4 * 1024 * 1024;
 /// How many characters of GitHub's own words go into an error.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// How long a connection may take, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take, TLS included: on Windows 10 seconds of it may go to asking whether the server's
+/// certificate was revoked, and a host that lets nothing out but HTTPS never learns that. Its answer is not needed.
+/// <https://github.com/rustls/rustls-platform-verifier/issues/237>
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection without a request is kept: a few rounds of the monitor, which then need no new one.
+const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 /// How long one request may take with all its tries. A listing of many pages
 /// may take four times as long.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -125,6 +129,7 @@ impl Http {
             .user_agent(concat!("hyperv-runner-pool/", env!("CARGO_PKG_VERSION")))
             .accept("application/vnd.github+json")
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            .max_idle_age(IDLE_CONNECTION)
             // The machine's own trusted roots: that is where the owner of a
             // GitHub Enterprise Server or of a TLS-inspecting proxy has put theirs.
             .tls_config(

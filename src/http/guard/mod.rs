@@ -42,8 +42,12 @@ use std::time::{Duration, Instant};
 /// The virtual size of a thread's stack. Only touched pages cost memory.
 const STACK: usize = 128 * 1024;
 
-/// How long a thread on Windows waits for bytes before it looks whether its connection was cut.
-const WINDOWS_TICK: Duration = Duration::from_millis(100);
+/// How long a thread on Windows waits for bytes before it looks whether its connection was cut. Windows makes
+/// half a second of less.
+const WINDOWS_TICK: Duration = Duration::from_millis(500);
+
+/// How long a connection waits for one that was cut to leave its place.
+const MAKES_ROOM: Duration = Duration::from_secs(2);
 
 /// How often [`Guard::nudge`] is called while a connection may be in `tiny_http`'s queue.
 const NUDGE_EVERY: Duration = Duration::from_millis(50);
@@ -224,7 +228,7 @@ impl Guard {
         let room = if cfg!(windows) { most * 2 } else { most };
         let owner = owner_of(peer.ip());
         let is_limited = !peer.ip().to_canonical().is_loopback();
-        let patience = Instant::now() + WINDOWS_TICK * 5;
+        let patience = Instant::now() + MAKES_ROOM;
         let mut table = self.table();
         loop {
             let live = |of: &dyn Fn(&Connection) -> bool| {

@@ -136,6 +136,8 @@ mod tests {
         let look = format!("(Get-Acl -LiteralPath '{}').Sddl", scripts.folder.display());
         let shown = std::process::Command::new("powershell")
             .args(["-NoProfile", "-Command", &look])
+            // PowerShell 7's modules, if the tests run there.
+            .env_remove("PSModulePath")
             .output()
             .unwrap();
         let shown = String::from_utf8(shown.stdout).unwrap();
