@@ -1,13 +1,13 @@
 //! What the commands ask of the service manager and the registry.
 
-use super::{FOLDER, Failure, NAME, PARAMETERS, folder_with_settings, has_settings, installed_folder};
+use super::{FOLDER, Failure, NAME, PARAMETERS, PROGRAM, folder_with_settings, has_settings};
 use crate::app;
 use crate::config::Source;
 use crate::registry;
 use crate::workers::{HOST_SHUTDOWN_LIMIT, STOP_LIMIT};
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 use windows_service::Error;
@@ -69,6 +69,9 @@ pub(super) fn install(folder: Option<PathBuf>) -> Result<String, Failure> {
             folder
         }
     };
+    if self::folder().is_some_and(|installed| !is_same(&installed, &folder)) {
+        assert_own("installed")?;
+    }
     // A service that would end at once is not worth installing.
     app::load(&Source::new(std::env::vars_os(), folder.clone()))?;
 
@@ -101,6 +104,7 @@ pub(super) fn install(folder: Option<PathBuf>) -> Result<String, Failure> {
     };
     let shown = folder.display();
     registry::set_text(PARAMETERS, FOLDER, &shown.to_string())
+        .and_then(|()| registry::set_text(PARAMETERS, PROGRAM, &program.display().to_string()))
         .and_then(|()| registry::set_expandable(EVENT_SOURCE, "EventMessageFile", EVENT_TEXTS))
         // Errors, warnings and information.
         .and_then(|()| registry::set_number(EVENT_SOURCE, "TypesSupported", 7))
@@ -134,7 +138,41 @@ pub(super) fn install(folder: Option<PathBuf>) -> Result<String, Failure> {
     ))
 }
 
+/// The folder that the service works in, if it is installed.
+pub(super) fn folder() -> Option<PathBuf> {
+    registry::text(PARAMETERS, FOLDER).map(PathBuf::from)
+}
+
+/// The program that the service runs, if it is installed.
+fn program() -> Option<PathBuf> {
+    registry::text(PARAMETERS, PROGRAM).map(PathBuf::from)
+}
+
+/// Whether the service runs a program in another place than this one.
+pub(super) fn is_of_another_program() -> bool {
+    let this = std::env::current_exe();
+    program().is_some_and(|program| !this.is_ok_and(|this| is_same(&this, &program)))
+}
+
+/// Whether two paths are the same to Windows.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one.as_os_str().eq_ignore_ascii_case(other.as_os_str())
+}
+
+/// Refuses to change the service of another pool on this host.
+fn assert_own(done: &str) -> Result<(), Failure> {
+    match program() {
+        Some(program) if is_of_another_program() && program.exists() => Err(Failure::Failed(format!(
+            "the service {NAME} runs {}, which is another pool's, so nothing was {done}: a host has one such service. \
+             Uninstall it with that program first",
+            program.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn uninstall() -> Result<String, Failure> {
+    assert_own("removed")?;
     let failed = |err| failed("removing the service", err);
     let access = ServiceAccess::QUERY_STATUS | ServiceAccess::STOP | ServiceAccess::DELETE;
     let service = open(access).map_err(failed)?;
@@ -180,7 +218,7 @@ pub(super) fn status() -> Result<String, Failure> {
     let service = open(ServiceAccess::QUERY_STATUS).map_err(failed)?;
     let status = service.query_status().map_err(failed)?;
     let state = named(status.current_state);
-    let folder = installed_folder().unwrap_or_default();
+    let folder = folder().unwrap_or_default();
     let (ServiceExitCode::Win32(code) | ServiceExitCode::ServiceSpecific(code)) = status.exit_code;
     match status.current_state {
         ServiceState::Running => Ok(format!("The service {NAME} is {state} in {}.\n", folder.display())),

@@ -18,6 +18,9 @@ const PARAMETERS: &str = r"SYSTEM\CurrentControlSet\Services\hyperv-runner-pool\
 /// Names the folder that the service works in.
 #[cfg(windows)]
 const FOLDER: &str = "Folder";
+/// Names the program that the service runs.
+#[cfg(windows)]
+const PROGRAM: &str = "Program";
 
 /// What is asked of the service.
 #[derive(Debug)]
@@ -69,17 +72,17 @@ impl Command {
     }
 }
 
-/// Whether the service runs, or is about to.
+/// Whether this program's service runs, or is about to.
 pub fn is_running() -> bool {
     #[cfg(windows)]
-    return manager::is_running();
+    return installed_folder().is_some() && manager::is_running();
     #[cfg(not(windows))]
     false
 }
 
-/// The folder of `.env`, from which relative paths start: that of the
-/// installed service; without one, the working directory if it has a `.env`;
-/// else the program's own folder.
+/// The folder of `.env`, from which relative paths start: that of the service
+/// that this program is installed as; without one, the working directory if it
+/// has a `.env`; else the program's own folder.
 ///
 /// # Errors
 /// One sentence, if the working directory or the program's path cannot be read.
@@ -87,10 +90,11 @@ pub fn folder() -> Result<PathBuf, String> {
     installed_folder().map_or_else(folder_with_settings, Ok)
 }
 
-/// The folder of the installed service, if there is one.
+/// The folder of the installed service, if it runs this program: another pool's
+/// program has nothing to do with it.
 pub fn installed_folder() -> Option<PathBuf> {
     #[cfg(windows)]
-    return crate::registry::text(PARAMETERS, FOLDER).map(PathBuf::from);
+    return if manager::is_of_another_program() { None } else { manager::folder() };
     #[cfg(not(windows))]
     None
 }

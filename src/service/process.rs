@@ -1,6 +1,6 @@
 //! The process that the service manager starts.
 
-use super::{Failure, NAME, exit_code, folder, manager};
+use super::{Failure, NAME, exit_code, folder_with_settings, manager};
 use crate::app;
 use crate::config::Source;
 use crate::event_log;
@@ -85,7 +85,7 @@ fn send(control: Control) {
 fn serve(handle: ServiceStatusHandle, controls: &Receiver<Control>) -> Result<(), Failure> {
     // Of a stop that was not awaited to its end.
     manager::forget_stop_now();
-    let folder = folder().map_err(Failure::Failed)?;
+    let folder = manager::folder().map_or_else(folder_with_settings, Ok).map_err(Failure::Failed)?;
     let source = Source::new(std::env::vars_os(), folder.clone());
     let mut loaded = app::load(&source)?;
     // A service's standard error leads nowhere.
