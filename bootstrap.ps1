@@ -1,10 +1,10 @@
 # Prepares this Windows machine for the pool, as administrator. Each step that
 # is done already is skipped, so it can be run again at any time:
 #   Hyper-V; in a clone of the repository, what builds the pool: Git and Rust with
-#   its linker; Packer and oscdimg, with which Packer makes ISO images; the folders
-#   of the template and of the VMs' disks; .env; on Windows 10 and 11, no sleep and
-#   no scans of VMs' disks; on Windows Server, a virtual switch with NAT; the
-#   firewall rule.
+#   its linker; Packer and oscdimg, with which Packer makes ISO images; this folder,
+#   which ordinary users may read but not change; .env; the folders of the template
+#   and of the VMs' disks; on Windows 10 and 11, no sleep and no scans of VMs' disks;
+#   on Windows Server, a virtual switch with NAT; the firewall rule.
 #   .\bootstrap.ps1              everything
 #   .\bootstrap.ps1 -HostOnly    only what running the pool needs: nothing that
 #                                builds the pool or its images
@@ -193,6 +193,28 @@ function New-Folder([string]$Path) {
     Write-Done "the folder $Path"
 }
 
+# Gives SYSTEM, administrators and this user all rights to a file or folder, others what $Others
+# says, and nobody anything by inheritance. By ids, since the names are translated.
+function Set-Access([string]$Path, [string]$Right, [string[]]$Others, [string]$Hint) {
+    $user = [System.Security.Principal.WindowsIdentity]::GetCurrent().User.Value
+    $grants = @('S-1-5-18', 'S-1-5-32-544', $user | ForEach-Object { "*${_}:$Right" }) + $Others
+    & icacls.exe $Path /inheritance:r /grant:r @grants /Q | Out-Null
+    if ($LASTEXITCODE -ne 0) {
+        $script:hints.Add("The access rights of $Path could not be narrowed (icacls.exe: exit code $LASTEXITCODE). $Hint")
+        return
+    }
+    Write-Done "the access rights of $Path"
+}
+
+# A folder below C:\ is open to every user of this machine, and the service runs the program in
+# this one as LocalSystem.
+function Protect-Folder {
+    if ($PSScriptRoot -eq [System.IO.Path]::GetPathRoot($PSScriptRoot)) {
+        throw "$PSScriptRoot is a whole drive. Put the pool into a folder of its own, and run this script there."
+    }
+    Set-Access $PSScriptRoot '(OI)(CI)F' @('*S-1-5-32-545:(OI)(CI)RX') 'Let nobody but administrators change what is in it: the service runs it as LocalSystem.'
+}
+
 function New-EnvFile {
     if (Test-Path -LiteralPath $script:envFile -PathType Leaf) {
         Write-There '.env is there'
@@ -216,14 +238,9 @@ function New-EnvFile {
     if (-not $written) {
         $lines.Add("WEBHOOK_SECRET=$secret")
     }
-    # Before the secrets are in it: only SYSTEM, administrators and this user may
-    # read it. By their ids, since the names are translated.
+    # Before the secrets are in it.
     [System.IO.File]::WriteAllText($script:envFile, '')
-    $user = [System.Security.Principal.WindowsIdentity]::GetCurrent().User.Value
-    & icacls.exe $script:envFile /inheritance:r /grant:r '*S-1-5-18:F' '*S-1-5-32-544:F' "*${user}:F" /Q | Out-Null
-    if ($LASTEXITCODE -ne 0) {
-        $script:hints.Add("The access rights of $($script:envFile) could not be narrowed; it will hold secrets, so see to it by hand.")
-    }
+    Set-Access $script:envFile 'F' @() 'It will hold secrets, so see to it by hand.'
     [System.IO.File]::WriteAllLines($script:envFile, $lines)
     $script:hints.Add("Fill in $($script:envFile): GITHUB_PAT (or a GitHub App, see docs\github-app.md) and GITHUB_ORG at least. Its WEBHOOK_SECRET was generated; enter the same one in GitHub's webhook settings, or set INTAKE=scaleset, which needs no webhook (docs\scale-sets.md).")
     Write-Done '.env, with a generated WEBHOOK_SECRET'
@@ -422,6 +439,7 @@ try {
         Install-Packer
         Install-Oscdimg
     }
+    Protect-Folder
     New-EnvFile
     New-Folder (Split-Path -Path (Get-TemplatePath) -Parent)
     New-Folder (Get-StoragePath)

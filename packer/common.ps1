@@ -72,7 +72,15 @@ function Set-Setting {
     # Quotes keep blanks and #; a backslash is just a backslash in them. Double ones, since
     # a path may hold a single one.
     $lines += "$Name=`"$Value`""
-    [System.IO.File]::WriteAllLines($file, [string[]] $lines)
+    # Over what is there, in one piece: a pool that runs may read it at any moment.
+    $bytes = [System.Text.UTF8Encoding]::new($false).GetBytes(($lines -join [Environment]::NewLine) + [Environment]::NewLine)
+    $stream = [System.IO.FileStream]::new($file, 'OpenOrCreate', 'Write', 'ReadWrite')
+    try {
+        $stream.Write($bytes, 0, $bytes.Length)
+        $stream.SetLength($bytes.Length)
+    } finally {
+        $stream.Dispose()
+    }
     if ([Environment]::GetEnvironmentVariable($Name)) {
         Write-Warning "$Name is also set in the environment, which overrides .env. Change it there."
     }

@@ -82,21 +82,25 @@ function Get-GuestValue {
     return $values
 }
 
-# Waits until the VM's heartbeat is there and its guest has told its stage.
+# Waits until the VM's heartbeat is there and start-runner.ps1 has told its stage. The
+# stage before that is supervise.ps1's word, and says nothing of the runner's account.
 function Wait-Guest {
     param([Parameter(Mandatory)] $Vm)
     $watch = [System.Diagnostics.Stopwatch]::StartNew()
+    $fault = ''
     while ($true) {
         $present = @(Get-VM | Where-Object { $_.Id -eq $Vm.Id })
         if ($present.Count -eq 0) { throw 'The VM that was to check the image is gone.' }
         $values = Get-GuestValue -Vm $Vm
         # OkApplicationsHealthy and its like; the name is not translated.
         $heartbeat = [string] $present[0].Heartbeat
-        if ($values.ContainsKey('RunnerPoolStage') -and $heartbeat -like 'Ok*') { return $values.RunnerPoolStage }
-        if ([string] $present[0].State -eq 'Off') { throw 'The VM that was to check the image powered off before its guest said anything.' }
+        $stage = [string] $values['RunnerPoolStage']
+        if ($stage -notin '', 'starting' -and $heartbeat -like 'Ok*') { return $stage }
+        # The guest's words are gone once the VM is off: $fault is the last that was heard.
+        if ([string] $present[0].State -eq 'Off') { throw "The VM that was to check the image powered off before its runner started. $fault".Trim() }
+        $fault = [string] $values['RunnerPoolError']
         if ($watch.Elapsed.TotalSeconds -gt $BootSeconds) {
-            $fault = [string] $values['RunnerPoolError']
-            throw "The guest of the image said nothing within $BootSeconds seconds (heartbeat: $heartbeat). $fault".Trim()
+            throw "The runner of the image did not start within $BootSeconds seconds (heartbeat: $heartbeat, stage: $stage). $fault".Trim()
         }
         Start-Sleep -Seconds 2
     }

@@ -65,8 +65,15 @@ function Get-NetworkArgument {
     # The last address of the network: the pool counts from the first.
     $network, $length = $prefix.Split('/')
     $last = (ConvertTo-AddressNumber $network) + [long] [Math]::Pow(2, 32 - $length) - 2
-    $resolvers = @(Get-DnsClientServerAddress -AddressFamily IPv4 -ErrorAction Stop | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ -notlike '127.*' } | Select-Object -Unique)
-    if ($resolvers.Count -eq 0) { $resolvers = '1.1.1.1', '8.8.8.8' }
+    # As the pool's VMs have them: those of the connected adapters, the preferred adapter's first.
+    $known = @(Get-DnsClientServerAddress -AddressFamily IPv4 -ErrorAction Stop)
+    $resolvers = @(foreach ($interface in @(Get-NetIPInterface -AddressFamily IPv4 -ConnectionState Connected -ErrorAction Stop | Sort-Object -Property InterfaceMetric)) {
+        $known | Where-Object { $_.InterfaceIndex -eq $interface.InterfaceIndex } | ForEach-Object { $_.ServerAddresses }
+    })
+    # A server on this host itself is at its address on the switch, if it listens there.
+    $isOwn = @($resolvers | Where-Object { $_ -notlike '127.*' }).Count -eq 0
+    $resolvers = @($resolvers | ForEach-Object { if ($_ -like '127.*') { [string] $gateway.IPAddress } else { [string] $_ } } | Select-Object -Unique -First 4)
+    if ($isOwn) { $resolvers += '1.1.1.1', '8.8.8.8' }
     '-var', "build_address=$(ConvertFrom-AddressNumber $last)/$length"
     '-var', "build_gateway=$($gateway.IPAddress)"
     '-var', "build_dns_servers=$($resolvers -join ',')"

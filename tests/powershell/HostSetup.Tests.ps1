@@ -7,7 +7,7 @@ BeforeAll {
         'Get-VM', 'New-VM', 'Set-VM', 'Set-VMProcessor', 'Set-VMFirmware', 'Start-VM', 'Stop-VM', 'Remove-VM'
         'Get-VMHardDiskDrive', 'Get-VHD', 'New-VHD', 'Mount-VHD', 'Optimize-VHD', 'Dismount-VHD'
         'Get-VMSwitch', 'New-VMSwitch', 'Get-VMNetworkAdapter', 'Get-NetAdapter', 'Get-NetIPAddress', 'New-NetIPAddress'
-        'Get-NetRoute', 'Get-NetNat', 'New-NetNat', 'Get-DnsClientServerAddress'
+        'Get-NetRoute', 'Get-NetNat', 'New-NetNat', 'Get-DnsClientServerAddress', 'Get-NetIPInterface'
         'Get-NetFirewallRule', 'New-NetFirewallRule', 'Remove-NetFirewallRule', 'Get-MpPreference', 'Add-MpPreference'
     )
     function global:dism.exe {
@@ -15,7 +15,10 @@ BeforeAll {
         $global:StandIn.Dism = @($global:StandIn.Dism | Select-Object -Skip 1) + 0
         'State : ' + $global:StandIn.Feature
     }
-    function global:icacls.exe { $global:LASTEXITCODE = 0 }
+    function global:icacls.exe {
+        $global:StandIn.Calls.Add("icacls.exe $args")
+        $global:LASTEXITCODE = [int]$global:StandIn.Faults['icacls.exe']
+    }
     # In French, as on a French Windows.
     function global:powercfg.exe {
         $global:LASTEXITCODE = 0
@@ -240,6 +243,21 @@ Describe 'bootstrap.ps1' {
         $rule.PSObject.Properties.Name | Should -Not -Contain 'InterfaceAlias'
         # Windows Server neither sleeps nor scans disks of VMs.
         @($global:StandIn.Calls | Where-Object { $_ -match 'powercfg|-Mp' }).Count | Should -Be 0
+    }
+
+    It 'lets ordinary users read its folder but not change it, and not read .env' {
+        (& $bootstrap).ExitCode | Should -Be 0
+        $calls = @($global:StandIn.Calls -like 'icacls.exe *')
+        $calls[0] | Should -Match ([regex]::Escape("icacls.exe $folder /inheritance:r /grant:r *S-1-5-18:(OI)(CI)F *S-1-5-32-544:(OI)(CI)F *") + '\S+:\(OI\)\(CI\)F \*S-1-5-32-545:\(OI\)\(CI\)RX /Q')
+        $calls[1] | Should -Match ([regex]::Escape("icacls.exe $folder/.env /inheritance:r /grant:r *S-1-5-18:F *S-1-5-32-544:F *") + '\S+:F /Q')
+    }
+
+    It 'says so when access rights cannot be narrowed' {
+        $global:StandIn.Faults['icacls.exe'] = 5
+        $result = & $bootstrap
+        $result.ExitCode | Should -Be 0
+        $result.Output | Should -BeLike "*The access rights of $folder could not be narrowed (icacls.exe: exit code 5)*"
+        $result.Output | Should -BeLike '*.env could not be narrowed*It will hold secrets*'
     }
 
     It 'changes nothing when it runs again, and names the program that was built since' {
@@ -574,9 +592,10 @@ Describe 'place-template.ps1' {
     }
 
     It 'does not place an image whose guest <Case>' -ForEach @(
-        @{ Case = 'says nothing'; Guest = @{ IntegrationServicesVersion = '10.0' }; Heartbeat = 'OkApplicationsUnknown'; Says = 'The guest of the image said nothing within 0 seconds (heartbeat: OkApplicationsUnknown).' }
-        @{ Case = 'has no heartbeat'; Guest = @{ RunnerPoolStage = 'x'; RunnerPoolError = 'It broke.' }; Heartbeat = 'NoContact'; Says = '*heartbeat: NoContact). It broke.' }
-        @{ Case = 'powers off'; Guest = @{}; Heartbeat = 'off'; Says = '*powered off before its guest said anything.' }
+        @{ Case = 'says nothing'; Guest = @{ IntegrationServicesVersion = '10.0' }; Heartbeat = 'OkApplicationsUnknown'; Says = 'The runner of the image did not start within 0 seconds (heartbeat: OkApplicationsUnknown, stage: ).' }
+        @{ Case = 'starts no runner'; Guest = @{ RunnerPoolStage = 'starting'; RunnerPoolError = 'It broke.' }; Heartbeat = 'OkApplicationsUnknown'; Says = '*did not start within 0 seconds (*, stage: starting). It broke.' }
+        @{ Case = 'has no heartbeat'; Guest = @{ RunnerPoolStage = 'x'; RunnerPoolError = 'It broke.' }; Heartbeat = 'NoContact'; Says = '*heartbeat: NoContact, stage: x). It broke.' }
+        @{ Case = 'powers off'; Guest = @{}; Heartbeat = 'off'; Says = '*powered off before its runner started.' }
     ) {
         $script = "$folder/packer/place-template.ps1"
         [System.IO.File]::WriteAllText($script, [System.IO.File]::ReadAllText($script).Replace('$BootSeconds = 600', '$BootSeconds = 0'))
@@ -640,9 +659,15 @@ Describe 'rebuild.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\') 
             if ([int]$global:StandIn.Faults['Invoke-RestMethod']-- -gt 0) { throw 'The network failed.' }
             [pscustomobject]@{ tag_name = 'v2.400.1'; body = '<!-- BEGIN SHA win-x64 -->' + ('a' * 64) + '<!-- END SHA win-x64 -->' }
         }
+        $global:StandIn.Answers['Get-NetIPInterface'] = {
+            [pscustomobject]@{ InterfaceIndex = 3; InterfaceMetric = 35 }
+            [pscustomobject]@{ InterfaceIndex = 2; InterfaceMetric = 25 }
+        }
         $global:StandIn.Answers['Get-DnsClientServerAddress'] = {
-            [pscustomobject]@{ ServerAddresses = @('192.0.2.53', '192.0.2.54') }
-            [pscustomobject]@{ ServerAddresses = @('127.0.0.1', '192.0.2.53') }
+            # Of an adapter without a cable.
+            [pscustomobject]@{ InterfaceIndex = 1; ServerAddresses = @('198.51.100.53') }
+            [pscustomobject]@{ InterfaceIndex = 3; ServerAddresses = @('127.0.0.1', '192.0.2.53') }
+            [pscustomobject]@{ InterfaceIndex = 2; ServerAddresses = @('192.0.2.53', '192.0.2.54') }
         }
         $nat = [pscustomobject]@{ Name = 'Runners'; InternalIPInterfaceAddressPrefix = '172.30.0.0/23' }
         $global:StandIn.Nats.Add($nat)
@@ -661,12 +686,12 @@ Describe 'rebuild.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\') 
     }
 
     It 'gives Packer''s VM the last address of a switch with NAT' {
-        (& $rebuild).Output | Should -BeLike '*-var switch_name=Runners -var build_address=172.30.1.254/23 -var build_gateway=172.30.0.1 -var build_dns_servers=192.0.2.53,192.0.2.54*'
+        (& $rebuild).Output | Should -BeLike '*-var switch_name=Runners -var build_address=172.30.1.254/23 -var build_gateway=172.30.0.1 -var build_dns_servers=192.0.2.53,192.0.2.54,172.30.0.1*'
     }
 
-    It 'names public resolvers where the host asks itself' {
-        $global:StandIn.Answers['Get-DnsClientServerAddress'] = { [pscustomobject]@{ ServerAddresses = @('127.0.0.1') } }
-        (& $rebuild).Output | Should -BeLike '*build_dns_servers=1.1.1.1,8.8.8.8*'
+    It 'names public resolvers too where the host asks itself' {
+        $global:StandIn.Answers['Get-DnsClientServerAddress'] = { [pscustomobject]@{ InterfaceIndex = 2; ServerAddresses = @('127.0.0.1') } }
+        (& $rebuild).Output | Should -BeLike '*build_dns_servers=172.30.0.1,1.1.1.1,8.8.8.8*'
     }
 
     It 'gives Packer arguments that it accepts' {
@@ -701,7 +726,7 @@ cd '$Root/packer' && exec '$(& "$tools/packer/install")' validate "`$@"
         $result.Output | Should -Not -BeLike '*packer init*'
     }
 
-    It 'ends when <_> fails' -ForEach 'Get-VMSwitch', 'Get-VMNetworkAdapter', 'Get-NetAdapter', 'Get-NetIPAddress', 'Get-NetNat', 'Get-DnsClientServerAddress', 'Invoke-RestMethod' {
+    It 'ends when <_> fails' -ForEach 'Get-VMSwitch', 'Get-VMNetworkAdapter', 'Get-NetAdapter', 'Get-NetIPAddress', 'Get-NetNat', 'Get-DnsClientServerAddress', 'Get-NetIPInterface', 'Invoke-RestMethod' {
         $global:StandIn.Faults[$_] = 9
         $result = & $rebuild
         $result.ExitCode | Should -Be 1
