@@ -20,6 +20,7 @@ $WalledOff = @(
 )
 
 . (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
+. (Join-Path -Path $PSScriptRoot -ChildPath 'ownership.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'network.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'template-access.ps1')
@@ -373,10 +374,10 @@ function New-RunnerVM($Request) {
 function Undo-RunnerVM($Request) {
     $made = @()
     if ($null -ne $script:vm) {
-        $made = @(Get-VM | Where-Object { $_.Id -eq $script:vm.Id })
+        $made = @(Get-EveryVM | Where-Object { $_.Id -eq $script:vm.Id })
     } elseif ($script:diskIsOurs) {
         # New-VM can fail after it made the VM. The disk tells.
-        $made = @(Get-VM | Where-Object { @($_.HardDrives | ForEach-Object { $_.Path }) -contains $Request.diskPath })
+        $made = @(Get-EveryVM | Where-Object { @($_.HardDrives | ForEach-Object { $_.Path }) -contains $Request.diskPath })
     }
     foreach ($vm in $made) {
         if ([string]$vm.State -ne 'Off') {

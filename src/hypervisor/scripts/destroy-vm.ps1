@@ -18,7 +18,7 @@ $script:patience = 0
 
 # The VM as it is now, or nothing. (Get-VM -Id fails for one that is gone.)
 function Get-Now($Id) {
-    return (Get-VM | Where-Object { $_.Id -eq $Id })
+    return (Get-EveryVM | Where-Object { $_.Id -eq $Id })
 }
 
 # Ends the process in which the VM runs, without asking Hyper-V's service. Returns
@@ -176,7 +176,7 @@ function Save-FailedVM($Request, $Vms, [string]$Folder) {
         throw "$($Request.name), incarnation $($Request.incarnation), is not there with its Notes, so it is not kept."
     }
     $id = $marked[0].Id
-    foreach ($kept in @(Get-VM | Where-Object { (Get-KeptIncarnation $_ $Request) -ne '' })) {
+    foreach ($kept in @(Get-EveryVM | Where-Object { (Get-KeptIncarnation $_ $Request) -ne '' })) {
         Remove-Everything @($kept.Id) $Folder @(Get-KeptBase $Folder (Get-KeptIncarnation $kept $Request))
     }
     $script:step = 'stop'
@@ -198,7 +198,7 @@ function Invoke-Request($Request) {
     if ($base -ne "$($Request.name)-$($Request.incarnation)" -or [System.IO.Path]::GetExtension($disk) -ne '.vhdx') {
         throw "'$disk' is not the disk of $($Request.name), incarnation $($Request.incarnation), so nothing was touched."
     }
-    $all = @(Get-VM)
+    $all = @(Get-EveryVM)
     $vms = @($all | Where-Object { Test-PoolVM $_ $Request })
     $isKept = @($all | Where-Object { (Get-KeptIncarnation $_ $Request) -ceq $Request.incarnation }).Count -gt 0
     if ($isKept -and $vms.Count -eq 0) {

@@ -28,7 +28,7 @@ function Add-Fact([string]$Name, [string]$What, [scriptblock]$Find) {
 
 function Find-Everything($Request) {
     $script:step = 'find'
-    $vm = @(Get-VM | Where-Object { Test-PoolVM $_ $Request }) | Select-Object -First 1
+    $vm = @(Get-EveryVM | Where-Object { Test-PoolVM $_ $Request }) | Select-Object -First 1
     if ($null -eq $vm) {
         throw "$($Request.name), incarnation $($Request.incarnation), is not there."
     }

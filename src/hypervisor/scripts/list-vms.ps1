@@ -11,6 +11,7 @@ Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
 . (Join-Path -Path $PSScriptRoot -ChildPath 'request.ps1')
+. (Join-Path -Path $PSScriptRoot -ChildPath 'ownership.ps1')
 . (Join-Path -Path $PSScriptRoot -ChildPath 'key-values.ps1')
 
 # How much of a list's time writes may take. What is not written is due again.
@@ -35,15 +36,6 @@ function Get-FreeSpace($Path) {
         }
     }
     return [int64][System.IO.DriveInfo]::new($folder.FullName).AvailableFreeSpace
-}
-
-# Of a VM that vanishes meanwhile Get-VM can say that it is not found.
-function Get-EveryVM {
-    try {
-        return @(Get-VM)
-    } catch {
-        return @(Get-VM)
-    }
 }
 
 # The uptime at which the job began, for the VM's Notes.
@@ -77,20 +69,6 @@ function Write-KeyValue($Vm, $Write, $Systems, $HostValues) {
     }
 }
 
-# The pool's mark in a VM's Notes; $null if they hold none.
-function Get-Mark($Vm) {
-    try {
-        $mark = ConvertFrom-Json -InputObject ([string]$Vm.Notes)
-        if (@($mark.PSObject.Properties.Name) -contains 'incarnation') {
-            return $mark
-        }
-    } catch {
-        # Somebody else's VM, or one that has just gone.
-        return $null
-    }
-    return $null
-}
-
 # Notes a write's failure.
 function Invoke-Write($Write, [scriptblock]$Do) {
     try {
@@ -119,7 +97,7 @@ function Write-ToVM($Writes) {
         }
     }
     foreach ($vm in @(Get-EveryVM)) {
-        $mark = Get-Mark $vm
+        $mark = Read-Mark $vm.Notes
         if ($null -eq $mark) {
             continue
         }
@@ -161,7 +139,13 @@ function Get-Heartbeat {
 function Get-GuestWord {
     $found = @{}
     foreach ($component in @(Get-HyperVInstance 'Msvm_KvpExchangeComponent')) {
-        $values = Read-KvpItem $component.GuestExchangeItems
+        try {
+            $values = Read-KvpItem $component.GuestExchangeItems
+        } catch {
+            # What one guest writes takes no other its word.
+            Write-Verbose -Message (Get-OneLine $_)
+            continue
+        }
         if ($values.ContainsKey('RunnerPoolStage') -and $values.ContainsKey('RunnerPoolWorker')) {
             $found[([string]$component.SystemName).ToUpperInvariant()] = [ordered]@{
                 stage     = $values['RunnerPoolStage']

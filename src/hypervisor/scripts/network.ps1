@@ -19,15 +19,15 @@ function Test-Prefix($Prefix, $Other) {
     return [int]$bits -ge [int]$length -and ((Get-AddressNumber $base) -shr $shift) -eq ((Get-AddressNumber $address) -shr $shift)
 }
 
-# The host's own IPv4 address on the switch, with its prefix; nothing if it has none.
+# The host's own IPv4 address on the switch, with its prefix, or nothing. 169.254.x.x, which
+# Windows takes when nothing gave it an address, is none.
 function Get-SwitchAddress($SwitchName) {
     # Not by their names, which anyone may change; and the Default Switch's is hidden.
     $devices = @(Get-VMNetworkAdapter -ManagementOS -SwitchName $SwitchName | ForEach-Object { [string]$_.DeviceId })
     # -ErrorAction on functions of modules: they do not see this script's $ErrorActionPreference.
     $adapters = @(Get-NetAdapter -IncludeHidden -ErrorAction Stop | Where-Object { $devices -contains $_.DeviceID } | ForEach-Object { $_.InterfaceIndex })
-    $all = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $adapters -contains $_.InterfaceIndex })
-    # 169.254.x.x is what Windows takes when nothing gave it an address.
-    return @($all | Where-Object { -not $_.IPAddress.StartsWith('169.254.') }) + $all | Select-Object -First 1
+    $own = @(Get-NetIPAddress -AddressFamily IPv4 -ErrorAction Stop | Where-Object { $adapters -contains $_.InterfaceIndex })
+    return ($own | Where-Object { $_.IPAddress -notlike '169.254.*' } | Select-Object -First 1)
 }
 
 # Whether the switch is the pool's own: a NAT of this host serves the network

@@ -1,8 +1,18 @@
-# Which VM of the host a request is about. Dot-sourced by destroy-vm.ps1 and examine-vm.ps1.
+# The host's VMs, and which of them a request is about. Dot-sourced by create-vm.ps1, destroy-vm.ps1,
+# examine-vm.ps1 and list-vms.ps1.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
+
+# Of a VM that vanishes meanwhile Get-VM can say that it is not found.
+function Get-EveryVM {
+    try {
+        return @(Get-VM)
+    } catch {
+        return @(Get-VM)
+    }
+}
 
 function Get-NormalPath($Path) {
     return ([string]$Path).Replace('/', '\').TrimEnd('\')

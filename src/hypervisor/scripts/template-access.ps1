@@ -40,7 +40,7 @@ function Clear-TemplateAccess([string]$Template) {
         return
     }
     # Asked after the list was read: a VM that has an entry in it is there by now.
-    $known = @($NoVm) + @(Get-VM | ForEach-Object { Get-VmSid $_.Id })
+    $known = @($NoVm) + @(Get-EveryVM | ForEach-Object { Get-VmSid $_.Id })
     $gone = @($entries | Where-Object { $known -notcontains $_.Groups['sid'].Value })
     if ($gone.Count -lt $MostGone) {
         return
