@@ -14,9 +14,10 @@ $StartedFile = 'C:\actions-runner\pool-started'
 $StageFile = 'C:\actions-runner\pool-stage.txt'
 $ErrorFile = 'C:\actions-runner\pool-error.txt'
 
-$ValuesSeconds = 120
+$ValuesSeconds = 30 # start-runner.ps1 waits on, and an address that comes later is set then
 $StartSeconds = 60
 $RunSeconds = 21 * 24 * 3600 # longer than all waits of start-runner.ps1 together
+$ListenSeconds = 60 # for the host to hear why no job came
 $MaxFailures = 150 # in a row: five minutes without an answer from the task scheduler
 $MaxTold = 200 # characters; a job can write into the files
 
@@ -155,7 +156,15 @@ try {
     Set-FixedAddress
     (Get-GuestTask).Run($null) | Out-Null
     $watch.Restart()
-    while (-not (Test-GuestRunning) -and $watch.Elapsed.TotalSeconds -lt $StartSeconds) { Start-Sleep -Milliseconds 500 }
+    $started = Test-GuestRunning
+    while (-not $started -and $watch.Elapsed.TotalSeconds -lt $StartSeconds) {
+        Start-Sleep -Milliseconds 500
+        $started = Test-GuestRunning
+    }
+    # One that was over before it was seen has left its stage.
+    if (-not $started -and -not (Test-Path -LiteralPath $StageFile)) {
+        throw ('the task {0} does not start: the scheduler says 0x{1:X8}' -f $GuestTask, [int] (Get-GuestTask).LastTaskResult)
+    }
     while ((Test-GuestRunning) -and $watch.Elapsed.TotalSeconds -lt $RunSeconds) {
         Set-FixedAddress
         Send-Word
@@ -166,6 +175,12 @@ try {
     $script:ownError = $_.Exception.Message
     Write-Warning $script:ownError
     Send-Word
+}
+try {
+    # The host listens every half minute, and hears nothing of a VM that is off.
+    if ($script:told['RunnerPoolError'] -and -not (Test-Path -LiteralPath $StartedFile)) { Start-Sleep -Seconds $ListenSeconds }
+} catch {
+    Write-Warning $_.Exception.Message
 }
 
 # Asked again, since Windows refuses while it is still starting or installing.

@@ -32,6 +32,7 @@ BeforeAll {
             $global:StandIn.Looks++
             if ($global:StandIn.Looks -le $global:StandIn.RunsFor) { 4 } else { 3 }
         }
+        Add-Member -InputObject $scheduler -MemberType NoteProperty -Name 'LastTaskResult' -Value -2147023511
         return Invoke-Scheduler "New-Object $ComObject" $scheduler
     }
     $supervise = Join-Path -Path $Root -ChildPath 'packer/guest/supervise.ps1'
@@ -106,10 +107,23 @@ Describe 'supervise.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq '\'
         $global:StandIn.Calls | Should -Contain 'shutdown.exe /s /f /t 0'
     }
 
-    It 'powers the VM off when the task cannot be started' {
+    It 'powers the VM off when the task cannot be started, once the host may have heard why' {
         $global:StandIn.Faults['Run'] = 1
         (Invoke-Script $supervise).Thrown | Should -Be ''
         & $calls 'scheduler State' | Should -BeNullOrEmpty
+        $global:StandIn.Told.RunnerPoolError | Should -BeLike '*Run failed, as it was told to.*'
+        $heard = $global:StandIn.Calls.IndexOf('Start-Sleep -Seconds 60')
+        $heard | Should -BeGreaterThan 0
+        $global:StandIn.Calls.IndexOf('shutdown.exe /s /f /t 0') | Should -BeGreaterThan $heard
+    }
+
+    It 'says so when the task does not run, as when its account may not log on' {
+        $supervise = "$TestDrive/supervise.ps1"
+        $text = [System.IO.File]::ReadAllText("$Root/packer/guest/supervise.ps1")
+        [System.IO.File]::WriteAllText($supervise, $text.Replace('$StartSeconds = 60', '$StartSeconds = 0'))
+        $global:StandIn.RunsFor = 0
+        (Invoke-Script $supervise).Thrown | Should -Be ''
+        $global:StandIn.Told.RunnerPoolError | Should -Be 'the task runner-pool-guest does not start: the scheduler says 0x80070569'
         $global:StandIn.Calls | Should -Contain 'shutdown.exe /s /f /t 0'
     }
 
