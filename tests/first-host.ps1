@@ -175,7 +175,7 @@ function Show-Image {
         $answers = @([System.IO.File]::ReadAllLines($log) | Where-Object { $_ -match '^The guest answers: ' })
     }
     if ($answers.Count -eq 0) {
-        Write-Unseen $what "$log tells of none"
+        Write-Unseen $what "the log in $folder tells of none"
     } else {
         Write-Finding 'ok' $what $answers[0]
     }
@@ -218,19 +218,19 @@ function Show-Service {
 # What the pool's log tells of.
 function Show-Log {
     $folder = Get-FullPath -Path (Get-Setting -Name 'LOG_DIR' -Default 'logs')
-    $log = Join-Path -Path $folder -ChildPath 'hyperv-runner-pool.log'
-    $lines = @()
-    if (Test-Path -LiteralPath $log -PathType Leaf) {
-        $stream = [System.IO.File]::Open($log, 'Open', 'Read', 'ReadWrite,Delete')
+    # A day's end begins a new file.
+    $files = @(Get-ChildItem -Path (Join-Path -Path $folder -ChildPath 'hyperv-runner-pool*.log') -File | Sort-Object -Property LastWriteTime)
+    $lines = @(foreach ($file in $files) {
+        $stream = [System.IO.File]::Open($file.FullName, 'Open', 'Read', 'ReadWrite,Delete')
         $reader = [System.IO.StreamReader]::new($stream)
-        $lines = @($reader.ReadToEnd() -split '\r?\n')
+        $reader.ReadToEnd() -split '\r?\n'
         $reader.Dispose()
-    }
+    })
 
     $what = 'its scripts are nobody else''s to write'
     $told = @($lines | Where-Object { $_ -match 'the scripts are in (?<folder>.*)$' })
     if ($told.Count -eq 0) {
-        Write-Unseen $what "$log does not name their folder"
+        Write-Unseen $what "the log in $folder does not name their folder"
     } else {
         Find-Out $what {
             $told[-1] -match 'the scripts are in (?<folder>.*?)"?\}?$' | Out-Null
@@ -246,7 +246,7 @@ function Show-Log {
         }
     } | Sort-Object)
     if ($seconds.Count -eq 0) {
-        Write-Unseen $what "$log tells of none"
+        Write-Unseen $what "the log in $folder tells of none"
     } else {
         $median = $seconds[[int][Math]::Floor($seconds.Count / 2)]
         Write-Judged $what ($median -le 120) "a median of $median s for $($seconds.Count) VMs" 'seconds, at most two minutes'
@@ -260,7 +260,7 @@ function Show-Log {
     foreach ($sign in $signs.Keys) {
         $seen = @($lines | Where-Object { $_.Contains($signs[$sign]) }).Count
         if ($seen -eq 0) {
-            Write-Unseen $sign "$log has no line with '$($signs[$sign])'"
+            Write-Unseen $sign "the log in $folder has no line with '$($signs[$sign])'"
         } else {
             Write-Finding 'ok' $sign "$seen line(s) of the log say '$($signs[$sign])'"
         }

@@ -136,6 +136,13 @@ function Read-OpenFile([string]$Path) {
     }
 }
 
+# The lines of the pool's log, in this folder, that are like this. A day's end begins a new file.
+function Get-LogLine([string]$Folder, [string]$Like) {
+    foreach ($path in @(Get-ChildItem -LiteralPath $Folder -Filter 'hyperv-runner-pool*.log' -File | Sort-Object -Property LastWriteTime | ForEach-Object { $_.FullName })) {
+        @((Read-OpenFile $path) -split '\r?\n' | Where-Object { $_ -like $Like })
+    }
+}
+
 # What a program that Start-Program started has printed so far.
 function Get-ProgramOutput([string]$Output) {
     $text = foreach ($path in "$Output.out", "$Output.err") { Read-OpenFile $path }

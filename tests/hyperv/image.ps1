@@ -51,7 +51,6 @@ Copy-Item -Path (Join-Path -Path $Root -ChildPath 'target/release/hyperv-runner-
 $Service = 'hyperv-runner-pool'
 $Pat = 'ghp_0123456789abcdefghijABCDEFGHIJ012345'
 $Logs = Join-Path -Path $Folder -ChildPath 'logs'
-$Log = Join-Path -Path $Logs -ChildPath 'hyperv-runner-pool.log'
 $Binary = Find-Binary
 if ($Binary -eq '') {
     throw 'There is no target\release\hyperv-runner-pool.exe. Build it with: cargo build --release'
@@ -182,15 +181,6 @@ function Get-Incarnation {
     return @((Get-PoolStatus).slots | ForEach-Object { $_.incarnation })
 }
 
-function Get-LogLine([string]$Like) {
-    $file = [System.IO.FileStream]::new($Log, 'Open', 'Read', 'ReadWrite, Delete')
-    try {
-        return @([System.IO.StreamReader]::new($file).ReadToEnd() -split '\r?\n' | Where-Object { $_ -like $Like })
-    } finally {
-        $file.Dispose()
-    }
-}
-
 # ---- Jobs
 
 # Windows' own PowerShell in the image; PowerShell 7 where the guests are played.
@@ -224,7 +214,7 @@ function Wait-Success([int]$Id) {
         throw "Job $Id on $($job.runner) ended as $($job.result)."
     }
     # Only the runner's hook in the VM names the job: there are no webhooks here.
-    if (@(Get-LogLine "*build of acme/app, run $Id*").Count -eq 0) {
+    if (@(Get-LogLine $Logs "*build of acme/app, run $Id*").Count -eq 0) {
         throw "The hook did not report job ${Id}: the log does not name it."
     }
     return $job
@@ -281,7 +271,7 @@ Send-Report @{ address = $address; computer = [Environment]::MachineName; window
 
 # The times that the pool's log names, of one kind.
 function Get-LoggedTime([string]$Pattern) {
-    return (@(Get-LogLine '*' | ForEach-Object { if ($_ -match $Pattern) { $Matches.time } }) -join ', ')
+    return (@(Get-LogLine $Logs '*' | ForEach-Object { if ($_ -match $Pattern) { $Matches.time } }) -join ', ')
 }
 
 # ---- The steps
@@ -380,7 +370,7 @@ try {
         Wait-Until 'Not both runners are online' $Patience {
             @(Invoke-RestMethod -Uri "$($script:gitHub.Url)/-/online" -UseBasicParsing -TimeoutSec 10 | ForEach-Object { $_ }).Count -eq 2
         } | Out-Null
-        Get-LogLine '*: ready after *'
+        Get-LogLine $Logs '*: ready after *'
     }
 
     Invoke-Step 'first-host.ps1 finds nothing that differs' {
@@ -442,7 +432,7 @@ try {
         }
         Wait-Ready 2 $old $BootSeconds
         $script:times['from the end of two jobs to their replacements'] = '{0:0.0} s' -f $clock.Elapsed.TotalSeconds
-        Get-LogLine '*: ended after *'
+        Get-LogLine $Logs '*: ended after *'
     }
 
     Invoke-Step 'A second job, on a VM that replaced one' {
@@ -468,7 +458,7 @@ try {
                 if ($now.runner) { $now }
             }
             Wait-Ready 2 @($old | Where-Object { $job.runner -like "*$_" }) ($BootSeconds + $Patience)
-            Get-LogLine "*: ended after *run $id*"
+            Get-LogLine $Logs "*: ended after *run $id*"
         }
     }
 
@@ -478,7 +468,7 @@ try {
         if ($left -gt 0) {
             throw "$left VMs and disks are left."
         }
-        $retired = @(Get-LogLine '*ended without a job: it retired*')
+        $retired = @(Get-LogLine $Logs '*ended without a job: it retired*')
         if ($retired.Count -lt 2) {
             throw "$($retired.Count) of 2 idle VMs obeyed when they were asked to retire."
         }
@@ -515,7 +505,7 @@ try {
             }
             Wait-Ready 1 @() $BootSeconds
             Stop-Pool
-            @(Get-LogLine '*: ended after *')[-1]
+            @(Get-LogLine $Logs '*: ended after *')[-1]
         }
     }
 
@@ -530,7 +520,7 @@ try {
         $secrets = [ordered]@{ 'a token' = $Pat; 'RUNNER_POOL_PAT' = $env:RUNNER_POOL_PAT; 'WEBHOOK_SECRET' = Get-Setting -Name 'WEBHOOK_SECRET'; 'a JIT configuration' = 'eyIucnVubmVy' }
         foreach ($what in $secrets.Keys) {
             $secret = [string]$secrets[$what]
-            if ($secret -ne '' -and @(Get-LogLine '*' | Where-Object { $_.Contains($secret) }).Count -gt 0) {
+            if ($secret -ne '' -and @(Get-LogLine $Logs '*' | Where-Object { $_.Contains($secret) }).Count -gt 0) {
                 throw "The log has $what."
             }
         }

@@ -122,13 +122,6 @@ function Get-Slot([int]$Number) {
     }
 }
 
-# The lines of the pool's log that are like this. A day's end begins a new file.
-function Get-LogLine([string]$Like) {
-    foreach ($path in @(Get-ChildItem -LiteralPath $Logs -Filter "$Service*.log" -File | Sort-Object -Property LastWriteTime | ForEach-Object { $_.FullName })) {
-        @((Read-OpenFile $path) -split '\r?\n' | Where-Object { $_ -like $Like })
-    }
-}
-
 # ---- GitHub
 
 function Invoke-GitHub([string]$Method, [string]$Path) {
@@ -158,9 +151,21 @@ $script:guests = @{}
 $script:silent = ''
 # How many VMs that are on were asked to retire at one time, at most.
 $script:retiring = 0
+# Whether Hyper-V changes the key-values of a VM that is on while no system in it takes them.
+$script:takesWrites = $true
 
 function Get-PoolVM {
     return @(Get-VM | Where-Object { $_.Name -like 'runner-*' })
+}
+
+# Whether a VM's guest knows by now that it is to retire. Where no key-value reaches a VM without a
+# system, the pool's log stands for it.
+function Test-Asked($Vm, $Values) {
+    if ($script:takesWrites -or [string]$Vm.Notes -eq '') {
+        return ($null -ne $Values -and $Values.ContainsKey('RunnerPoolRetire'))
+    }
+    $incarnation = (ConvertFrom-Json -InputObject $Vm.Notes).incarnation
+    return (@(Get-LogLine $Logs "* $($Vm.Name) ($incarnation): asked to retire*").Count -gt 0)
 }
 
 # Lets each VM do what its guest would do now.
@@ -170,10 +175,7 @@ function Invoke-GuestRound {
     foreach ($guest in $script:guests.Values) {
         $guest.IsOver = $guest.IsOver -or @($on | Where-Object { $_.Id -eq $guest.Vm.Id }).Count -eq 0
     }
-    $asked = @($on | Where-Object {
-        $values = $hostValues[([string]$_.Id).ToUpperInvariant()]
-        $null -ne $values -and $values.ContainsKey('RunnerPoolRetire')
-    })
+    $asked = @($on | Where-Object { Test-Asked $_ $hostValues[([string]$_.Id).ToUpperInvariant()] })
     $script:retiring = [Math]::Max($script:retiring, $asked.Count)
     foreach ($vm in @($on | Where-Object { $script:silent -notin $_.Name, [string]$_.Id })) {
         $id = ([string]$vm.Id).ToUpperInvariant()
@@ -183,7 +185,7 @@ function Invoke-GuestRound {
         }
         if (-not $script:guests.ContainsKey($id)) {
             Join-Guest $vm $id $values
-        } elseif ($values.ContainsKey('RunnerPoolRetire') -and -not $script:guests[$id].HasJob -and -not $script:guests[$id].IsOver) {
+        } elseif (@($asked | Where-Object { $_.Id -eq $vm.Id }).Count -gt 0 -and -not $script:guests[$id].HasJob -and -not $script:guests[$id].IsOver) {
             Send-RunnerComplete -Pool $script:guests[$id].Pool -ExitCode 0 | Out-Null
             $script:guests[$id].IsOver = $true
             $script:guests[$id].Retired = $true
@@ -414,7 +416,7 @@ function Get-Summary {
     )
     $all = 0
     foreach ($name in 'create-vm', 'list-vms', 'destroy-vm', 'check-host') {
-        $times = @(Get-LogLine "*$name took * ms" | ForEach-Object { [int](($_ -split ' ')[-2]) })
+        $times = @(Get-LogLine $Logs "*$name took * ms" | ForEach-Object { [int](($_ -split ' ')[-2]) })
         if ($times.Count -eq 0) {
             throw "The log does not say how long $name took."
         }
@@ -422,7 +424,7 @@ function Get-Summary {
         $found = $times | Measure-Object -Minimum -Average -Maximum
         $lines += '| {0} | {1} | {2:0.0} s | {3:0.0} s | {4:0.0} s |' -f $name, $times.Count, ($found.Minimum / 1000), ($found.Average / 1000), ($found.Maximum / 1000)
     }
-    $lives = @(Get-LogLine '*: made in *').Count
+    $lives = @(Get-LogLine $Logs '*: made in *').Count
     $lines + @('', ('{0} VMs were made: {1:0.0} PowerShell processes for each life, at a look every 2 s.' -f $lives, ($all / $lives)))
 }
 
@@ -536,8 +538,25 @@ try {
         'no error event of the virtual switch'
     }
 
+    Invoke-Step 'Whether key-values reach a VM without a system' {
+        $vm = @(Get-PoolVM)[0]
+        $system = Get-HyperVInstance 'Msvm_ComputerSystem' "Name = '$(([string]$vm.Id).ToUpperInvariant())'"
+        try {
+            Invoke-KvpMethod 'AddKvpItems' $system @{ Probe = '1' } 30
+            'they do'
+        } catch {
+            $script:takesWrites = $false
+            $told = "They do not: $($_.Exception.Message) What the pool writes to a VM that is on is shown by the workflow *image* alone."
+            Add-Summary $told
+            $told
+        }
+    }
+
     Invoke-Step 'Their guests get their configuration, and the JIT configuration is taken back' {
         Wait-Ready
+        if (-not $script:takesWrites) {
+            return 'not seen: no key-value of theirs can be removed'
+        }
         Wait-Pool 'The key-values still hold the JIT configuration' {
             $values = Get-HostValue
             @(Get-PoolVM | Where-Object { @($values[([string]$_.Id).ToUpperInvariant()].Keys) -like 'RunnerPoolJitConfig*' }).Count -eq 0
@@ -604,9 +623,9 @@ try {
         Wait-Ready $old
         foreach ($guest in $asked) {
             if (-not $guest.Retired) {
-                throw "$($guest.Name) was replaced without having been asked by RunnerPoolRetire."
+                throw "$($guest.Name) was replaced without having been asked to retire."
             }
-            "$($guest.Name) read RunnerPoolRetire, and ended"
+            "$($guest.Name) was asked to retire, and ended"
         }
         if ($script:retiring -ne 1) {
             throw "$script:retiring VMs were asked to retire at one time, not 1."
@@ -696,8 +715,8 @@ try {
         Complete-Guest $guest
         $slot = Wait-Pool 'No VM is booting' { param($Status) $Status.slots | Where-Object { $_.slot -eq 1 -and $_.state -eq 'booting' } }
         $script:silent = [string](Get-VM -Name $slot.vm).Id
-        Wait-Pool 'BOOT_TIMEOUT does not end it' { @(Get-LogLine "*$($slot.incarnation)): ended before its guest fetched*BOOT_TIMEOUT*").Count -gt 0 } ($BootTimeout + $Patience) | Out-Null
-        Get-LogLine "*$($slot.incarnation)): ended before*"
+        Wait-Pool 'BOOT_TIMEOUT does not end it' { @(Get-LogLine $Logs "*$($slot.incarnation)): ended before its guest fetched*BOOT_TIMEOUT*").Count -gt 0 } ($BootTimeout + $Patience) | Out-Null
+        Get-LogLine $Logs "*$($slot.incarnation)): ended before*"
         $failure = Wait-Pool 'No picture of its screen is kept' {
             param($Status)
             $Status.failures | Where-Object { $_.incarnation -eq $slot.incarnation -and $null -ne $_.picture }
@@ -803,7 +822,7 @@ try {
     Invoke-Step 'No invariant was broken, and no secret is in the log' {
         $unwanted = @{ 'a broken invariant' = 'an invariant does not hold'; GITHUB_PAT = $Pat; WEBHOOK_SECRET = (Get-Setting -Name 'WEBHOOK_SECRET') }
         foreach ($what in $unwanted.Keys) {
-            if (@(Get-LogLine "*$($unwanted[$what])*").Count -gt 0) {
+            if (@(Get-LogLine $Logs "*$($unwanted[$what])*").Count -gt 0) {
                 throw "The log has $what."
             }
         }

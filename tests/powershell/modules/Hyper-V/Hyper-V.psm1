@@ -809,7 +809,9 @@ function Invoke-CimMethod {
         throw "The simulated host has no method $MethodName there."
     }
     $vm = [pscustomobject]@{ Id = $Arguments['TargetSystem'].Name }
-    $items = (Find-FakeRecord $vm).hostItems
+    $record = Find-FakeRecord $vm
+    $items = $record.hostItems
+    $job.Fails = $record.state -eq 'Running' -and (Test-Fault 'KvpNeedsGuest')
     foreach ($text in @($Arguments['DataItems'])) {
         $item = Read-EmbeddedInstance $text 'Msvm_KvpExchangeDataItem'
         if ($item['Source'] -ne 'uint16 0') {
