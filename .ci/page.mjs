@@ -105,6 +105,7 @@ try {
     const said = await (await fetch(`${url}/api/status`)).json();
     const form = (made) => Object.keys(made).sort();
     assert.deepEqual(form(status), form({ reasons: [], ...said }));
+    assert.deepEqual(form(status.image), form(said.image));
     assert.deepEqual(form(status.slots[0]), form(said.slots[0]));
     assert.deepEqual(form(status.jobs[0]), form(said.jobs[0]));
     for (const view of views) {
@@ -142,6 +143,8 @@ try {
       return { pairs: pairs.map((pair) => pair.replace(/\s+/g, " ")), reasons };
     };
     const { pairs } = await around(withQueue);
+    const image = ["image built 2026-11-09", "runner 2.336.0", "newest runner 2.337.1", "Windows ends 2026-12-24"];
+    assert.deepEqual(pairs.slice(0, 4), image);
     const shown = ["scale set host-1", "queue connected since 11/30/26, 9:00:00 AM", "queue's last message none since the start", "its jobs at GitHub 3 assigned, 2 running"];
     assert.deepEqual(pairs.filter((pair) => /scale set|queue|jobs/.test(pair)), shown);
     assert.ok(!pairs.some((pair) => pair.includes("webhook")), `${pairs}`);
