@@ -19,10 +19,7 @@ import { createServer, request as send } from "node:http";
 import { createInterface } from "node:readline";
 
 const [pat, webhookSecret] = process.argv.slice(2);
-// GitHub ends the session of a pool that was killed: after about 50 seconds, and here sooner.
-const sessionSeconds = 8;
-
-const options = ["--port", "0", "--pat", pat, "--long-poll-ms", "10000"];
+const options = ["--port", "0", "--pat", pat, "--long-poll-ms", "50000"];
 const emulator = spawn("scaleset-emulator", options, { stdio: ["ignore", "pipe", "inherit"] });
 emulator.on("exit", () => process.exit(1));
 process.on("SIGTERM", () => emulator.kill());
@@ -44,7 +41,6 @@ const odd = {
 const once = (name) => odd[name] && !(odd[name] = false);
 
 const seen = { calls: {}, capacities: [], secrets: [] };
-const polled = new Map();
 let queueToken;
 
 async function ask(method, path, body, authorization) {
@@ -123,12 +119,9 @@ function edited(name, status, text) {
 
 function passOn(request, response, path, body, answer) {
   const name = nameOf(request.method, path);
-  const session = path.startsWith("/queue/") && path.split("/")[3];
   if (name === "GET queue") {
     queueToken = request.headers.authorization;
     seen.capacities.push(request.headers["x-scalesetmaxcapacity"]);
-    polled.set(session, Infinity);
-    response.on("close", () => polled.set(session, Date.now()));
   }
   const { hostname, port } = new URL(real);
   const headers = { ...request.headers, host: `${hostname}:${port}`, "accept-encoding": "identity" };
@@ -174,7 +167,7 @@ async function vms() {
 async function play() {
   const slots = await vms();
   online = new Set(slots.filter(({ state }) => state === "ready" || state === "running").map(({ runner }) => runner));
-  const { jobs, runners, sessions } = await state();
+  const { jobs, runners } = await state();
   if (odd.unasked) {
     const offered = jobs.filter((job) => job.state === "available");
     for (const job of offered) await ask("POST", `${scaleSets}/${job.scaleSetId}/acquirejobs`, [job.id], queueToken);
@@ -194,11 +187,6 @@ async function play() {
     running.delete(job.id);
     await ask("POST", `/_emulator/jobs/${job.id}/complete`, { result: "succeeded" });
     if (!job.labels.includes("silent")) await tellPool(slot, "runner-complete", { exit_code: 0 });
-  }
-  for (const { sessionId, scaleSetId } of sessions) {
-    const since = polled.get(sessionId);
-    if (since === undefined) polled.set(sessionId, Date.now());
-    else if (Date.now() - since > sessionSeconds * 1000) await ask("POST", `/_emulator/expire/session/${scaleSetId}`);
   }
 }
 
