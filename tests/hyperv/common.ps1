@@ -154,7 +154,7 @@ function Start-FakeGitHub([string]$Pat, [string]$Output) {
     $script = Join-Path -Path (Split-Path -Path $PSScriptRoot -Parent) -ChildPath 'fake-github.mjs'
     $node = (Get-Command -Name node -CommandType Application | Select-Object -First 1).Source
     $process = Start-Program $node @("`"$script`"", $Pat) $Output
-    $port = Wait-Until 'The stand-in for GitHub does not start' 30 { Get-ProgramOutput $Output }
+    $port = Wait-Until 'The stand-in for GitHub does not start' 240 { Get-ProgramOutput $Output }
     return @{ Process = $process; Url = "http://127.0.0.1:$port" }
 }
 

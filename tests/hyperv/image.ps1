@@ -151,7 +151,7 @@ function Stop-Pool {
 # What the pool says of itself; nothing while it does not listen.
 function Get-PoolStatus {
     try {
-        return (Invoke-RestMethod -Uri "http://127.0.0.1:$Port/api/status" -UseBasicParsing -TimeoutSec 10)
+        return (Invoke-RestMethod -Uri "http://127.0.0.1:$Port/api/status" -UseBasicParsing -TimeoutSec 60)
     } catch {
         return $null
     }
@@ -193,11 +193,11 @@ if ($Fake) {
 function Add-Job([string]$Text, $Values) {
     $json = (ConvertTo-Json -InputObject $Values -Depth 4 -Compress).Replace("'", "''")
     $body = ConvertTo-Json -InputObject @{ script = "`$given = ConvertFrom-Json '$json'`n$Text"; shell = $Shell } -Compress
-    return (Invoke-RestMethod -Method Post -Uri "$($script:gitHub.Url)/-/jobs" -Body $body -UseBasicParsing -TimeoutSec 10).id
+    return (Invoke-RestMethod -Method Post -Uri "$($script:gitHub.Url)/-/jobs" -Body $body -UseBasicParsing -TimeoutSec 60).id
 }
 
 function Get-Job([int]$Id) {
-    return (Invoke-RestMethod -Uri "$($script:gitHub.Url)/-/jobs" -UseBasicParsing -TimeoutSec 10 | ForEach-Object { $_ } | Where-Object { $_.id -eq $Id })
+    return (Invoke-RestMethod -Uri "$($script:gitHub.Url)/-/jobs" -UseBasicParsing -TimeoutSec 60 | ForEach-Object { $_ } | Where-Object { $_.id -eq $Id })
 }
 
 # Waits for what a job has to say.
@@ -214,9 +214,7 @@ function Wait-Success([int]$Id) {
         throw "Job $Id on $($job.runner) ended as $($job.result)."
     }
     # Only the runner's hook in the VM names the job: there are no webhooks here.
-    if (@(Get-LogLine $Logs "*build of acme/app, run $Id*").Count -eq 0) {
-        throw "The hook did not report job ${Id}: the log does not name it."
-    }
+    Wait-Until "The hook did not report job ${Id}: the log does not name it" $Patience { @(Get-LogLine $Logs "*build of acme/app, run $Id*").Count -gt 0 } | Out-Null
     return $job
 }
 
@@ -368,7 +366,7 @@ try {
         Wait-Ready 2 @() $BootSeconds
         $script:times['from the pool''s start to two ready VMs'] = '{0:0.0} s' -f $clock.Elapsed.TotalSeconds
         Wait-Until 'Not both runners are online' $Patience {
-            @(Invoke-RestMethod -Uri "$($script:gitHub.Url)/-/online" -UseBasicParsing -TimeoutSec 10 | ForEach-Object { $_ }).Count -eq 2
+            @(Invoke-RestMethod -Uri "$($script:gitHub.Url)/-/online" -UseBasicParsing -TimeoutSec 60 | ForEach-Object { $_ }).Count -eq 2
         } | Out-Null
         Get-LogLine $Logs '*: ready after *'
     }

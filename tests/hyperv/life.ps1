@@ -12,7 +12,7 @@ param(
     [switch]$Fake,
     # How many VMs come and go in a row.
     [int]$Cycles = 20,
-    # BOOT_TIMEOUT, in seconds. Each guest is answered for within that time.
+    # BOOT_TIMEOUT, in seconds, in the step that waits for its end.
     [int]$BootTimeout = 120,
     # How long anything may take, in seconds.
     [int]$Patience = 180,
@@ -109,7 +109,7 @@ function Stop-PoolProcess {
 # What the pool says of itself; nothing while it does not listen.
 function Get-PoolStatus {
     try {
-        return (Invoke-RestMethod -Uri "$Address/api/status" -UseBasicParsing -TimeoutSec 10)
+        return (Invoke-RestMethod -Uri "$Address/api/status" -UseBasicParsing -TimeoutSec 60)
     } catch {
         return $null
     }
@@ -125,7 +125,7 @@ function Get-Slot([int]$Number) {
 # ---- GitHub
 
 function Invoke-GitHub([string]$Method, [string]$Path) {
-    return (Invoke-RestMethod -Method $Method -Uri "$($script:gitHub.Url)/-/$Path" -UseBasicParsing -TimeoutSec 10)
+    return (Invoke-RestMethod -Method $Method -Uri "$($script:gitHub.Url)/-/$Path" -UseBasicParsing -TimeoutSec 60)
 }
 
 # The names of all runners. (Invoke-RestMethod gives a list as one object.)
@@ -140,6 +140,8 @@ $guestModule = New-Module -Name Guest -ArgumentList $Root, $Work -ScriptBlock {
     param($Root, $Work)
     . (Join-Path -Path $Root -ChildPath 'packer/guest/pool.ps1')
     $script:ImageFile = Join-Path -Path $Work -ChildPath 'image.json'
+    # An answer that comes too late would be a guest that says nothing.
+    $script:RequestMilliseconds = 100000
     Export-ModuleMember -Function Get-RunnerConfig, Send-RunnerStarted, Send-RunnerComplete
 }
 Import-Module -ModuleInfo $guestModule
@@ -488,7 +490,8 @@ try {
             VM_TEMPLATE_PATH = $Template
             VM_STORAGE_PATH  = $Storage
             MIN_FREE_GB      = '1'
-            BOOT_TIMEOUT     = [string]$BootTimeout
+            # Until the step that waits for its end.
+            BOOT_TIMEOUT     = [string][Math]::Max($BootTimeout, $Patience)
             POLL_SECONDS     = '2'
             LOG_LEVEL        = 'debug'
         })
@@ -518,7 +521,12 @@ try {
             Invoke-Service 'install'
         }
         Start-Pool
-        Wait-Until 'The pool does not listen' $Patience { Get-PoolStatus } | Out-Null
+        Wait-Until 'The pool does not listen' $Patience {
+            if ($Fake -and $script:process.HasExited) {
+                throw "The pool ended with exit code $($script:process.ExitCode)."
+            }
+            Get-PoolStatus
+        } | Out-Null
         "it listens on port $Port"
     }
 
@@ -667,7 +675,13 @@ try {
         $kept = Get-Slot 2
         # For the step after this one.
         Set-Setting -Name 'KEEP_FAILED' -Value '1'
-        # The creation can be over before it was seen.
+        Set-Setting -Name 'BOOT_TIMEOUT' -Value ([string]$BootTimeout)
+        $hold = ''
+        if ($Fake) {
+            $hold = Join-Path -Path $env:FAKE_HYPERV -ChildPath 'hold-New-VM'
+            [System.IO.File]::WriteAllText($hold, '')
+        }
+        # Where nothing holds it, the creation can be over before it was seen.
         for ($try = 1; $true; $try++) {
             $guest = Get-Guest 1
             Start-GuestJob $guest "480$try"
@@ -686,6 +700,7 @@ try {
         }
         "killed while $($half.Name) ($($half.Id)) was being made, Notes '$($half.Notes)'"
         if ($Fake) {
+            [System.IO.File]::Delete($hold)
             Start-Pool
         }
         $disk = [string]@($half.HardDrives)[0].Path

@@ -6,6 +6,7 @@
 #   host.json    switches, addresses, service, firewall; the checks write it
 #   vms/ID.json  one file for each VM, see Record.ps1
 #   calls.log    the names of the functions called, in order
+#   hold-New-VM  while this file is there, New-VM does not return from the VM that it has made
 # FAKE_HYPERV_FAULT makes calls fail: "New-VHD" always, "Stop-VM:2" the first
 # two times, "Set-VM#2" only the second; several with commas. "New-VM-after" fails
 # when the work is done.
@@ -166,6 +167,9 @@ function New-VM {
     $record.bootDevice = $BootDevice
     $record.switchName = $SwitchName
     Save-FakeRecord (Get-FakeFolder) $record
+    while (Test-Path -LiteralPath (Join-Path -Path (Get-FakeFolder) -ChildPath 'hold-New-VM')) {
+        [System.Threading.Thread]::Sleep(20)
+    }
     Enter-Call 'New-VM-after'
     return (ConvertTo-FakeVM $record)
 }
@@ -394,8 +398,7 @@ function Remove-VM {
     if ($record.state -ne 'Off') {
         throw 'The operation cannot be performed while the virtual machine is in its current state.'
     }
-    $vms = Join-Path -Path (Get-FakeFolder) -ChildPath 'vms'
-    [System.IO.File]::Delete((Join-Path -Path $vms -ChildPath "$($record.id).json"))
+    Remove-FakeRecord (Get-FakeFolder) $record.id
 }
 
 function New-VHD {

@@ -70,7 +70,7 @@ function Invoke-OnFile([scriptblock]$Do) {
         } catch [System.IO.FileNotFoundException] {
             throw
         } catch [System.IO.IOException], [System.UnauthorizedAccessException] {
-            if ($try -eq 2000) {
+            if ($try -eq 20000) {
                 throw
             }
             [System.Threading.Thread]::Sleep(5)
@@ -95,16 +95,32 @@ function Save-FakeRecord([string]$Folder, $Record) {
     }
 }
 
-# Changes one record: reads it, calls $Change with it, writes it. One process at a time.
-function Edit-FakeRecord([string]$Folder, [string]$Id, [scriptblock]$Change) {
+# Calls $Do with the path of one record. One process at a time.
+function Invoke-OnRecord([string]$Folder, [string]$Id, [scriptblock]$Do) {
     $path = Join-Path -Path (Join-Path -Path $Folder -ChildPath 'vms') -ChildPath "$Id.json"
     $lock = Invoke-OnFile { [System.IO.File]::Open("$path.lock", 'OpenOrCreate', 'ReadWrite', 'None') }
     try {
-        $record = ConvertFrom-Json -InputObject (Invoke-OnFile { [System.IO.File]::ReadAllText($path) })
-        & $Change $record
-        Save-FakeRecord $Folder $record
+        & $Do $path
     } finally {
         $lock.Dispose()
+    }
+}
+
+# Changes one record: reads it, calls $Change with it, writes it.
+function Edit-FakeRecord([string]$Folder, [string]$Id, [scriptblock]$Change) {
+    Invoke-OnRecord $Folder $Id {
+        param($Path)
+        $record = ConvertFrom-Json -InputObject (Invoke-OnFile { [System.IO.File]::ReadAllText($Path) })
+        & $Change $record
+        Save-FakeRecord $Folder $record
+    }
+}
+
+# Not while another changes it, who would make it anew.
+function Remove-FakeRecord([string]$Folder, [string]$Id) {
+    Invoke-OnRecord $Folder $Id {
+        param($Path)
+        Invoke-OnFile { [System.IO.File]::Delete($Path) }
     }
 }
 
