@@ -31,13 +31,14 @@ sign() { printf 'sha256=%s' "$(hmac "$1" "$2")"; }
 
 # webhook URL SECRET BODY: delivers a workflow_job event and prints the answer.
 webhook() {
-  curl -sS --max-time 10 -X POST "$1/webhook" -H 'Content-Type: application/json' \
+  curl -sS --max-time 60 -X POST "$1/webhook" -H 'Content-Type: application/json' \
     -H 'X-GitHub-Event: workflow_job' -H "X-Hub-Signature-256: $(sign "$2" "$3")" --data-binary "$3"
 }
 
-health_has() { curl -sS --max-time 5 "$1/health" | grep -q "$2"; }
+# Not by pipes: grep ends at the first match, and curl would fail to write the rest.
+health_has() { grep -q "$2" <<<"$(curl -sS --max-time 60 "$1/health")"; }
 
-metric_is() { curl -sS --max-time 5 "$1/metrics" | grep -qx "hyperv_runner_pool_$2"; }
+metric_is() { grep -qx "hyperv_runner_pool_$2" <<<"$(curl -sS --max-time 60 "$1/metrics")"; }
 
 # A port that nobody has. It is below the range from which systems give ports to connections and
 # to whoever asks for any, so that none of those takes it before its user does.
@@ -64,7 +65,7 @@ start_github() {
 }
 
 # ask URL EXPRESSION: an expression over the JSON there, which is `it`.
-ask() { curl -sSf --max-time 5 "$1" | node -e 'const it = JSON.parse(require("fs").readFileSync(0)); console.log(eval(process.argv[1]) ?? "")' "$2"; }
+ask() { curl -sSf --max-time 60 "$1" | node -e 'const it = JSON.parse(require("fs").readFileSync(0)); console.log(eval(process.argv[1]) ?? "")' "$2"; }
 is() { [ "$(ask "$1" "$2")" = "$3" ]; }
 
 # wait_for FAULT COMMAND...: until it succeeds. These need a function show_log and the path of the log, $log.

@@ -29,11 +29,13 @@ function pastJobs(now) {
   });
 }
 
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const patience = 240000;
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"], timeout: patience });
 
 // Opens the page. Whatever it complains of, or asks of another host, fails the run.
 async function open(url, { colorScheme, width }, status) {
   const context = await browser.newContext({ colorScheme, viewport: { width, height: 900 }, locale: "en-US", timezoneId: "UTC" });
+  context.setDefaultTimeout(patience);
   const page = await context.newPage();
   const faults = [];
   page.on("pageerror", (error) => faults.push(`${error}`));
@@ -84,10 +86,18 @@ try {
     await until("the page shows four ready slots", async () => (await texts(page, "#slots td:nth-child(2)")).join() === "ready,ready,ready,ready");
     assert.equal(await page.locator("#health").innerText(), "healthy");
     const { createHmac } = await import("node:crypto");
-    const body = JSON.stringify({ action: "queued", workflow_job: { id: 1, labels: ["self-hosted"] } });
-    const signature = `sha256=${createHmac("sha256", "mock-secret").update(body).digest("hex")}`;
-    await fetch(`${url}/webhook`, { method: "POST", headers: { "x-github-event": "workflow_job", "x-hub-signature-256": signature }, body });
-    await until("the page, left alone, shows the job", async () => (await texts(page, "#slots td:nth-child(5)")).some((job) => job.includes("mock-org/simulated")));
+    let id = 0;
+    const queueJob = () => {
+      const body = JSON.stringify({ action: "queued", workflow_job: { id: ++id, labels: ["self-hosted"] } });
+      const signature = `sha256=${createHmac("sha256", "mock-secret").update(body).digest("hex")}`;
+      return fetch(`${url}/webhook`, { method: "POST", headers: { "x-github-event": "workflow_job", "x-hub-signature-256": signature }, body });
+    };
+    await until("the page, left alone, shows the job", async () => {
+      // A page that is slow to look may miss one.
+      const { running, jobs_waiting } = await health();
+      if (running + jobs_waiting === 0) await queueJob();
+      return (await texts(page, "#slots td:nth-child(5)")).some((job) => job.includes("mock-org/simulated"));
+    });
     await until("the page shows that it has ended", async () => (await texts(page, "#jobs tr")).some((job) => job.includes("mock-org/simulated")));
     console.log((await texts(page, "#slots tr, #jobs tr")).map((slot) => slot.replace(/\s+/g, " ")).join("\n"));
     assert.deepEqual(faults, []);

@@ -150,7 +150,7 @@ const accessToken = (name) => [base64url({ alg: "HS256", typ: "JWT" }), base64ur
 const claims = (token) => JSON.parse(Buffer.from(token.split(".")[1], "base64url"));
 const errorOfBroker = (errorKind, errorMessage) => ({ source: "actions-broker-listener", errorKind, statusCode: 400, errorMessage });
 
-async function actions(request, path, body) {
+async function actions(request, response, path, body) {
   if (path === "/token") {
     const { iss } = claims(new URLSearchParams(body).get("client_assertion"));
     if (!runners.some((runner) => runner.name === iss)) return [400, { error: "invalid_client" }];
@@ -169,15 +169,15 @@ async function actions(request, path, body) {
     if (runner) runner.online = false;
     return [200, {}];
   }
-  if (path === "/message") return message(request, name);
+  if (path === "/message") return message(response, name);
   if (path === "/acknowledge") return [200, {}];
   return [404, { message: "Not Found" }];
 }
 
 // A long poll: a job, if one waits for this runner, else nothing after some seconds.
-async function message(request, name) {
+async function message(response, name) {
   let gone = false;
-  request.on("close", () => (gone = true));
+  response.on("close", () => (gone = true));
   for (const end = Date.now() + pollSeconds * 1000; Date.now() < end && !gone; ) {
     const runner = runners.find((runner) => runner.name === name);
     // Told so, a listener cancels the job that its Worker is just ending.
@@ -305,13 +305,13 @@ function control(method, kind, name, query, body) {
   return [200, shown(runner)];
 }
 
-async function answer(request, body) {
+async function answer(request, response, body) {
   const { pathname, searchParams } = new URL(request.url, "http://localhost");
   if (pathname.startsWith("/-/")) {
     const [, , kind, name] = pathname.split("/");
     return control(request.method, kind, name, searchParams, body);
   }
-  if (pathname.startsWith("/actions/")) return actions(request, pathname.slice("/actions".length), body);
+  if (pathname.startsWith("/actions/")) return actions(request, response, pathname.slice("/actions".length), body);
   const bearer = request.headers.authorization?.replace("Bearer ", "") ?? "";
   if (appId && (pathname === "/orgs/acme/installation" || pathname.startsWith("/app/"))) {
     return signIn(request.method, pathname, JSON.parse(body || "{}"), bearer);
@@ -326,7 +326,7 @@ createServer((request, response) => {
   let body = "";
   request.on("data", (piece) => (body += piece));
   request.on("end", async () => {
-    const [status, value] = await answer(request, body).catch((error) => [500, { message: `${error}` }]);
+    const [status, value] = await answer(request, response, body).catch((error) => [500, { message: `${error}` }]);
     const text = value === undefined ? "" : JSON.stringify(value);
     response.writeHead(status, { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(text) });
     response.end(text);
