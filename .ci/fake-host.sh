@@ -53,7 +53,8 @@ SH
 #!/bin/sh
 trap 'kill -9 0' TERM
 cp -r '$image' "\$2"
-'$pwsh' -NoProfile -NonInteractive -File '$root/tests/powershell/guest.ps1' -Id "\$1" -Disk "\$2" &
+# A shell lets what it starts beside itself ignore interrupts, by which an idle listener is ended.
+env --default-signal=INT '$pwsh' -NoProfile -NonInteractive -File '$root/tests/powershell/guest.ps1' -Id "\$1" -Disk "\$2" &
 wait
 SH
   chmod +x "$folder/bin/boot"
