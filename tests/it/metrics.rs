@@ -39,7 +39,7 @@ fn a_job_from_its_queue_to_the_end_of_its_vm_is_counted_and_timed() {
             "jobs_concluded_total{conclusion=\"failure\"} 0",
             "job_queue_duration_seconds_count 1",
             "job_duration_seconds_count 1",
-            "job_duration_seconds_bucket{le=\"1\"} 1",
+            "job_duration_seconds_bucket{le=\"300\"} 1",
             "job_duration_seconds_bucket{le=\"+Inf\"} 1",
             "vms_ended_total{cause=\"runner_ended\"} 1",
             "vm_create_duration_seconds_count 3",
@@ -61,12 +61,11 @@ fn a_job_from_its_queue_to_the_end_of_its_vm_is_counted_and_timed() {
         ("name", json!("simulated")),
         ("repository", json!("octo/simulated")),
         ("url", json!("https://github.com/octo/simulated/actions/runs/42/job/42")),
-        ("wait_seconds", json!(0)),
-        ("run_seconds", json!(0)),
         ("outcome", json!("success")),
     ] {
         assert_eq!(job[what], is, "{what}: {job}");
     }
+    assert!(["wait_seconds", "run_seconds"].iter().all(|time| job[time].as_u64().unwrap() < 300), "{job}");
     let slot = job["slot"].as_u64().unwrap();
     assert_eq!(job["vm"], format!("runner-{slot}"));
     assert_eq!(job["incarnation"].as_str().unwrap().len(), 16);

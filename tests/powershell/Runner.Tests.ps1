@@ -21,11 +21,20 @@ exec "`$(dirname "`$0")/Runner.Listener" "`$@"
     $package = "$TestDrive/package.tar.gz"
     & tar -czf $package -C "$runner/actions-runner" .
 
+    # Below the range from which systems give ports to connections and to whoever asks for any.
     function Get-FreePort {
-        $listener = [System.Net.Sockets.TcpListener]::new([System.Net.IPAddress]::Loopback, 0)
-        $listener.Start()
-        $listener.LocalEndpoint.Port
-        $listener.Stop()
+        while ($true) {
+            $port = Get-Random -Minimum 10000 -Maximum 32000
+            $listener = [System.Net.Sockets.TcpListener]::new([System.Net.IPAddress]::Any, $port)
+            try {
+                $listener.Start()
+                return $port
+            } catch [System.Net.Sockets.SocketException] {
+                continue
+            } finally {
+                $listener.Stop()
+            }
+        }
     }
 
     # Answers the guest's requests until it is closed: each with the first of the answers
@@ -96,7 +105,7 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
         & cp -r "$runner/actions-runner" "$Root/packer/guest" $disk
         [System.IO.File]::WriteAllText("$disk/guest/image.json", '{"runner_version": "2.336.0", "built": "2026-01-01", "windows_evaluation_end": null}')
         # Linux interrupts a process by a signal. It may take its time on a busy machine.
-        [System.IO.File]::AppendAllText("$disk/guest/listener.ps1", "`nfunction Send-Interrupt { & kill -INT `$args[1].Id }`n`$InterruptSeconds = 300`n")
+        [System.IO.File]::AppendAllText("$disk/guest/listener.ps1", "`nfunction Send-Interrupt { & kill -INT `$args[1].Id }`n`$InterruptSeconds = 300`n`$script:RequestMilliseconds = 300000`n")
         New-PSDrive -Name C -PSProvider FileSystem -Root $disk -Scope Global | Out-Null
         $port = Get-FreePort
         $answers = @{
@@ -195,8 +204,8 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
 
     It 'kills an idle listener that cannot be interrupted' {
         Set-ListenerStub
-        [System.IO.File]::WriteAllText("$disk/actions-runner/bin/Runner.Listener.exe", "#!/bin/sh`ntrap '' INT`nexec sleep 60`n")
-        $global:StandIn.Values['RunnerPoolRetire'] = '1'
+        [System.IO.File]::WriteAllText("$disk/actions-runner/bin/Runner.Listener.exe", "#!/bin/sh`ntrap '' INT`n: > '$disk/trapped'`nexec sleep 600`n")
+        $global:StandIn.Values['RunnerPoolRetire'] = { if ([System.IO.File]::Exists("$disk/trapped")) { '1' } }
         [System.IO.File]::AppendAllText("$disk/guest/listener.ps1", "`n`$InterruptSeconds = 1`n")
         (& $run).Thrown | Should -Be ''
         $asked[-1] | Should -Be 'runner-complete {"exit_code":137}'

@@ -223,7 +223,7 @@ function Get-DestroyRequest($Fake) {
         incarnation = '0123456789abcdef'
         pool        = $Fake.Storage
         diskPath    = Get-DiskPath $Fake '0123456789abcdef'
-        patience    = 30
+        patience    = 300
         keep        = $false
     }
 }
@@ -409,7 +409,7 @@ function Get-SentGuestRequest($Fake, $Guest, [int]$Count, [scriptblock]$Send) {
             Assert-Equal $answer.Status 200 'the status that the script saw'
             Assert-Equal $answer.Body 'OK' 'the body that the script saw'
         }
-        if (-not $serving.AsyncWaitHandle.WaitOne(10000)) {
+        if (-not $serving.AsyncWaitHandle.WaitOne(100000)) {
             throw "the script sent fewer than $Count requests"
         }
         return @($server.EndInvoke($serving))

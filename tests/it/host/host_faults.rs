@@ -107,11 +107,13 @@ fn one_slots_hanging_powershell_holds_up_nothing_else() {
     wait_until("runner-1 is replaced", || world.incarnation("runner-1").is_some_and(|i| Some(i) != first));
     pool.wait_for_state("runner-1", "ready");
     assert_eq!(pool.state("runner-2"), "creating");
-    // Whoever does not want to wait for the deadline can stop at once.
+    // Whoever does not want to wait for what hangs can stop at once.
+    world.host.add_fault("destroy-vm", Some("runner-2"), None, None, FaultKind::Hang);
     pool.interrupt();
     wait_until("runner-1 is removed", || world.vms().is_empty());
     pool.interrupt();
     assert_eq!(pool.wait(), 1);
+    world.host.clear_faults();
     let pool = world.start(&[]);
     world.wait_until_whole(&pool, 2);
     pool.stop();

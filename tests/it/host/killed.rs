@@ -1,7 +1,7 @@
 //! The pool is killed at any moment, and whole again after the next start.
 
 use super::{CREATE_STEPS, DESTROY_STEPS, each, is_being_created};
-use crate::support::fake_github::{Fault, Reply};
+use crate::support::fake_github::Fault;
 use crate::support::fake_host::host::FaultKind;
 use crate::support::host_pool::{HostWorld, News};
 use crate::support::process::Process;
@@ -228,7 +228,8 @@ fn killed_at_any_step_of_destroying_a_vm_the_next_start_is_whole() {
 fn killed_between_destroying_a_vm_and_removing_its_runner_the_next_start_is_whole() {
     killed_and_whole_again(
         &[],
-        |world| world.github.misbehave("DELETE", 1000, Fault::Answer(Reply::refusal(500, "Server Error"))),
+        // Longer than the pool waits for an answer.
+        |world| world.github.misbehave("DELETE", 1000, Fault::Slow(Duration::from_secs(100))),
         |world, pool| {
             world.wait_until_whole(pool, 2);
             world.host.power_off("runner-2");
