@@ -102,6 +102,8 @@ start_services() {
   mkfifo "$pool_folder/open"
   $wine cmd /q <"$pool_folder/open" >"$pool_folder/cmd.log" 2>&1 &
   exec 9>"$pool_folder/open"
+  # With this, services begin, whose messages then go to cmd.log.
+  until_ok test -s "$pool_folder/cmd.log" || fail "Wine has no command line"
   until_ok manager_answers || { cat "$pool_folder/out" "$pool_folder/err"; fail "Wine has no service manager"; }
 }
 run_pool() { timeout "$1" $wine "$pool_folder/hyperv-runner-pool.exe" "${@:2}" >"$pool_folder/out" 2>"$pool_folder/err" </dev/null; }
