@@ -35,7 +35,9 @@ BeforeAll {
         $global:StandIn.Calls.Add('Invoke-WebRequest')
         & $global:StandIn.Answers['Invoke-WebRequest'] ($args -join ' ')
     }
-    $variables = 'VM_TEMPLATE_PATH', 'VM_STORAGE_PATH', 'VM_SWITCH', 'Path', 'PATH'
+    # Those in which installers look for their folders are Windows' own, which other tests need.
+    $programs = 'ProgramFiles', 'ProgramFiles(x86)', 'USERPROFILE'
+    $variables = @('VM_TEMPLATE_PATH', 'VM_STORAGE_PATH', 'VM_SWITCH', 'Path', 'PATH') + $programs
     $before = @{}
     $variables | ForEach-Object { $before[$_] = [Environment]::GetEnvironmentVariable($_) }
     Enter-AdministratorRole
@@ -270,7 +272,7 @@ Describe 'bootstrap.ps1' {
         Get-ChangingCall | Should -BeNullOrEmpty
         [System.IO.File]::ReadAllText("$folder/.env") | Should -Be $written
         $global:StandIn.Rules.Count | Should -Be 1
-        $global:StandIn.Rules['hyperv-runner-pool'].Program | Should -Be "$folder/hyperv-runner-pool.exe"
+        $global:StandIn.Rules['hyperv-runner-pool'].Program | Should -Be ([System.IO.Path]::GetFullPath("$folder/hyperv-runner-pool.exe"))
     }
 
     It 'ends when <_> fails, and finishes the work when it runs again' -ForEach @(
@@ -350,8 +352,9 @@ Describe 'bootstrap.ps1' {
         Set-HostNetwork @{ 'Default Switch' = '172.28.144.1/20' }
         $result = & $bootstrap
         $result.ExitCode | Should -Be 0 -Because $result.Output
-        Get-ChangingCall | Should -Be 'powercfg.exe /change standby-timeout-ac 0', "Add-MpPreference -ExclusionPath $folder/templates $folder/storage"
-        $result.Output | Should -BeLike "*Defender no longer scans $folder/templates and $folder/storage*"
+        $templates, $storage = 'templates', 'storage' | ForEach-Object { [System.IO.Path]::GetFullPath("$folder/$_") }
+        Get-ChangingCall | Should -Be 'powercfg.exe /change standby-timeout-ac 0', "Add-MpPreference -ExclusionPath $templates $storage"
+        $result.Output | Should -BeLike "*Defender no longer scans $templates and $storage*"
         $global:StandIn.Rules['hyperv-runner-pool'].RemoteAddress | Should -Be '172.16.0.0/12'
         & $setting 'VM_SWITCH' | Should -BeNullOrEmpty
 
@@ -385,7 +388,6 @@ Describe 'bootstrap.ps1, with what builds the pool and its images' {
         # No git, cargo or packer is found there.
         $env:Path = ''
         $env:PATH = ''
-        $programs = 'ProgramFiles', 'ProgramFiles(x86)', 'USERPROFILE'
         $programs | ForEach-Object { [Environment]::SetEnvironmentVariable($_, "$folder/$_") }
         $global:StandIn.Dism = @(0)
         $global:StandIn.Feature = 'Enabled'
@@ -427,7 +429,7 @@ Describe 'bootstrap.ps1, with what builds the pool and its images' {
     AfterEach {
         [Environment]::SetEnvironmentVariable('Path', $before.Path)
         $env:PATH = $before.PATH
-        $programs | ForEach-Object { [Environment]::SetEnvironmentVariable($_, $null) }
+        $programs | ForEach-Object { [Environment]::SetEnvironmentVariable($_, $before[$_]) }
         Remove-Item -Path function:global:Invoke-RestMethod
     }
 
