@@ -102,7 +102,7 @@ Describe 'start-runner.ps1' -Skip:([System.IO.Path]::DirectorySeparatorChar -eq 
         Reset-StandIn
         $disk = "$TestDrive/$([guid]::NewGuid())"
         New-Item -ItemType Directory -Path $disk | Out-Null
-        & cp -r "$runner/actions-runner" "$Root/packer/guest" $disk
+        & /bin/cp -r "$runner/actions-runner" "$Root/packer/guest" $disk
         [System.IO.File]::WriteAllText("$disk/guest/image.json", '{"runner_version": "2.336.0", "built": "2026-01-01", "windows_evaluation_end": null}')
         # Linux interrupts a process by a signal. It may take its time on a busy machine.
         [System.IO.File]::AppendAllText("$disk/guest/listener.ps1", "`nfunction Send-Interrupt { & kill -INT `$args[1].Id }`n`$InterruptSeconds = 300`n`$script:RequestMilliseconds = 300000`n")
