@@ -49,7 +49,7 @@ function Get-DependentDisk {
     param([string] $Template, [string] $Storage)
     $paths = @(Get-VM | Get-VMHardDiskDrive | ForEach-Object { $_.Path })
     if (Test-Path -LiteralPath $Storage) {
-        $paths += @(Get-ChildItem -LiteralPath $Storage -Filter '*.*vhdx' | ForEach-Object { $_.FullName })
+        $paths += @(Get-ChildItem -LiteralPath $Storage | Where-Object { $_.Name -like '*.*vhdx' } | ForEach-Object { $_.FullName })
     }
     foreach ($path in $paths | Sort-Object -Unique) {
         if (-not $path) { continue }
