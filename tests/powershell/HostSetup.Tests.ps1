@@ -620,7 +620,7 @@ Describe 'place-template.ps1' {
     It 'refuses while a disk depends on the template' {
         Set-Content -LiteralPath $template -Value 'before'
         Set-Content -LiteralPath "$folder/storage/a.vhdx" -Value 'vm'
-        $global:StandIn.Parents['a.vhdx'] = $template
+        $global:StandIn.Parents['a.vhdx'] = [System.IO.Path]::GetFullPath($template)
         (& $place).Thrown | Should -BeLike '*is in use by 1 disk(s)*a.vhdx*'
         Get-Content -LiteralPath $template | Should -Be 'before'
         [System.IO.File]::Exists($image) | Should -BeTrue
@@ -632,7 +632,7 @@ Describe 'place-template.ps1' {
         $names = 't.vhdx', 't-20250101-000000.vhdx', 't-20250202-000000.vhdx', 't-20260101-000000.vhdx', 't-mine.vhdx', 'u-20250101-000000.vhdx'
         foreach ($name in $names) { Set-Content -LiteralPath "$folder/templates/$name" -Value $name }
         Set-Content -LiteralPath "$folder/storage/a.vhdx" -Value 'vm'
-        $global:StandIn.Parents['a.vhdx'] = "$folder/templates/t-20250202-000000.vhdx"
+        $global:StandIn.Parents['a.vhdx'] = [System.IO.Path]::GetFullPath("$folder/templates/t-20250202-000000.vhdx")
         [System.IO.File]::WriteAllText("$folder/.env", "VM_TEMPLATE_PATH='$present'`n")
         $parameters.Remove('TemplatePath')
         $result = & $place @{ NewName = $true }
