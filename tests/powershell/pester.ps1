@@ -9,14 +9,14 @@ $ErrorActionPreference = 'Stop'
 if ($Path -eq '') {
     # Each file in a process of its own: what one puts in place of cmdlets is not there for the next.
     $codes = @(foreach ($file in Get-ChildItem -LiteralPath $PSScriptRoot -Filter '*.Tests.ps1' -File) {
-        & (Join-Path -Path $PSHOME -ChildPath 'pwsh') -NoProfile -NonInteractive -File $PSCommandPath -Path $file.FullName | Out-Host
+        & (Get-Process -Id $PID).Path -NoProfile -NonInteractive -File $PSCommandPath -Path $file.FullName | Out-Host
         $LASTEXITCODE
     })
     exit [int]($codes.Count -eq 0 -or @($codes -ne 0).Count -gt 0)
 }
 
-# Windows brings a Pester 3, which PowerShell would take.
-Import-Module -Name Pester -MinimumVersion 5.5
+# Windows brings a Pester 3, and hosted machines some other, which PowerShell would take.
+Import-Module -Name Pester -MinimumVersion 5.5 -MaximumVersion 5.99
 $configuration = New-PesterConfiguration
 $configuration.Run.Path = $Path
 $configuration.Run.PassThru = $true
