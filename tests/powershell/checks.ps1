@@ -84,7 +84,8 @@ function Remove-FakeHost($Fake) {
     foreach ($file in @(Get-ChildItem -LiteralPath $Fake.Folder -Recurse -File)) {
         $file.IsReadOnly = $false
     }
-    Remove-Item -LiteralPath $Fake.Folder -Recurse -Force
+    # On Windows a file stays for a moment while a virus scanner reads it.
+    Invoke-OnFile { Remove-Item -LiteralPath $Fake.Folder -Recurse -Force }
 }
 
 # The VMs on the simulated host. Wrap the call in @( ).
