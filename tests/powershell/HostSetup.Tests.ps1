@@ -251,7 +251,7 @@ Describe 'bootstrap.ps1' {
         (& $bootstrap).ExitCode | Should -Be 0
         $calls = @($global:StandIn.Calls -like 'icacls.exe *')
         $calls[0] | Should -Match ([regex]::Escape("icacls.exe $folder /inheritance:r /grant:r *S-1-5-18:(OI)(CI)F *S-1-5-32-544:(OI)(CI)F *") + '\S+:\(OI\)\(CI\)F \*S-1-5-32-545:\(OI\)\(CI\)RX /Q')
-        $calls[1] | Should -Match ([regex]::Escape("icacls.exe $folder/.env /inheritance:r /grant:r *S-1-5-18:F *S-1-5-32-544:F *") + '\S+:F /Q')
+        $calls[1] | Should -Match ([regex]::Escape("icacls.exe $([System.IO.Path]::GetFullPath("$folder/.env")) /inheritance:r /grant:r *S-1-5-18:F *S-1-5-32-544:F *") + '\S+:F /Q')
     }
 
     It 'says so when access rights cannot be narrowed' {

@@ -1,5 +1,5 @@
 # The host's VMs, and which of them a request is about. Dot-sourced by create-vm.ps1, destroy-vm.ps1,
-# examine-vm.ps1 and list-vms.ps1.
+# examine-vm.ps1, list-vms.ps1 and template-access.ps1.
 # Runs under Windows PowerShell 5.1 and PowerShell 7.
 
 Set-StrictMode -Version Latest

@@ -14,6 +14,8 @@
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
+. (Join-Path -Path $PSScriptRoot -ChildPath 'ownership.ps1')
+
 # NT VIRTUAL MACHINE\Virtual Machines, to which every VM's worker process belongs.
 $AllVms = 'S-1-5-83-0'
 # Another group, of VMs without Hyper-V's service. It looks like a VM.
