@@ -2,11 +2,11 @@
 
 use super::{Done, PROGRAM, print};
 use crate::app::{self, Failure};
-use crate::config::Loaded;
+use crate::config::{Intake, Loaded};
 use crate::control;
 use crate::github::client::Client;
 use crate::github::scope::Scope;
-use crate::github::{GitHub, Removal};
+use crate::github::{Error, GitHub, Removal};
 use crate::hypervisor::hyperv::HyperV;
 use crate::hypervisor::{Hypervisor, Power, identity};
 use crate::pool::Rules;
@@ -55,7 +55,21 @@ pub(super) fn cleanup(Loaded { config, .. }: Loaded, yes: bool) -> Done {
         }
         found => found.and_then(Result::ok).unwrap_or_default(),
     };
-    if vms.is_empty() && registrations.is_empty() && left == 0 {
+    let by_queue = github.as_ref().filter(|_| config.github.intake == Intake::ScaleSet);
+    let scale_set = by_queue.and_then(|github| match github.present_scale_set() {
+        Ok(id) => id.map(|id| (github, id)),
+        Err(Error::Refused(why)) => {
+            print(&format!("No runner scale set is removed: {why}\n"));
+            None
+        }
+        Err(why) => {
+            left += 1;
+            print(&format!("The runner scale set may be left: {why}\n"));
+            None
+        }
+    });
+    let name = format!("the runner scale set {}", config.github.scale_set);
+    if vms.is_empty() && registrations.is_empty() && scale_set.is_none() && left == 0 {
         forget(storage, lock);
         return Ok(print("Nothing of this pool is left.\n"));
     }
@@ -65,6 +79,9 @@ pub(super) fn cleanup(Loaded { config, .. }: Loaded, yes: bool) -> Done {
     }
     for Registration { scope, name, .. } in &registrations {
         list.push_str(&format!("  the registration {name} of the {scope}\n"));
+    }
+    if scale_set.is_some() {
+        list.push_str(&format!("  {name}\n"));
     }
     print(&list);
     if !yes && !is_confirmed() {
@@ -87,6 +104,9 @@ pub(super) fn cleanup(Loaded { config, .. }: Loaded, yes: bool) -> Done {
             removed => removed.map(drop).map_err(|why| why.to_string()),
         };
         tell(format!("the registration {name}"), removed);
+    }
+    if let Some((github, id)) = scale_set {
+        tell(name, github.delete_scale_set(id).map_err(|why| why.to_string()));
     }
     if left > 0 {
         return Err(Failure::Failed(format!("not all could be removed: run `{PROGRAM} cleanup` again")));

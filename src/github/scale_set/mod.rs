@@ -15,7 +15,7 @@ use crate::secret::Secret;
 use crate::sync::unpoisoned;
 use crate::text::one_line;
 use serde_json::{Value, json};
-use service::{Call, Connection, SCALE_SETS, is_because, read};
+use service::{Call, Connection, SCALE_SETS, is_because, read, refused};
 use session::Session;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
@@ -66,6 +66,24 @@ impl Client {
             Err(error) => return Err(Error::Failed(error.to_string())),
         };
         Ok((text, found.warnings))
+    }
+
+    /// The id of the pool's scale set, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when one of that name is somebody else's, or GitHub refuses to say.
+    pub(crate) fn present_scale_set(&self) -> Result<Option<u64>, Error> {
+        Ok(self.find_scale_set(self.scale_set_group()?)?.map(|found| found.id))
+    }
+
+    /// Deletes the scale set, which the next start would make anew.
+    ///
+    /// # Errors
+    /// When GitHub does not do it.
+    pub(crate) fn delete_scale_set(&self, id: u64) -> Result<(), Error> {
+        let what = "cannot delete the runner scale set";
+        let response = self.call(&Call::new(what, Method::DELETE, format!("{SCALE_SETS}/{id}")))?;
+        if response.is_success() || response.status == 404 { Ok(()) } else { Err(refused(what, &response)) }
     }
 
     /// Registers a runner of the scale set.

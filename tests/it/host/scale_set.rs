@@ -225,3 +225,26 @@ fn the_key_of_the_vms_is_the_pools_alone_and_goes_with_the_pool() {
     assert_eq!(said(world.command(&NO_WARM).args(["cleanup", "--yes"])).code, 0);
     assert_eq!(fs::read_dir(world.host.storage()).unwrap().count(), 0);
 }
+
+#[test]
+fn cleanup_deletes_the_pools_scale_set_and_nobody_elses() {
+    let world = HostWorld::new();
+    let pool = world.start(&NO_WARM);
+    wait_for_session(&world);
+    drop(pool);
+    let cleanup = || said(world.command(&NO_WARM).args(["cleanup", "--yes"]));
+    let first = cleanup();
+    assert_eq!(first.code, 0, "{first:?}");
+    for text in ["\n  the runner scale set runner\n", "\nremoved: the runner scale set runner\n"] {
+        assert!(first.out.contains(text), "{first:?}");
+    }
+    assert!(world.github.scale_sets().is_empty());
+    let again = cleanup();
+    assert_eq!((again.code, again.out.as_str()), (0, "Nothing of this pool is left.\n"), "{again:?}");
+
+    world.github.add_scale_set("runner", 1, &["somebody-elses"]);
+    let other = cleanup();
+    assert!(other.out.starts_with("No runner scale set is removed: "), "{other:?}");
+    assert!(other.out.contains("is not this pool's: it has labels"), "{other:?}");
+    assert_eq!((other.code, world.github.scale_sets().len()), (0, 1), "{other:?}");
+}

@@ -106,10 +106,9 @@ impl FakeGitHub {
 
     /// GitHub removes a scale set, with its runners and jobs.
     pub fn remove_scale_set(&self, name: &str) {
-        let mut state = self.state();
-        let set = state.scale_sets.named(name).id;
-        state.scale_sets.sets.retain(|its| its.id != set);
-        state.scale_sets.jobs.retain(|job| job.set != set);
+        let sets = &mut self.state().scale_sets;
+        let set = sets.named(name).id;
+        sets.remove(set);
     }
 
     /// Who holds the session of a scale set.
@@ -228,6 +227,11 @@ impl ScaleSets {
         id
     }
 
+    fn remove(&mut self, id: u64) {
+        self.sets.retain(|set| set.id != id);
+        self.jobs.retain(|job| job.set != id);
+    }
+
     fn tell(&mut self, job: u64, kind: &str, what: Value) {
         let mut event = json!({
             "messageType": kind, "jobId": format!("a0000000-0000-0000-0000-{job:012}"), "jobDisplayName": "build",
@@ -343,6 +347,10 @@ impl State {
             return Some(exception(404, "RunnerScaleSetNotFoundException", "no such scale set"));
         }
         Some(match (seen.method.as_str(), parts.get(1).copied(), parts.get(2)) {
+            ("DELETE", None, None) => {
+                sets.remove(id);
+                Reply { status: 204, headers: Vec::new(), body: String::new() }
+            }
             ("POST", Some("sessions"), None) => self.open_session(id, &body, base),
             (_, Some("sessions"), Some(session)) => self.change_session(seen, id, session, base),
             ("POST", Some("generatejitconfig"), None) => {
