@@ -18,6 +18,16 @@ until_ok() {
   done
 }
 
+# install_tool CRATE ARGUMENT...: a program of crates.io, in $CI_CACHE/tools. The network may fail a few times.
+install_tool() {
+  local try
+  for try in 1 2 3; do
+    cargo install "$@" --locked --debug --quiet --root "${CI_CACHE:-$HOME/.cache/hyperv-runner-pool-ci}/tools" && return
+    sleep $((try * 10))
+  done
+  fail "$1 cannot be installed from crates.io"
+}
+
 # clear_away FOLDER: removes it, and what still runs of all that was started by a path in it. What is
 # killed may write for a moment yet.
 clear_away() { until_ok kill_and_remove "$1" || fail "$1 cannot be removed"; }
