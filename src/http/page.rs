@@ -7,7 +7,7 @@ const PAGE: &str = include_str!("page.html");
 /// Nothing but the page's own script and style, by their SHA-256, and requests to the pool itself.
 ///
 /// <https://www.w3.org/TR/CSP3/#grammardef-hash-source>
-const POLICY: &str = "default-src 'none'; script-src 'sha256-cH2nRgsXpA0xynaiHiVQNIECP0ij8ylrIpDcvnsNWoM='; \
+const POLICY: &str = "default-src 'none'; script-src 'sha256-guLdSHKGaf+TZLmx7fLEv6GKq2AENmSNIyD9ca2VbYI='; \
     style-src 'sha256-TY4a3fjB0zsFxxUx/SLEJBOtRaG5xmsqlajmhV5Nttw='; connect-src 'self'; img-src 'self' data:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
