@@ -4,6 +4,9 @@ fail() { echo "FAILED: $*" >&2; exit 1; }
 
 ci="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
+# What is worth keeping between runs.
+cache="${CI_CACHE:-$HOME/.cache/hyperv-runner-pool-ci}"
+
 # The tools that no machine package installs. Each has a folder here.
 tools="${TOOLS:-$ci/../../shared}"
 [ -d "$tools" ] || fail "no tools at $tools: set TOOLS to the folder that holds pwsh, packer, runner and wine"
@@ -18,11 +21,15 @@ until_ok() {
   done
 }
 
-# install_tool CRATE ARGUMENT...: a program of crates.io, in $CI_CACHE/tools. The network may fail a few times.
-install_tool() {
-  local try
+# need_tool PROGRAM CRATE ARGUMENT...: PROGRAM is on the PATH. If it is not there, this builds it of crates.io's
+# CRATE, which takes minutes, once. The network may fail a few times.
+need_tool() {
+  local program="$1" try
+  shift
+  export PATH="$cache/tools/bin:$PATH"
+  command -v "$program" >/dev/null && return
   for try in 1 2 3; do
-    cargo install "$@" --locked --debug --quiet --root "${CI_CACHE:-$HOME/.cache/hyperv-runner-pool-ci}/tools" && return
+    cargo install "$@" --locked --debug --quiet --root "$cache/tools" && return
     sleep $((try * 10))
   done
   fail "$1 cannot be installed from crates.io"
